@@ -1,0 +1,33 @@
+"""zippkit composes independently pre-trained towers into one multimodal model, from a YAML spec."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zippkit.batch import Segment as Segment
+    from zippkit.composition import Composition as Composition
+    from zippkit.composition import compile as compile
+    from zippkit.errors import SpecError as SpecError
+    from zippkit.errors import ZippkitError as ZippkitError
+    from zippkit.load import load_spec as load_spec
+    from zippkit.spec import CompositionSpec as CompositionSpec
+
+# Imported on first use: `zippkit check` must not wait for torch.
+_HOMES = {
+    "Composition": "composition",
+    "CompositionSpec": "spec",
+    "Segment": "batch",
+    "SpecError": "errors",
+    "ZippkitError": "errors",
+    "compile": "composition",
+    "load_spec": "load",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zippkit' has no attribute {name!r}")
+    return getattr(import_module(f"zippkit.{_HOMES[name]}"), name)

@@ -1,0 +1,74 @@
+"""Small layers that towers, links and projections share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
+
+def mlp(widths: Sequence[int], activation: str, activate_last: bool = False) -> nn.Sequential:
+    """Linear layers through ``widths`` with an activation between them, and after the last one if asked."""
+    layers: list[nn.Module] = []
+    for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        layers.append(nn.Linear(n_in, n_out))
+        if activate_last or i < len(widths) - 2:
+            layers.append(ACTIVATIONS[activation]())
+    return nn.Sequential(*layers)
+
+
+class ResidualMLP(nn.Module):
+    """``x + MLP(x)``, the identity at initialisation."""
+
+    def __init__(self, widths: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self.mlp = mlp(widths, activation)
+        last = self.mlp[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD + self.mlp(x_BTD)
+
+
+def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, 1, T, head_dim) of the rotary embedding (arXiv 2104.09864), in the half-split layout."""
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
+    angles = positions[:, None, :, None].float() * theta**-exponents
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn queries or keys by their positions' angles."""
+    cos, sin = angles
+    first, second = x_BHTK.chunk(2, dim=-1)
+    return (x_BHTK * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTK.dtype)
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """(B, T, H * K) to (B, H, T, K)."""
+    return rearrange(x, "b t (h k) -> b h t k", h=n_heads)
+
+
+def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of T queries over S keys, heads joined again: (B, T, H * K).
+
+    Args:
+        mask: (B, T, S) bool, True where a query may attend; None for plain causal attention (T == S).
+    """
+    grouped = q_BHTK.shape[1] != k_BHSK.shape[1]
+    out = F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BHSK,
+        v_BHSK,
+        attn_mask=None if mask is None else mask[:, None],
+        is_causal=mask is None,
+        enable_gqa=grouped,
+    )
+    return rearrange(out, "b h t k -> b t (h k)")

@@ -1,0 +1,1 @@
+"""Links: what a target tower does with the states of a source tower."""

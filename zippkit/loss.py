@@ -1,0 +1,31 @@
+"""The loss: nats per predicted token, of each tower and of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zippkit.batch import IGNORE, Batch
+
+
+def loss(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Mean nats per predicted token of each tower, and ``total``, the mean over the tokens of all towers.
+
+    A tower without any target in this batch has a loss of 0.
+    """
+    losses: dict[str, Tensor] = {}
+    nats: list[Tensor] = []
+    counts: list[Tensor] = []
+    for name, values in logits.items():
+        targets = batch.towers[name].targets
+        flat, wanted = values.flatten(0, 1).float(), targets.flatten()
+        total = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum")
+        count = (wanted != IGNORE).sum()
+        losses[name] = total / count.clamp(min=1)
+        nats.append(total)
+        counts.append(count)
+    losses["total"] = torch.stack(nats).sum() / torch.stack(counts).sum().clamp(min=1)
+    return losses

@@ -1,0 +1,146 @@
+"""The plan: the composition as an ordered program of small operations, pruned to what a batch needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import networkx as nx
+
+from zippkit.graph import Graph, LinkSite
+
+Kind = Literal["start", "layer", "write", "read", "head"]
+_RANK: dict[Kind, int] = {"start": 0, "layer": 1, "write": 2, "read": 3, "head": 4}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of the program.
+
+    ``start`` embeds a tower's tokens, ``layer`` runs its layer number ``depth``, ``write`` puts a source's state after
+    ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, ``head`` gives logits.
+    """
+
+    kind: Kind
+    tower: str
+    depth: int
+    site: LinkSite | None = None
+
+    def __str__(self) -> str:
+        if self.site is None:
+            return f"{self.kind:<5} {self.tower}" + (f"[{self.depth}]" if self.kind == "layer" else "")
+        other = f"for {self.site.target}" if self.kind == "write" else f"from {self.site.source}[{self.site.source_depth}]"
+        return f"{self.kind:<5} {self.tower}[{self.depth}] {other} by {self.site.link}.{self.site.index}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Operations in an order in which they can run, and what each one needs."""
+
+    ops: tuple[Op, ...]
+    needs: tuple[tuple[Op, frozenset[Op]], ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{i:>3}  {op}" for i, op in enumerate(self.ops))
+
+    def prune(
+        self,
+        heads: Set[str],
+        sees: Set[tuple[str, str]],
+        writes: Set[LinkSite] = frozenset(),
+        given: Set[LinkSite] = frozenset(),
+    ) -> Plan:
+        """Only the operations that some wanted output depends on.
+
+        Args:
+            heads: towers whose logits are wanted.
+            sees: (target, source) pairs in which some target token has a source token before it; the links of
+                other pairs are blind everywhere and are not run.
+            writes: sites whose memory is wanted, for a tower that reads it later.
+            given: sites whose memory is there already.
+        """
+        return _prune(self, frozenset(heads), frozenset(sees), frozenset(writes), frozenset(given))
+
+    def gradient_free(self, trains: Callable[[Op], bool]) -> frozenset[Op]:
+        """Operations behind which nothing is trained: they run without a gradient.
+
+        Args:
+            trains: whether an operation's own parameters are trained.
+        """
+        needs = dict(self.needs)
+        carrying: set[Op] = set()
+        for op in self.ops:
+            if trains(op) or needs[op] & carrying:
+                carrying.add(op)
+        return frozenset(self.ops) - carrying
+
+
+@lru_cache(maxsize=256)
+def _prune(
+    plan: Plan,
+    heads: frozenset[str],
+    sees: frozenset[tuple[str, str]],
+    writes: frozenset[LinkSite],
+    given: frozenset[LinkSite],
+) -> Plan:
+    needs: dict[Op, set[Op]] = {}
+    dropped: dict[Op, Op] = {}
+    for op, before in plan.needs:
+        kept = {dropped.get(b, b) for b in before}
+        if op.site is not None and op.kind == "read":
+            if op.site in given:
+                kept = {b for b in kept if b.kind != "write"}
+            elif (op.site.target, op.site.source) not in sees:
+                # The state passes through: whoever needs this read needs what the read would have rewritten.
+                (dropped[op],) = (b for b in kept if b.kind != "write")
+                continue
+        needs[op] = kept
+    wanted = [op for op in needs if _is_output(op, heads, writes)]
+    reached: set[Op] = set()
+    while wanted:
+        op = wanted.pop()
+        if op not in reached:
+            reached.add(op)
+            wanted.extend(needs[op])
+    return Plan(
+        tuple(op for op in plan.ops if op in reached),
+        tuple((op, frozenset(needs[op])) for op, _ in plan.needs if op in reached),
+    )
+
+
+def _is_output(op: Op, heads: frozenset[str], writes: frozenset[LinkSite]) -> bool:
+    return (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)
+
+
+def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
+    for tower, config in graph.towers.items():
+        state = Op("start", tower, 0)
+        yield state, set()
+        for depth in range(config.n_layers + 1):
+            if depth:
+                state, before = Op("layer", tower, depth), state
+                yield state, {before}
+            for site in graph.sites:
+                if (site.source, site.source_depth) == (tower, depth):
+                    yield Op("write", tower, depth, site), {state}
+            for site in graph.sites:
+                if (site.target, site.target_depth) == (tower, depth):
+                    before, state = state, Op("read", tower, depth, site)
+                    yield state, {before, Op("write", site.source, site.source_depth, site)}
+        yield Op("head", tower, config.n_layers), {state}
+
+
+def build_plan(graph: Graph) -> Plan:
+    """Order every operation of the composition, layer by layer across the towers."""
+    needs = dict(_dependencies(graph))
+    program: nx.DiGraph[Op] = nx.DiGraph()
+    program.add_nodes_from(needs)
+    program.add_edges_from((before, op) for op, all_before in needs.items() for before in all_before)
+    for read in (op for op in needs if op.kind == "read"):
+        # A source is read as it was before any link rewrote it.
+        program.add_edges_from((op, read) for op in needs if op.kind == "write" and (op.tower, op.depth) == (read.tower, read.depth))
+    place = {tower: i for i, tower in enumerate(graph.towers)}
+    ops = tuple(nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, _RANK[op.kind], place[op.tower])))
+    return Plan(ops, tuple((op, frozenset(needs[op])) for op in ops))

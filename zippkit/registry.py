@@ -1,0 +1,72 @@
+"""Kinds by name: towers and links found through entry points, and loaded only when a spec names them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from zippkit.errors import ZippkitError, did_you_mean
+
+Group = Literal["zippkit.towers", "zippkit.links"]
+TOWERS: Group = "zippkit.towers"
+LINKS: Group = "zippkit.links"
+
+
+class UnknownKindError(ZippkitError):
+    """A kind that no installed package registers, or that cannot be imported."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One registered kind and the package that brings it."""
+
+    name: str
+    group: Group
+    value: str
+    package: str
+
+
+def kinds(group: Group) -> list[Kind]:
+    """Every registered kind of a group, by name. Nothing is imported."""
+    found = [Kind(e.name, group, e.value, e.dist.name if e.dist else "?") for e in entry_points(group=group)]
+    return sorted(set(found), key=lambda kind: (kind.name, kind.package))
+
+
+@cache
+def _load(entry: EntryPoint) -> Any:
+    return entry.load()
+
+
+def _find(group: Group, name: str) -> Any:
+    found = entry_points(group=group, name=name)
+    if not found:
+        what = group.removeprefix("zippkit.").rstrip("s")
+        valid = did_you_mean(name, [kind.name for kind in kinds(group)])
+        raise UnknownKindError(f"no {what} of kind {name!r} is registered{valid}")
+    packages = {entry.value: entry.dist.name if entry.dist else "?" for entry in found}
+    if len(packages) > 1:
+        raise UnknownKindError(f"kind {name!r} is registered by several packages: {sorted(packages.values())}")
+    entry = next(iter(found))
+    try:
+        return _load(entry)
+    except (ImportError, AttributeError) as error:
+        raise UnknownKindError(f"kind {name!r} ({entry.value}) cannot be imported: {error}") from error
+
+
+def config_class(group: Group, name: str) -> Any:
+    """The Config class of a kind. An entry point names it, or names the Tower or Link that holds it as ``Config``."""
+    found = _find(group, name)
+    return found if getattr(found, "implementation", "") else found.Config
+
+
+def implementation(group: Group, name: str) -> Any:
+    """The Tower or Link class of a kind; imports torch."""
+    found = _find(group, name)
+    target = getattr(found, "implementation", "")
+    if not target:
+        return found
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,232 @@
+"""The composition spec: which towers, which layers read which, what is frozen, what the projections look like."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import Field, StringConstraints, field_validator
+
+from zippkit import registry
+from zippkit.config import Frame, LinkConfig, Strict, TowerConfig
+from zippkit.errors import did_you_mean
+from zippkit.validation import Complaint, validate
+from zippkit.yaml_file import Place
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+"""Lower case letters, digits and underscores: names become module names and column names."""
+Activation = Literal["relu", "gelu", "silu"]
+Action = Literal["freeze", "train"]
+
+
+class Projection(Strict):
+    """The MLP on the source's states inside a link, from the source's width to the target's."""
+
+    depth: int = Field(3, ge=1, le=16, description="Linear layers; 1 is a linear map. The paper's is 3.")
+    width: int | None = Field(None, gt=0, description="Hidden width; the target's width if left out.")
+    activation: Activation = Field("relu", description="Between the linear layers.")
+
+
+class InputProjection(Strict):
+    """The MLP right after a tower's embedding; multimodal rows pass through it, unimodal rows around it."""
+
+    depth: int = Field(2, ge=1, le=16, description="Linear layers. The paper's is 2.")
+    width: int | None = Field(None, gt=0, description="Hidden width; the tower's width if left out.")
+    activation: Activation = Field("relu", description="After each linear layer.")
+    residual: bool = Field(
+        True, description="Add the MLP to the embedding, starting at zero; false replaces the embedding, as the paper does."
+    )
+
+
+class Site(Strict):
+    """One place where a link acts: the target reads, after its layer `into`, the source as it is after layer `from`."""
+
+    source: int = Field(alias="from", ge=0, description="Source depth; 0 is its embedding.")
+    target: int = Field(alias="into", ge=1, description="Target depth: acts after this layer.")
+
+
+class TowerSpec(Strict):
+    """One modality's stack of layers."""
+
+    kind: str = Field(description="Registered kind of tower (`zippkit towers` lists them).")
+    config: dict[str, Any] = Field(default_factory=dict, description="The kind's own settings.")
+    weights: Annotated[Path, Field(strict=False)] | None = Field(
+        None, description="A safetensors file or a folder of pre-trained weights; a folder may replace `config`."
+    )
+    frame: Frame | None = Field(None, description="Begin and end ids; the model's own bos and eos if left out.")
+    freeze: bool | dict[str, Action] = Field(
+        False, description="true, false, or rules `pattern: freeze | train`; every parameter matches exactly one."
+    )
+    input_projection: InputProjection | None = Field(None, description="MLP right after the embedding; none if left out.")
+
+    @field_validator("freeze", mode="plain")
+    @classmethod
+    def _freeze(cls, value: Any) -> bool | dict[str, Action]:
+        """One message instead of one for each member of the union."""
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, dict) and value and all(v in ("freeze", "train") for v in value.values()):
+            return cast("dict[str, Action]", value)
+        raise ValueError("expected true, false, or a mapping of name patterns to `freeze` or `train`")
+
+    @cached_property
+    def resolved(self) -> tuple[TowerConfig | None, list[Complaint]]:
+        """The tower's own Config, with the spec's frame in place; or what is wrong, placed inside this section."""
+        try:
+            cls: type[TowerConfig] = registry.config_class(registry.TOWERS, self.kind)
+        except registry.UnknownKindError as error:
+            return None, [(("kind",), str(error))]
+        data = dict(self.config)
+        if self.weights is not None and not self.weights.exists():
+            return None, [(("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder")]
+        if self.weights is not None and self.weights.is_dir() and not self.config:
+            try:
+                data = cls.from_folder(self.weights).model_dump(exclude_unset=True)
+            except ValueError as error:
+                return None, [(("weights",), str(error))]
+        if self.frame is not None:
+            data["frame"] = self.frame
+        return validate(cls, data, ("config",))
+
+    @property
+    def settings(self) -> TowerConfig:
+        """The tower's own Config; only for a spec without problems."""
+        config, complaints = self.resolved
+        if config is None:
+            raise ValueError(str(complaints))
+        return config
+
+    def frozen(self, names: Iterable[str]) -> dict[str, bool]:
+        """Whether each parameter is frozen.
+
+        Raises:
+            ValueError: a rule matches nothing, or a parameter matches no rule or several; every case is named.
+        """
+        names = list(names)
+        if isinstance(self.freeze, bool):
+            return dict.fromkeys(names, self.freeze)
+        rules = self.freeze
+        matches = {name: [rule for rule in rules if fnmatch.fnmatchcase(name, rule)] for name in names}
+        used = {rule for found in matches.values() for rule in found}
+        wrong = [f"rule {rule!r} matches no parameter{did_you_mean(rule, names)}" for rule in rules if rule not in used]
+        none = [name for name, found in matches.items() if not found]
+        if none:
+            wrong.append(f"no rule matches {_some(none)}; add a pattern for it")
+        wrong += [f"{name!r} is matched by {len(m)} rules ({', '.join(m)}); expected one" for name, m in matches.items() if len(m) > 1][:5]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return {name: rules[found[0]] == "freeze" for name, found in matches.items()}
+
+
+class LinkSpec(Strict):
+    """A declared connection: the tower `into` reads the tower `from`."""
+
+    kind: str = Field(description="Registered kind of link (`zippkit links` lists them).")
+    source: str = Field(alias="from", description="The tower that is read.")
+    target: str = Field(alias="into", description="The tower that is rewritten.")
+    name: Name | None = Field(None, description="Needed where two links join the same towers; `<from>_to_<into>` if left out.")
+    every: int | None = Field(None, gt=0, description="Act after target layers i, 2i, 3i, ...")
+    source_every: int | None = Field(
+        None, gt=0, description="Read the source after layers j, 2j, ...; the same relative depth if left out."
+    )
+    source_depth: Literal["final"] | None = Field(
+        None, alias="source", description="`final` reads the finished source at every site (Flamingo)."
+    )
+    sites: list[Site] | None = Field(None, min_length=1, description="Explicit sites instead of `every`.")
+    projection: Projection = Field(default_factory=Projection, description="The MLP on the source's states.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The kind's own settings.")
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.source}_to_{self.target}"
+
+    @cached_property
+    def resolved(self) -> tuple[LinkConfig | None, list[Complaint]]:
+        """The link's own Config, or what is wrong, placed inside this section."""
+        try:
+            cls: type[LinkConfig] = registry.config_class(registry.LINKS, self.kind)
+        except registry.UnknownKindError as error:
+            return None, [(("kind",), str(error))]
+        return validate(cls, self.config, ("config",))
+
+    @property
+    def settings(self) -> LinkConfig:
+        """The link's own Config; only for a spec without problems."""
+        config, complaints = self.resolved
+        if config is None:
+            raise ValueError(str(complaints))
+        return config
+
+    def complaints(self) -> Iterator[Complaint]:
+        """What contradicts itself inside this link."""
+        if (self.every is None) == (self.sites is None):
+            yield (), "expected either `every` or `sites`" + (", got both" if self.sites else ", got neither")
+        if self.sites is not None and (self.source_every or self.source_depth):
+            yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
+        if self.source_every and self.source_depth:
+            yield ("source",), "expected either `source_every` or `source: final`, got both"
+
+
+class CompositionSpec(Strict):
+    """Towers and the links between them."""
+
+    name: Name = Field(description="Name of the composition.")
+    towers: dict[Name, TowerSpec] = Field(min_length=1, description="Towers by name.")
+    links: list[LinkSpec] = Field(default_factory=list, description="Links, in the order in which they act on a shared site.")
+
+    def complaints(self) -> Iterator[Complaint]:
+        """Everything wrong below the level of keys and types: kinds, configs, names, frames, freeze rules, shapes."""
+        for name, tower in self.towers.items():
+            for place, message in _tower_complaints(tower):
+                yield ("towers", name, *place), message
+        for i, link in enumerate(self.links):
+            for place, message in self._link_complaints(link):
+                yield ("links", i, *place), message
+        counts = Counter(link.label for link in self.links)
+        for i, link in enumerate(self.links):
+            if counts[link.label] > 1:
+                yield ("links", i), f"{counts[link.label]} links are called {link.label!r}; give each a distinct `name`"
+
+    def _link_complaints(self, link: LinkSpec) -> Iterator[Complaint]:
+        for key, tower in (("from", link.source), ("into", link.target)):
+            if tower not in self.towers:
+                yield (key,), f"no tower is called {tower!r}{did_you_mean(tower, self.towers)}"
+        yield from link.complaints()
+        config, complaints = link.resolved
+        yield from complaints
+        if config is None or link.source not in self.towers or link.target not in self.towers:
+            return
+        source, target = (self.towers[name].resolved[0] for name in (link.source, link.target))
+        if source is not None and target is not None:
+            for message in config.misfits(source, target):
+                yield ("config",), message
+
+
+def _tower_complaints(tower: TowerSpec) -> Iterator[Complaint]:
+    config, complaints = tower.resolved
+    yield from complaints
+    if config is None:
+        return
+    place: Place = ("frame",) if tower.frame else ()
+    if config.frame is None:
+        yield (), "the model has no begin and end ids of its own; expected `frame: {begin: ..., end: ...}`"
+    elif config.frame.begin == config.frame.end:
+        yield place, f"begin and end are both {config.frame.begin}; expected two different ids"
+    elif config.vocab_size is not None and max(config.frame.begin, config.frame.end) >= config.vocab_size:
+        largest = max(config.frame.begin, config.frame.end)
+        yield place, f"id {largest} is outside the vocabulary; expected less than {config.vocab_size}"
+    names = config.parameter_names()
+    if names is not None:
+        try:
+            tower.frozen(names)
+        except ValueError as error:
+            yield ("freeze",), str(error)
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
