@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -60,8 +61,6 @@ class Batch:
     """(B,) rows with more than one modality, which pass the input projections; a bool where all rows are alike."""
     sees: frozenset[tuple[str, str]]
     """(target, source) pairs in which some target token has a source token before it; other links are blind."""
-    ids: tuple[str, ...] = field(default=(), compare=False)
-    """Names of the examples, for messages."""
 
     @property
     def size(self) -> int:
@@ -113,7 +112,11 @@ def interleave(segments: Sequence[Segment], towers: Mapping[str, TowerConfig], w
 
 
 def _framed(segment: Segment, config: TowerConfig, where: str) -> list[int]:
-    tokens = segment.tokens.tolist() if hasattr(segment.tokens, "tolist") else list(segment.tokens)
+    given = segment.tokens.tolist() if hasattr(segment.tokens, "tolist") else segment.tokens
+    try:
+        tokens = [operator.index(token) for token in given]
+    except TypeError as error:
+        raise DataError(f"{where}: expected a run of whole numbers as tokens: {error}") from error
     if config.vocab_size is not None and tokens and not (0 <= min(tokens) and max(tokens) < config.vocab_size):
         wrong = next(token for token in tokens if not 0 <= token < config.vocab_size)
         raise DataError(f"{where}: token {wrong} is outside the vocabulary of {config.vocab_size}; made by another tokenizer?")
@@ -152,7 +155,7 @@ def collate(
     batches = {name: _stack([row.get(name) for row in rows], towers[name], multiple) for name in present}
     outputs = tuple(name for name in present if bool((batches[name].targets != IGNORE).any()))
     alike = len(set(multimodal)) == 1
-    return Batch(batches, outputs, multimodal[0] if alike else torch.tensor(multimodal), _sees(rows), tuple(ids))
+    return Batch(batches, outputs, multimodal[0] if alike else torch.tensor(multimodal), _sees(rows))
 
 
 def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:

@@ -44,9 +44,12 @@ class CheckpointError(ZippkitError):
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest valid name, and otherwise the valid names themselves."""
+    """``"; did you mean 'x'?"`` for the nearest valid name, and otherwise the first of the valid names themselves."""
     names = sorted(valid)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; valid: {', '.join(names)}" if names else "; there are none"
+    if not names:
+        return "; there are none"
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return f"; valid: {', '.join(names[:12])}{more}"

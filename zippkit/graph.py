@@ -79,12 +79,13 @@ def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, t
 
 
 def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
-    """The graph of a spec whose sections are sound, or what keeps it from having one."""
-    towers = {name: tower.settings for name, tower in spec.towers.items()}
-    complaints: list[Complaint] = []
+    """The graph of a spec, or everything that keeps it from having one."""
+    towers = {name: config for name, tower in spec.towers.items() if (config := tower.resolved[0]) is not None}
+    complaints = list(spec.complaints())
     sites: list[LinkSite] = []
     for i, link in enumerate(spec.links):
-        for found in _sites(i, link, towers[link.source], towers[link.target]):
+        placed = link.source in towers and link.target in towers
+        for found in _sites(i, link, towers[link.source], towers[link.target]) if placed else ():
             if isinstance(found, LinkSite):
                 sites.append(found)
             else:
@@ -113,10 +114,7 @@ def build_graph(spec: CompositionSpec) -> Graph:
     Raises:
         SpecError: everything that is wrong with the spec, cycles included.
     """
-    complaints = list(spec.complaints())
-    graph = None
-    if not complaints:
-        graph, complaints = find_graph(spec)
+    graph, complaints = find_graph(spec)
     if graph is None:
         raise SpecError([Problem(spec.name, 0, dotted(place), message) for place, message in complaints])
     return graph

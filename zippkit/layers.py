@@ -13,12 +13,17 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 
 
 def mlp(widths: Sequence[int], activation: str, activate_last: bool = False) -> nn.Sequential:
-    """Linear layers through ``widths`` with an activation between them, and after the last one if asked."""
+    """Linear layers through ``widths`` with an activation between them, and after the last one if asked.
+
+    Initialised as in arXiv 1502.01852, so that a deep projection hands on states of the size that it was given.
+    """
     layers: list[nn.Module] = []
     for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
-        layers.append(nn.Linear(n_in, n_out))
-        if activate_last or i < len(widths) - 2:
-            layers.append(ACTIVATIONS[activation]())
+        linear = nn.Linear(n_in, n_out)
+        activated = activate_last or i < len(widths) - 2
+        nn.init.normal_(linear.weight, std=((2 if activated else 1) / n_in) ** 0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, ACTIVATIONS[activation]()] if activated else [linear]
     return nn.Sequential(*layers)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from zippkit.errors import Problem, SpecError
 from zippkit.graph import find_graph
-from zippkit.spec import CompositionSpec
+from zippkit.spec import CompositionSpec, LinkSpec, TowerSpec
 from zippkit.validation import Complaint, validate
 from zippkit.yaml_file import Document, Place, read_yaml
 
@@ -16,7 +17,8 @@ from zippkit.yaml_file import Document, Place, read_yaml
 def beside(path: str, file: str | Path) -> str:
     """A relative path in a YAML file is looked up beside that file first, then in the working directory."""
     near = Path(file).parent / path
-    return str(near) if not Path(path).is_absolute() and near.exists() else path
+    # Path.exists raises on a name that is too long for the file system.
+    return str(near) if not Path(path).is_absolute() and os.path.exists(near) else path  # noqa: PTH110
 
 
 def resolve_paths(data: Any, file: str | Path) -> Any:
@@ -29,13 +31,23 @@ def resolve_paths(data: Any, file: str | Path) -> Any:
 
 
 def check_spec(data: Any) -> tuple[CompositionSpec | None, list[Complaint]]:
-    """The spec and everything that is wrong with it: keys and types, then kinds and shapes, then the graph."""
+    """The spec and everything that is wrong with it: keys, types, kinds, shapes, and the graph."""
     spec, complaints = validate(CompositionSpec, data)
-    if spec is not None:
-        complaints = list(spec.complaints())
-        if not complaints:
-            complaints = find_graph(spec)[1]
-    return spec, complaints
+    if spec is None:
+        return None, [*complaints, *_sound_sections(data)]
+    return spec, find_graph(spec)[1]
+
+
+def _sound_sections(data: Any) -> Iterator[Complaint]:
+    """What is wrong inside the towers and links whose own keys and types are sound, where those of others are not."""
+    models: tuple[tuple[str, type[TowerSpec | LinkSpec]], ...] = (("towers", TowerSpec), ("links", LinkSpec))
+    for key, model in models:
+        sections = data.get(key) if isinstance(data, dict) else None
+        pairs = sections.items() if isinstance(sections, dict) else enumerate(sections if isinstance(sections, list) else ())
+        for name, section in pairs:
+            sound, _ = validate(model, section)
+            for place, message in sound.complaints() if sound else ():
+                yield (key, name, *place), message
 
 
 def spec_of(document: Document, place: Place = ()) -> CompositionSpec:

@@ -78,7 +78,9 @@ class Staircase:
         return mask.tril() if self.causal else mask
 
     def __str__(self) -> str:
-        rows = ("\n".join("".join("#" if cell else "." for cell in query) for query in row) for row in self.dense().tolist())
+        rows = (
+            "\n".join("".join("#" if cell else "." for cell in query) for query in row) for row in self.dense().tolist()
+        )
         return "\n\n".join(rows)
 
 

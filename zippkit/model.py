@@ -27,7 +27,16 @@ class Decoding:
     n_slots: dict[str, int] = field(default_factory=dict)
     """How many slots of each tower's cache are in use in the longest row, the new tokens included."""
     memories: dict[LinkSite, Memory] = field(default_factory=dict)
-    """What the links keep of their sources so far."""
+    """What the links keep of their finished segments."""
+    pending: dict[LinkSite, list[Memory]] = field(default_factory=dict)
+    """What they keep of the segments that are not finished; nobody reads it before `commit`."""
+
+    def commit(self) -> None:
+        """Let the towers that advance from now on see what was written."""
+        for site, written in self.pending.items():
+            earlier = [self.memories[site]] if site in self.memories else []
+            self.memories[site] = Memory.join([*earlier, *written])
+        self.pending.clear()
 
 
 class ZippedModel(nn.Module):
@@ -117,7 +126,7 @@ class ZippedModel(nn.Module):
         hidden: dict[str, Tensor] = {}
         context: dict[str, Any] = {}
         logits: dict[str, Tensor] = {}
-        memories: dict[LinkSite, Memory] = {} if decoding is None else decoding.memories
+        memories: dict[LinkSite, Memory] = {} if decoding is None else dict(decoding.memories)
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:
@@ -130,19 +139,21 @@ class ZippedModel(nn.Module):
                 elif op.kind == "head":
                     logits[tower] = self.tower(tower).head(hidden[tower])
                 elif op.kind == "write" and op.site is not None:
-                    written = self.link(op.site).write(hidden[tower], inputs[tower].visible)
-                    earlier = memories.get(op.site)
-                    memories[op.site] = written if earlier is None else earlier.join(written)
+                    tokens = inputs[tower]
+                    memories[op.site] = self.link(op.site).write(hidden[tower], tokens.visible, tokens.positions)
+                    if decoding is not None:
+                        decoding.pending.setdefault(op.site, []).append(memories[op.site])
                 elif op.site is not None:
+                    tokens = inputs[tower]
                     link = self.link(op.site)
-                    hidden[tower] = link.read(hidden[tower], inputs[tower].order, memories[op.site])
+                    hidden[tower] = link.read(hidden[tower], tokens.order, tokens.positions, memories[op.site])
         return logits
 
     def _start(
         self, name: str, inputs: TowerBatch, multimodal: Tensor | bool, decoding: Decoding | None
     ) -> tuple[Tensor, Any]:
         tower = self.tower(name)
-        if decoding is None:
+        if decoding is None or name not in decoding.caches:
             hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
         else:
             mask = cache_mask(inputs.positions, decoding.n_slots[name])

@@ -51,6 +51,7 @@ class Plan:
         sees: Set[tuple[str, str]],
         writes: Set[LinkSite] = frozenset(),
         given: Set[LinkSite] = frozenset(),
+        layers: Set[str] = frozenset(),
     ) -> Plan:
         """Only the operations that some wanted output depends on.
 
@@ -60,8 +61,9 @@ class Plan:
                 other pairs are blind everywhere and are not run.
             writes: sites whose memory is wanted, for a tower that reads it later.
             given: sites whose memory is there already.
+            layers: towers whose every layer is to run, to fill its cache, without logits.
         """
-        return _prune(self, frozenset(heads), frozenset(sees), frozenset(writes), frozenset(given))
+        return _prune(self, frozenset(heads), frozenset(sees), frozenset(writes), frozenset(given), frozenset(layers))
 
     def gradient_free(self, trains: Callable[[Op], bool]) -> frozenset[Op]:
         """Operations behind which nothing is trained: they run without a gradient.
@@ -84,6 +86,7 @@ def _prune(
     sees: frozenset[tuple[str, str]],
     writes: frozenset[LinkSite],
     given: frozenset[LinkSite],
+    layers: frozenset[str],
 ) -> Plan:
     needs: dict[Op, set[Op]] = {}
     dropped: dict[Op, Op] = {}
@@ -97,7 +100,9 @@ def _prune(
                 (dropped[op],) = (b for b in kept if b.kind != "write")
                 continue
         needs[op] = kept
-    wanted = [op for op in needs if _is_output(op, heads, writes)]
+    last = {op.tower: op for op in needs if op.kind == "layer"}
+    wanted = [op for op in needs if (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)]
+    wanted += [last[tower] for tower in layers]
     reached: set[Op] = set()
     while wanted:
         op = wanted.pop()
@@ -108,10 +113,6 @@ def _prune(
         tuple(op for op in plan.ops if op in reached),
         tuple((op, frozenset(needs[op])) for op, _ in plan.needs if op in reached),
     )
-
-
-def _is_output(op: Op, heads: frozenset[str], writes: frozenset[LinkSite]) -> bool:
-    return (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)
 
 
 def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:

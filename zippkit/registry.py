@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -50,16 +51,26 @@ def _find(group: Group, name: str) -> Any:
     if len(packages) > 1:
         raise UnknownKindError(f"kind {name!r} is registered by several packages: {sorted(packages.values())}")
     entry = next(iter(found))
+    return _imported(name, entry.value, lambda: _load(entry))
+
+
+def _imported(name: str, value: str, load: Callable[[], Any]) -> Any:
     try:
-        return _load(entry)
-    except (ImportError, AttributeError) as error:
-        raise UnknownKindError(f"kind {name!r} ({entry.value}) cannot be imported: {error}") from error
+        return load()
+    except Exception as error:
+        # A plugin's own code runs here, so anything can come out.
+        reason = f"{type(error).__name__}: {error}"
+        raise UnknownKindError(f"kind {name!r} ({value}) cannot be imported: {reason}") from error
 
 
 def config_class(group: Group, name: str) -> Any:
     """The Config class of a kind. An entry point names it, or names the Tower or Link that holds it as ``Config``."""
     found = _find(group, name)
-    return found if getattr(found, "implementation", "") else found.Config
+    if getattr(found, "implementation", ""):
+        return found
+    if not isinstance(getattr(found, "Config", None), type):
+        raise UnknownKindError(f"kind {name!r} is a {type(found).__name__} without a `Config` class; expected a Tower or Link")
+    return found.Config
 
 
 def implementation(group: Group, name: str) -> Any:
@@ -69,4 +80,4 @@ def implementation(group: Group, name: str) -> Any:
     if not target:
         return found
     module, _, attribute = target.partition(":")
-    return getattr(import_module(module), attribute)
+    return _imported(name, target, lambda: getattr(import_module(module), attribute))

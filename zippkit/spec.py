@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator
 
 from zippkit import registry
 from zippkit.config import Frame, LinkConfig, Strict, TowerConfig
 from zippkit.errors import did_you_mean
-from zippkit.validation import Complaint, validate
-from zippkit.yaml_file import Place
+from zippkit.validation import Complaint, complaints_of, validate
+from zippkit.yaml_file import Place, dotted
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 """Lower case letters, digits and underscores: names become module names and column names."""
 Activation = Literal["relu", "gelu", "silu"]
 Action = Literal["freeze", "train"]
+TAKEN_NAMES = frozenset(
+    """
+    add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval extra_repr
+    float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules mtia
+    named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer
+    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
+    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory
+    state_dict to to_empty train training type update values xpu zero_grad total gradient_norm
+    """.split()
+)
+"""What `torch.nn.ModuleDict` calls its own attributes, and what a step calls its own losses."""
 
 
 class Projection(Strict):
@@ -81,11 +94,15 @@ class TowerSpec(Strict):
         except registry.UnknownKindError as error:
             return None, [(("kind",), str(error))]
         data = dict(self.config)
-        if self.weights is not None and not self.weights.exists():
+        # Path.exists raises on a name that is too long for the file system.
+        if self.weights is not None and not os.path.exists(self.weights):  # noqa: PTH110
             return None, [(("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder")]
         if self.weights is not None and self.weights.is_dir() and not self.config:
             try:
                 data = cls.from_folder(self.weights).model_dump(exclude_unset=True)
+            except ValidationError as failure:
+                what = f"the config in {str(self.weights)!r}: "
+                return None, [(("weights",), f"{what}{dotted(p)}: {m}") for p, m in complaints_of(cls, failure)]
             except ValueError as error:
                 return None, [(("weights",), str(error))]
         if self.frame is not None:
@@ -99,6 +116,27 @@ class TowerSpec(Strict):
         if config is None:
             raise ValueError(str(complaints))
         return config
+
+    def complaints(self) -> Iterator[Complaint]:
+        """What is wrong inside this tower: its kind, config, weights, frame and freeze rules."""
+        config, complaints = self.resolved
+        yield from complaints
+        if config is None:
+            return
+        place: Place = ("frame",) if self.frame else ()
+        if config.frame is None:
+            yield (), "the model has no begin and end ids of its own; expected `frame: {begin: ..., end: ...}`"
+        elif config.frame.begin == config.frame.end:
+            yield place, f"begin and end are both {config.frame.begin}; expected two different ids"
+        elif config.vocab_size is not None and max(config.frame.begin, config.frame.end) >= config.vocab_size:
+            largest = max(config.frame.begin, config.frame.end)
+            yield place, f"id {largest} is outside the vocabulary; expected less than {config.vocab_size}"
+        names = config.parameter_names()
+        if names is not None:
+            try:
+                self.frozen(names)
+            except ValueError as error:
+                yield ("freeze",), str(error)
 
     def frozen(self, names: Iterable[str]) -> dict[str, bool]:
         """Whether each parameter is frozen.
@@ -162,13 +200,16 @@ class LinkSpec(Strict):
         return config
 
     def complaints(self) -> Iterator[Complaint]:
-        """What contradicts itself inside this link."""
+        """What is wrong inside this link: its kind and config, and whatever contradicts itself."""
+        if self.source == self.target:
+            yield ("into",), f"a link joins two towers, but `from` and `into` are both {self.source!r}"
         if (self.every is None) == (self.sites is None):
             yield (), "expected either `every` or `sites`" + (", got both" if self.sites else ", got neither")
         if self.sites is not None and (self.source_every or self.source_depth):
             yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
         if self.source_every and self.source_depth:
             yield ("source",), "expected either `source_every` or `source: final`, got both"
+        yield from self.resolved[1]
 
 
 class CompositionSpec(Strict):
@@ -181,13 +222,17 @@ class CompositionSpec(Strict):
     def complaints(self) -> Iterator[Complaint]:
         """Everything wrong below the level of keys and types: kinds, configs, names, frames, freeze rules, shapes."""
         for name, tower in self.towers.items():
-            for place, message in _tower_complaints(tower):
+            if name in TAKEN_NAMES:
+                yield ("towers", name), f"{name!r} means something else in a model; call the tower otherwise"
+            for place, message in tower.complaints():
                 yield ("towers", name, *place), message
         for i, link in enumerate(self.links):
             for place, message in self._link_complaints(link):
                 yield ("links", i, *place), message
         counts = Counter(link.label for link in self.links)
         for i, link in enumerate(self.links):
+            if link.label in TAKEN_NAMES:
+                yield ("links", i, "name"), f"{link.label!r} means something else in a model; call the link otherwise"
             if counts[link.label] > 1:
                 yield ("links", i), f"{counts[link.label]} links are called {link.label!r}; give each a distinct `name`"
 
@@ -196,35 +241,13 @@ class CompositionSpec(Strict):
             if tower not in self.towers:
                 yield (key,), f"no tower is called {tower!r}{did_you_mean(tower, self.towers)}"
         yield from link.complaints()
-        config, complaints = link.resolved
-        yield from complaints
+        config = link.resolved[0]
         if config is None or link.source not in self.towers or link.target not in self.towers:
             return
         source, target = (self.towers[name].resolved[0] for name in (link.source, link.target))
         if source is not None and target is not None:
             for message in config.misfits(source, target):
                 yield ("config",), message
-
-
-def _tower_complaints(tower: TowerSpec) -> Iterator[Complaint]:
-    config, complaints = tower.resolved
-    yield from complaints
-    if config is None:
-        return
-    place: Place = ("frame",) if tower.frame else ()
-    if config.frame is None:
-        yield (), "the model has no begin and end ids of its own; expected `frame: {begin: ..., end: ...}`"
-    elif config.frame.begin == config.frame.end:
-        yield place, f"begin and end are both {config.frame.begin}; expected two different ids"
-    elif config.vocab_size is not None and max(config.frame.begin, config.frame.end) >= config.vocab_size:
-        largest = max(config.frame.begin, config.frame.end)
-        yield place, f"id {largest} is outside the vocabulary; expected less than {config.vocab_size}"
-    names = config.parameter_names()
-    if names is not None:
-        try:
-            tower.frozen(names)
-        except ValueError as error:
-            yield ("freeze",), str(error)
 
 
 def _some(names: list[str]) -> str:

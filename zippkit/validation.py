@@ -45,14 +45,22 @@ def _models(annotation: Any, place: Place) -> Iterator[type[BaseModel]]:
         yield from _models(arguments[-1 if origin is dict else 0], place[1:])
 
 
+_EXPECTATIONS = {
+    "dict_type": "expected a mapping",
+    "model_type": "expected a mapping",
+    "list_type": "expected a list",
+    "path_type": "expected a path",
+}
+
+
 def _expectation(error: Any) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "literal_error":
         return f"expected {context['expected']}"
     if kind == "value_error":
         return str(context["error"])
-    text = str(error["msg"])
-    return text[0].lower() + text[1:]
+    text = str(error["msg"]).replace("Input should be", "expected")
+    return _EXPECTATIONS.get(kind, text[0].lower() + text[1:])
 
 
 def _message(model: type[BaseModel], error: Any) -> str:
@@ -63,8 +71,21 @@ def _message(model: type[BaseModel], error: Any) -> str:
         return f"unknown key {place[-1]!r}{did_you_mean(place[-1], names)}"
     if error["type"] == "missing":
         return f"required key {place[-1]!r} is missing"
+    if error["type"] == "value_error" and any(_models(model, place)):
+        return _expectation(error)  # It speaks of several keys of a section, and names their values itself.
     seen = repr(error["input"])
     return f"{_expectation(error)}, got {seen if len(seen) <= 80 else seen[:77] + '...'}"
+
+
+def complaints_of(model: type[BaseModel], failure: ValidationError) -> list[Complaint]:
+    """What pydantic found, in our words."""
+    # An unknown word inside a union is told once for each member: keep the first message of a place.
+    complaints: dict[Place, str] = {}
+    for error in failure.errors(include_url=False):
+        # pydantic appends "[key]" to the place of a key that is wrong itself.
+        place = error["loc"][:-1] if error["loc"][-1:] == ("[key]",) else error["loc"]
+        complaints.setdefault(place, _message(model, error))
+    return list(complaints.items())
 
 
 def validate(model: type[M], data: Any, prefix: Place = ()) -> tuple[M | None, list[Complaint]]:
@@ -72,8 +93,4 @@ def validate(model: type[M], data: Any, prefix: Place = ()) -> tuple[M | None, l
     try:
         return model.model_validate(data), []
     except ValidationError as failure:
-        # An unknown word inside a union is told once for each member: keep the first message of a place.
-        complaints: dict[Place, str] = {}
-        for error in failure.errors(include_url=False):
-            complaints.setdefault((*prefix, *error["loc"]), _message(model, error))
-        return None, list(complaints.items())
+        return None, [((*prefix, *place), message) for place, message in complaints_of(model, failure)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zippkit.config import read_json
 from zippkit.errors import CheckpointError
 
 
@@ -36,8 +36,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     index = path / "model.safetensors.index.json"
     if index.exists():
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            shards = sorted(set(map(str, read_json(index)["weight_map"].values())))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index}: not an index of shards ({error})") from error
         missing = [shard for shard in shards if not (path / shard).exists()]
         if missing:

@@ -15,6 +15,7 @@ from zippkit.errors import Problem, SpecError
 Place = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
+MAX_INTEGER = 2**63 - 1
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,6 +48,12 @@ class Document:
             place = place[:-1]
         return self.lines.get(place, 0)
 
+    def forget_lines(self, place: Place) -> None:
+        """What stands at ``place`` does not come from the file any more."""
+        for known in [known for known in self.lines if known[: len(place)] == place]:
+            del self.lines[known]
+        self.lines[place] = 0
+
     def problem(self, place: Place, message: str) -> Problem:
         return Problem(self.file, self.line(place), dotted(place), message)
 
@@ -70,18 +77,24 @@ class _Reader:
         if isinstance(node, yaml.SequenceNode):
             return [self.read(child, (*place, i)) for i, child in enumerate(node.value)]
         try:
-            return self.loader.construct_object(node)  # type: ignore[no-untyped-call]
-        except (yaml.YAMLError, ValueError) as error:
-            message = str(getattr(error, "problem", None) or error)
+            value = self.loader.construct_object(node)
+        except Exception as error:
+            # PyYAML's constructors raise whatever they stumble over, such as a KeyError for `!!bool maybe`.
+            message = f"not a value that YAML knows ({getattr(error, 'problem', None) or error})"
             self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
             return None
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            message = "a number of more than 64 bits, which nothing here takes"
+            self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
+            return None
+        return value
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
+            if not isinstance(key, str) or not key.isprintable():
                 self.problems.append(Problem(self.file, line, dotted(place), "a key must be a plain word"))
                 continue
             if key in data:
@@ -95,54 +108,63 @@ class _Reader:
 
 
 def _parse(text: str, file: str) -> Document:
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             raise SpecError([Problem(file, 0, "", "the file is empty; expected a mapping with `name:` and more")])
         reader = _Reader(file, loader)
         data = reader.read(node, ())
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError([Problem(file, line, "", f"not text: character {error.character:#x}")]) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SpecError([Problem(file, mark.line + 1 if mark else 0, "", f"not valid YAML: {reason}")]) from error
     except RecursionError as error:
         raise SpecError([Problem(file, 0, "", "nested too deeply (or an alias that holds itself)")]) from error
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+    except (ValueError, OverflowError) as error:
+        # PyYAML's scanner converts escapes such as "\UFFFFFFFF" without looking at their size.
+        raise SpecError([Problem(file, 0, "", f"not valid YAML: {error}")]) from error
     if reader.problems:
         raise SpecError(reader.problems)
     if not isinstance(data, dict):
-        raise SpecError([Problem(file, 1, "", f"expected a mapping of keys to values, got {type(data).__name__}")])
+        raise SpecError([Problem(file, reader.lines[()], "", f"expected a mapping of keys to values, got {type(data).__name__}")])
     return Document(file, data, reader.lines)
 
 
 def _path_parts(key: str) -> Iterator[str | int]:
     for part in key.replace("[", ".").replace("]", "").split("."):
-        yield int(part) if part.isdigit() else part
+        yield int(part) if part.isdecimal() else part
 
 
 def _override(document: Document, setting: str) -> None:
     """Apply ``key.path=value``; the value is YAML."""
     key, separator, value = setting.partition("=")
-    place = tuple(_path_parts(key))
-    if not separator or "" in place:
-        raise SpecError([Problem(setting, 0, "", "an override is written key.path=value, as in towers.text.freeze=true")])
+    parts = tuple(_path_parts(key))
+    if not separator or "" in parts or not key.isprintable():
+        message = f"got {setting!r}; an override is written key.path=value, as in towers.text.freeze=true"
+        raise SpecError([Problem(document.file, 0, "", message)])
+    parsed = _parse(f"value: {value}", f"override {key}").data["value"]
     parent: Any = document.data
+    place: list[str | int] = []
     try:
-        for part in place[:-1]:
-            parent = parent.setdefault(part, {}) if isinstance(parent, dict) else parent[part]
-        parsed = _parse(f"value: {value}", f"override {key}").data["value"]
+        for part in parts[:-1]:
+            place.append(part if isinstance(parent, list) else str(part))
+            parent = parent.setdefault(place[-1], {}) if isinstance(parent, dict) else parent[place[-1]]
+        place.append(parts[-1] if isinstance(parent, list) else str(parts[-1]))
         parent[place[-1]] = parsed
-    except (TypeError, IndexError, KeyError, AttributeError) as error:
+    except (TypeError, IndexError) as error:
         raise SpecError([Problem(document.file, 0, key, "override names a place that is not there")]) from error
+    document.forget_lines(tuple(place))
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read one YAML file and apply ``key.path=value`` overrides.
 
     Raises:
-        SpecError: not there, too large, not UTF-8, not YAML, duplicate keys, an alias bomb.
+        SpecError: not there, too large, not UTF-8, not YAML, duplicate keys, an alias bomb; overrides that do not fit.
     """
     file = str(path)
     try:
@@ -151,10 +173,17 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:
         if len(raw) > MAX_BYTES:
             raise SpecError([Problem(file, 0, "", f"larger than {MAX_BYTES // 1024} KiB, which no spec or recipe is")])
         document = _parse(raw.decode("utf-8"), file)
-    except OSError as error:
-        raise SpecError([Problem(file, 0, "", f"cannot be read: {error.strerror or error}")]) from error
     except UnicodeDecodeError as error:
         raise SpecError([Problem(file, 0, "", f"not UTF-8 text (byte {error.start})")]) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SpecError([Problem(file, 0, "", f"cannot be read: {reason}")]) from error
+    problems: list[Problem] = []
     for setting in overrides:
-        _override(document, setting)
+        try:
+            _override(document, setting)
+        except SpecError as error:
+            problems += error.problems
+    if problems:
+        raise SpecError(problems)
     return document

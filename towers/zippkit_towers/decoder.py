@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.batch import TowerBatch
+from zippkit.errors import CheckpointError
 from zippkit.layers import attend, rotary_angles, rotate, split_heads
 from zippkit.tower import Tower
 from zippkit.weights import load_into, read_tensors
@@ -143,6 +144,8 @@ class Decoder(Tower):
 
     def load_weights(self, path: Path) -> None:
         tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
-        if self.config.tied:
-            tensors.pop("lm_head.weight", None)
+        if self.config.tied and "lm_head.weight" in tensors:
+            head = tensors.pop("lm_head.weight")
+            if "embed_tokens.weight" in tensors and not torch.equal(head, tensors["embed_tokens.weight"]):
+                raise CheckpointError(f"{path}: lm_head differs from the embedding; expected `tied: false` in the config")
         load_into(self, tensors, str(path))

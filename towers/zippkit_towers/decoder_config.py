@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.config import Frame, TowerConfig
+from zippkit.config import Frame, TowerConfig, read_json
 
 # Keys of a llama config.json that change what the model computes, with the only values that the decoder implements.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -17,8 +16,10 @@ _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, None),
     "sliding_window": (None,),
     "rope_scaling": (None,),
+    "partial_rotary_factor": (1.0, None),
 }
-_FAMILIES = ("llama", "mistral")
+_FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "mistral": {"sliding_window": 4096, "num_key_value_heads": 8}}
+"""Model types that the decoder computes, and what a key means there that is left out."""
 
 
 class DecoderConfig(TowerConfig):
@@ -62,22 +63,21 @@ class DecoderConfig(TowerConfig):
     def from_folder(cls, folder: Path) -> Self:
         if not (folder / "config.json").exists():
             return super().from_folder(folder)
-        try:
-            raw = json.loads((folder / "config.json").read_text())
-        except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from error
-        return cls._from_llama(raw, str(folder))
+        return cls._from_llama(read_json(folder / "config.json"), str(folder))
 
     @classmethod
     def _from_llama(cls, raw: dict[str, Any], folder: str) -> Self:
-        if raw.get("model_type") not in _FAMILIES:
-            raise ValueError(f"{folder} holds a {raw.get('model_type')!r} model; kind `decoder` runs {' and '.join(_FAMILIES)}")
+        family = str(raw.get("model_type"))
+        if family not in _FAMILIES:
+            raise ValueError(f"{folder} holds a {family!r} model; kind `decoder` runs {' and '.join(_FAMILIES)}")
+        raw = _FAMILIES[family] | raw
         for key, allowed in _REQUIRED_VALUES.items():
             if raw.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"{folder}: {key} is {raw[key]!r}; kind `decoder` computes only {allowed[0]!r}")
         rope = raw.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            raise ValueError(f"{folder}: rope_type is {rope['rope_type']!r}; kind `decoder` computes only 'default'")
+        plain = isinstance(rope, dict) and set(rope) <= {"rope_theta", "rope_type"}
+        if not plain or rope.get("rope_type", "default") != "default":
+            raise ValueError(f"{folder}: rope_parameters are {rope!r}; kind `decoder` computes only rope_type 'default'")
         frame = None
         if isinstance(raw.get("bos_token_id"), int) and isinstance(raw.get("eos_token_id"), int):
             frame = Frame(begin=raw["bos_token_id"], end=raw["eos_token_id"])
@@ -91,7 +91,7 @@ class DecoderConfig(TowerConfig):
                 head_dim=raw.get("head_dim"),
                 ffn_dim=raw["intermediate_size"],
                 norm_eps=raw.get("rms_norm_eps", 1e-6),
-                rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0),
+                rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10_000.0,
                 tied=raw.get("tie_word_embeddings", False),
                 max_len=raw.get("max_position_embeddings"),
                 frame=frame,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -24,11 +25,13 @@ class Memory:
     tensors: tuple[Tensor, ...]
     """(B, S, ...) such as keys and values."""
 
-    def join(self, later: Self) -> Self:
-        """This memory followed by that of later source tokens."""
-        pairs = zip(self.tensors, later.tensors, strict=True)
-        order = torch.cat((self.order, later.order), dim=1)
-        return type(self)(order, tuple(torch.cat(pair, dim=1) for pair in pairs))
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The memory of several runs of source tokens, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        tensors = zip(*(part.tensors for part in parts), strict=True)
+        return cls(torch.cat([part.order for part in parts], dim=1), tuple(torch.cat(each, dim=1) for each in tensors))
 
 
 class Link(nn.Module, ABC):
@@ -52,9 +55,23 @@ class Link(nn.Module, ABC):
         self.projection = projection
 
     @abstractmethod
-    def write(self, source: Tensor, order: Tensor) -> Memory:
-        """Turn source states (B, S, Ds), visible from ``order`` (B, S), into a memory; once per source token."""
+    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
+        """Turn source states into a memory; once per source token.
+
+        Args:
+            source: (B, S, source_dim) states.
+            order: (B, S) order from which each token is visible; -1 marks padding.
+            positions: (B, S) place of each token among the source's own.
+        """
 
     @abstractmethod
-    def read(self, target: Tensor, order: Tensor, memory: Memory) -> Tensor:
-        """Rewrite target states (B, T, Dt) at ``order`` (B, T); the identity at initialisation and on blind positions."""
+    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+        """Rewrite target states; the identity at initialisation and on blind positions.
+
+        Args:
+            target: (B, T, target_dim) states.
+            order: (B, T) place of each token in the whole sequence; -1 marks padding.
+            positions: (B, T) place of each token among the target's own.
+            memory: what `write` gave, for every source token so far; only earlier ones may be read
+                (`zippkit.masks.cross_mask`).
+        """

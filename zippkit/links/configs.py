@@ -22,7 +22,7 @@ class GatedCrossAttentionConfig(LinkConfig):
         "learns fastest, or gates at 0, which is Flamingo's and the paper's.",
     )
     positions: Literal["rotary", "none"] = Field(
-        "rotary", description="Rotate queries and keys by their order in the sequence, which learns fastest; `none` is the paper's."
+        "rotary", description="Rotate queries and keys by their place among their tower's own tokens, which learns fastest; `none` is the paper's."
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     ffn_mult: int = Field(4, gt=0, description="Feed-forward width over the target's width.")

@@ -42,26 +42,27 @@ class GatedCrossAttention(Link):
             for gate in (self.attention_gate, self.feed_forward_gate):
                 nn.init.ones_(gate)
 
-    def _heads(self, x_BTD: Tensor, order: Tensor, turn: bool) -> Tensor:
+    def _turned(self, x_BTD: Tensor, positions: Tensor) -> Tensor:
+        """(B, H, T, K), rotated by positions if the link knows any."""
         x_BHTK = split_heads(x_BTD, self.config.n_heads)
-        if not turn or self.config.positions == "none":
+        if self.config.positions == "none":
             return x_BHTK
-        return rotate(x_BHTK, rotary_angles(order, x_BHTK.shape[-1], self.config.rope_theta))
+        return rotate(x_BHTK, rotary_angles(positions, x_BHTK.shape[-1], self.config.rope_theta))
 
-    def write(self, source: Tensor, order: Tensor) -> Memory:
+    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
         projected_BSD = self.projection(self.source_norm(source))
-        key_BHSK = self._heads(self.key(projected_BSD), order, turn=True)
+        key_BHSK = self._turned(self.key(projected_BSD), positions)
         return Memory(order, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 
-    def read(self, target: Tensor, order: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         mask_BTS = cross_mask(order, memory.order)
         sees_BT1 = mask_BTS.any(dim=-1, keepdim=True)
         key_BSHK, value_BSD = memory.tensors
         # A blind query attends everywhere, so that no kernel meets an empty row; what it finds is thrown away below.
         found_BTD = attend(
-            self._heads(self.query(self.attention_norm(target)), order, turn=True),
+            self._turned(self.query(self.attention_norm(target)), positions),
             key_BSHK.transpose(1, 2),
-            self._heads(value_BSD, order, turn=False),
+            split_heads(value_BSD, self.config.n_heads),
             mask_BTS | ~sees_BT1,
         )
         a_BTD = target + torch.tanh(self.attention_gate) * self.output(found_BTD)

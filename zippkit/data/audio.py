@@ -1,0 +1,119 @@
+"""Sound files and mel spectrograms: the only file that imports soundfile and librosa."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippkit.errors import DataError
+
+Wave: TypeAlias = NDArray[np.float32]
+"""(N,) samples of one channel, full scale at +-1."""
+
+MEL_FLOOR = 1e-5
+"""Magnitudes below this count as silence, so that the logarithm stays finite."""
+
+
+def read_audio(path: str | Path) -> tuple[Wave, int]:
+    """Samples and sample rate (Hz) of a sound file; channels are averaged.
+
+    Raises:
+        DataError: the file is missing, broken, cut short, has no samples, or holds NaN or infinity.
+    """
+    import soundfile  # noqa: PLC0415
+
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file")
+    if Path(path).stat().st_size == 0:
+        raise DataError(f"{path}: empty file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            samples, rate, promised = file.read(dtype="float32", always_2d=True), int(file.samplerate), file.frames
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.removeprefix("Error : ").rstrip(".")
+        raise DataError(f"{path}: not a readable sound file ({reason})") from None
+    if samples.shape[0] == 0:
+        raise DataError(f"{path}: no samples")
+    if samples.shape[0] < promised or _riff_is_cut(Path(path)):
+        raise DataError(f"{path}: cut short after {samples.shape[0]} samples")
+    wave = samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(wave).all():
+        raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not a finite number")
+    return wave, rate
+
+
+def _riff_is_cut(path: Path) -> bool:
+    """Whether a WAV file ends before its header says; libsndfile reads such a file as a shorter one without a word."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    size = int.from_bytes(head[4:8], "little")
+    # Writers that cannot seek leave the largest size or none; others forget the padding byte.
+    return head[:4] == b"RIFF" and size < 0xFFFF_FF00 and size + 8 > path.stat().st_size + 1
+
+
+def write_audio(path: str | Path, wave: Wave, rate: int) -> None:
+    """Write 16-bit PCM in the format that the suffix names (.wav, .flac); samples beyond +-1 are clipped."""
+    import soundfile  # noqa: PLC0415
+
+    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
+
+
+def resample(wave: Wave, rate: int, to: int) -> Wave:
+    """``wave`` from ``rate`` to ``to`` Hz, band-limited; unchanged where the two are equal."""
+    if rate == to:
+        return wave
+    import librosa  # noqa: PLC0415
+
+    resampled: Wave = librosa.resample(wave, orig_sr=rate, target_sr=to, res_type="soxr_hq")
+    return resampled.astype(np.float32)
+
+
+def mel_filters(rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
+    """(n_mels, n_fft/2 + 1) triangular filters.
+
+    Raises:
+        DataError: a filter is narrower than a frequency bin and would always read zero.
+    """
+    import librosa  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        # Said below as an error, with the fix.
+        warnings.filterwarnings("ignore", message="Empty filters detected", category=UserWarning)
+        filters: NDArray[np.float32] = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=n_mels)
+    empty = int((filters.max(axis=1) == 0).sum())
+    if empty:
+        raise DataError(
+            f"{empty} of {n_mels} mel bands are empty at n_fft {n_fft} and {rate} Hz; take fewer, or a larger n_fft"
+        )
+    return filters
+
+
+def log_mel(wave: Wave, filters: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
+    """(T, n_mels) natural logarithm of mel magnitudes, one frame every ``hop`` samples, T = 1 + N // hop."""
+    import librosa  # noqa: PLC0415
+
+    n_fft = 2 * (filters.shape[1] - 1)
+    padded = np.pad(wave, (0, max(0, n_fft - len(wave))))
+    magnitudes = np.abs(librosa.stft(padded, n_fft=n_fft, hop_length=hop))[:, : 1 + len(wave) // hop]
+    logarithm: NDArray[np.float32] = np.log(np.maximum(filters @ magnitudes, MEL_FLOOR)).T.astype(np.float32)
+    return logarithm
+
+
+def mel_to_sound(mel: NDArray[np.float32], rate: int, n_fft: int, hop: int, *, seed: int, n_iter: int = 32) -> Wave:
+    """(N,) sound of log-mel frames ``(T, n_mels)``, N = (T - 1) * hop, so that ``log_mel`` of it has T frames again.
+
+    Griffin and Lim (1984), in the fast variant of Perraudin et al. (2013); phases start as ``seed`` draws them.
+    """
+    import librosa  # noqa: PLC0415
+
+    if len(mel) < 2:
+        return np.zeros(0, np.float32)
+    magnitudes = librosa.feature.inverse.mel_to_stft(np.exp(mel.T), sr=rate, n_fft=n_fft, power=1.0)
+    wave: Wave = librosa.griffinlim(
+        magnitudes, n_iter=n_iter, hop_length=hop, n_fft=n_fft, length=(len(mel) - 1) * hop, random_state=seed
+    )
+    return wave.astype(np.float32)

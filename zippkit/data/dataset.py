@@ -1,0 +1,242 @@
+"""A dataset is a folder: a Parquet file per split, the tokenizers of its ids, and a manifest with their hashes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+from zippkit.data.manifest import (
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    Modality,
+    Skipped,
+    check_files,
+    read_manifest,
+    sha256_of,
+)
+from zippkit.data.table import Example, Item, Split, write_rows
+from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer
+from zippkit.data.units import UnitTokenizer
+from zippkit.errors import DataError, did_you_mean
+
+__all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "write_dataset"]
+
+Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | UnitTokenizer
+
+_HASH_AT_OPEN = 50 * 1024**2
+"""A folder of fewer bytes is hashed whenever it is opened; that takes well under a second."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """An opened dataset folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Read the manifest and compare the folder with it: sizes always, contents if it is under 50 MB.
+
+        Raises:
+            DataError: not a dataset, or a file is missing, cut short or changed; names each.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        check_files(folder, manifest, contents=sum(f.bytes for f in manifest.files.values()) < _HASH_AT_OPEN)
+        return cls(folder, manifest)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.manifest.splits)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(self.manifest.modalities)
+
+    @property
+    def fingerprints(self) -> dict[str, str | None]:
+        """Modality to its tokenizer's fingerprint; None where ids came without a tokenizer."""
+        return {name: modality.fingerprint for name, modality in self.manifest.modalities.items()}
+
+    def split(self, name: str) -> Split:
+        """The examples of one split; nothing is read yet.
+
+        Raises:
+            DataError: no such split.
+        """
+        if name not in self.manifest.splits:
+            raise DataError(f"{self.path}: no split {name!r}{did_you_mean(name, self.splits)}")
+        file = self.manifest.splits[name]
+        return Split(self.path / file, self.modalities, self.manifest.files[file].rows or 0)
+
+    def tokenizer(self, modality: str) -> Tokenizer:
+        """The tokenizer that the modality's ids are of.
+
+        Raises:
+            DataError: no such modality, it has none, or the file holds another than the manifest says.
+        """
+        if modality not in self.manifest.modalities:
+            raise DataError(f"{self.path}: no modality {modality!r}{did_you_mean(modality, self.modalities)}")
+        entry = self.manifest.modalities[modality]
+        tokenizer: Tokenizer
+        if entry.kind == "bytes":
+            tokenizer = ByteTokenizer()
+        elif entry.file is None:
+            raise DataError(f"{self.path}: {modality} came as plain ids, without a tokenizer")
+        elif entry.kind == "units":
+            tokenizer = UnitTokenizer.load(self.path / entry.file)
+        else:
+            tokenizer = load_text_tokenizer(self.path / entry.file, entry.begin, entry.end)
+        if tokenizer.fingerprint != entry.fingerprint:
+            raise DataError(
+                f"{self.path}: the {modality} tokenizer's fingerprint is {tokenizer.fingerprint}, "
+                f"expected {entry.fingerprint}"
+            )
+        return tokenizer
+
+    def verify(self) -> None:
+        """Hash every file, whatever the size.
+
+        Raises:
+            DataError: names each file that is not what was written.
+        """
+        check_files(self.path, self.manifest, contents=True)
+
+
+def write_dataset(
+    path: str | Path,
+    splits: Mapping[str, Iterable[Example]],
+    tokenizers: Mapping[str, Tokenizer],
+    *,
+    source: Mapping[str, Any] | None = None,
+    skipped: Sequence[tuple[str, str]] = (),
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a dataset folder; it appears under ``path`` complete or not at all.
+
+    Args:
+        splits: name to examples, each read once and not kept.
+        tokenizers: modality to tokenizer; a modality of text without one is bytes, one of ids without one is plain ids.
+        source: where the examples came from, JSON values.
+        skipped: (id, reason) of recordings that could not be used.
+
+    Raises:
+        DataError: ``path`` exists (with ``overwrite``: exists and is not a dataset), or the examples do not agree.
+    """
+    target = Path(path)
+    refuse_to_overwrite(target, overwrite)
+    wrong = [name for name in splits if not name.isidentifier()]
+    if wrong or not splits:
+        raise DataError(f"splits {wrong or 'are missing'}; expected names of letters, digits and underscores")
+    with _appearing(target) as folder:
+        files: dict[str, FileEntry] = {}
+        largest: dict[str, int | None] = {}
+        for name, examples in splits.items():
+            n_rows, most = write_rows(folder / f"{name}.parquet", examples)
+            largest = _widest(largest or most, most, name)
+            files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", n_rows)
+        unused = [name for name in tokenizers if name not in largest]
+        if unused:
+            raise DataError(f"tokenizer for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
+        modalities = {name: _save_modality(folder, name, tokenizers.get(name), most) for name, most in largest.items()}
+        (folder / "README.md").write_text(_card(splits), encoding="utf-8")
+        # The card is for people to edit, so it is not among the files that are hashed.
+        files |= {m.file: _entry(folder / m.file) for m in modalities.values() if m.file}
+        manifest = Manifest(
+            splits={name: f"{name}.parquet" for name in splits},
+            modalities=modalities,
+            files=files,
+            source=dict(source or {}),
+            skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped],
+        )
+        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return Dataset(target, manifest)
+
+
+def _widest(sofar: dict[str, int | None], most: dict[str, int | None], split: str) -> dict[str, int | None]:
+    """Largest id per modality over two splits, which must have the same modalities; None for text."""
+    if {name: m is None for name, m in sofar.items()} != {name: m is None for name, m in most.items()}:
+        raise DataError(f"split {split!r} has {sorted(most)}, expected {sorted(sofar)} as in the others, text as text")
+    return {name: None if m is None else max(m, sofar[name] or 0) for name, m in most.items()}
+
+
+def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Modality:
+    """Write the tokenizer's file, if it needs one; ``largest`` is the modality's largest id, None for text."""
+    if tokenizer is None and largest is not None:
+        return Modality(kind="ids", vocab_size=max(1, largest + 1))
+    tokenizer = tokenizer or ByteTokenizer()
+    if (largest is None) == isinstance(tokenizer, UnitTokenizer):
+        raise DataError(f"{name} is {'text' if largest is None else 'ids'}, its tokenizer a {type(tokenizer).__name__}")
+    if isinstance(tokenizer, UnitTokenizer) and (largest or 0) >= tokenizer.config.n_units:
+        raise DataError(f"{name} has id {largest}, its tokenizer only {tokenizer.config.n_units} units")
+    kind, suffix = {
+        ByteTokenizer: ("bytes", None),
+        FileTokenizer: ("tokenizer_json", ".json"),
+        UnitTokenizer: ("units", ".safetensors"),
+    }[type(tokenizer)]
+    file = f"tokenizers/{name}{suffix}" if suffix else None
+    if file:
+        (folder / file).parent.mkdir(exist_ok=True)
+        tokenizer.save(folder / file)
+    return Modality.model_validate(
+        {
+            "kind": kind,
+            "file": file,
+            "fingerprint": tokenizer.fingerprint,
+            "vocab_size": tokenizer.vocab_size,
+            "begin": tokenizer.begin,
+            "end": tokenizer.end,
+        }
+    )
+
+
+def _entry(path: Path, rows: int | None = None) -> FileEntry:
+    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows)
+
+
+def _card(splits: Iterable[str]) -> str:
+    """Front matter from which ``datasets.load_dataset`` knows the splits; by file names it would rename ``dev``."""
+    files = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in splits)
+    return f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\nA dataset written by zippkit.\n"
+
+
+def refuse_to_overwrite(target: Path, overwrite: bool) -> None:
+    """Raise DataError if ``target`` exists, unless it is a dataset and to be overwritten."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise DataError(f"{target} exists already; overwrite=True (--overwrite) replaces it")
+    if not (target / MANIFEST).is_file():
+        raise DataError(
+            f"{target} is not a dataset ({MANIFEST} is missing), so it is not overwritten; remove it yourself"
+        )
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """A folder to write into, that becomes ``target`` if nothing fails and vanishes otherwise."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        # mkdtemp lets only the owner in.
+        folder.chmod(0o755)
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(folder)

@@ -1,0 +1,106 @@
+"""What a dataset folder says about itself in ``manifest.json``, and whether the files beside it agree."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from zippkit.config import Strict
+from zippkit.errors import DataError
+
+MANIFEST = "manifest.json"
+
+
+class FileEntry(Strict):
+    """One file of the folder."""
+
+    sha256: str = Field(description="Of its content, hexadecimal.")
+    bytes: int = Field(ge=0, description="Its size.")
+    rows: int | None = Field(None, ge=0, description="Examples in it, of a split.")
+
+
+class Modality(Strict):
+    """One column of the splits, and what its ids mean."""
+
+    kind: Literal["bytes", "tokenizer_json", "units", "ids"] = Field(
+        description="`ids` are plain integers that no tokenizer of zippkit's made."
+    )
+    file: str | None = Field(None, description="The tokenizer, relative to the folder.")
+    fingerprint: str | None = Field(None, description="The tokenizer's, of everything that decides what an id means.")
+    vocab_size: int = Field(gt=0, description="Number of ids, begin and end included where the tokenizer has them.")
+    begin: int | None = Field(None, description="Id that opens a segment.")
+    end: int | None = Field(None, description="Id that closes a segment.")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the column holds text, which its tokenizer turns into ids when it is used."""
+        return self.kind in ("bytes", "tokenizer_json")
+
+
+class Skipped(Strict):
+    """A recording that could not be used."""
+
+    id: str
+    reason: str
+
+
+class Manifest(Strict):
+    """The whole file."""
+
+    format_version: Literal[1] = 1
+    splits: dict[str, str] = Field(description="Name of a split to its file.")
+    modalities: dict[str, Modality]
+    files: dict[str, FileEntry] = Field(description="Splits and tokenizers, relative to the folder.")
+    source: dict[str, Any] = Field(default_factory=dict, description="Where the examples came from.")
+    skipped: list[Skipped] = Field(default_factory=list)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The folder's manifest.
+
+    Raises:
+        DataError: there is none, it is broken, or it names files that it does not describe.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise DataError(f"{folder}: not a dataset, or one half written: {MANIFEST} is missing")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
+        raise DataError(f"{path}: not a dataset's manifest ({where})") from None
+    named = [*manifest.splits.values(), *(m.file for m in manifest.modalities.values() if m.file)]
+    missing = sorted(set(named) - manifest.files.keys())
+    if missing:
+        raise DataError(f"{path}: nothing under `files` for {', '.join(missing)}")
+    return manifest
+
+
+def check_files(folder: Path, manifest: Manifest, contents: bool) -> None:
+    """Compare the folder with its manifest: sizes, and hashes too if ``contents``.
+
+    Raises:
+        DataError: names every file that is missing, of another size, or of another content.
+    """
+    wrong = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif path.stat().st_size != entry.bytes:
+            wrong.append(f"{name} has {path.stat().st_size} bytes, expected {entry.bytes}")
+        elif contents and sha256_of(path) != entry.sha256:
+            wrong.append(f"{name} is not what was written (its SHA-256 differs from the manifest's)")
+    if wrong:
+        raise DataError(f"{folder}: {'; '.join(wrong)}")
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal, of the file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,209 @@
+"""A corpus on disk to a dataset folder: check every recording, train what is to be trained, encode, write."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zippkit.data import audio
+from zippkit.data.audio import Wave
+from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, write_dataset
+from zippkit.data.readers import Recording, reader
+from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer, train_words
+from zippkit.data.units import Progress, UnitConfig, UnitTokenizer
+from zippkit.errors import DataError, did_you_mean
+
+_LISTED = 20
+"""Bad recordings that a message lists; it counts the rest."""
+
+
+def prepare(
+    kind: str | Callable[..., Iterable[Recording]],
+    root: str | Path,
+    out: str | Path,
+    *,
+    units: UnitConfig | UnitTokenizer | str | Path | None = None,
+    text: str | Path = "bytes",
+    resample: bool = False,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Write the corpus under ``root`` as a dataset with the modalities ``text`` and ``speech``.
+
+    Args:
+        kind: a reader's name, or a function like one: called with ``root`` and ``options``.
+        units: what units to train on the training split, or a trained tokenizer or its file, used as it is.
+        text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
+        resample: bring recordings of another sample rate to the units'; otherwise each counts as bad.
+        skip_bad: leave bad recordings out, and name them in the manifest.
+        limit: at most so many recordings per split, drawn with ``seed``.
+        options: for the reader.
+
+    Raises:
+        DataError: bad recordings, all of them in one message, or nothing to train on, or ``out`` exists. Nothing is
+            written then.
+    """
+    refuse_to_overwrite(Path(out), overwrite)
+    read = reader(kind) if isinstance(kind, str) else kind
+    accepted = list(inspect.signature(read).parameters)[1:]
+    for option in set(options or ()).difference(accepted):
+        raise DataError(f"corpus kind {_name(kind)} has no option {option!r}{did_you_mean(option, accepted)}")
+    recordings = _drawn(list(read(Path(root), **(options or {}))), limit, seed)
+    if not recordings:
+        raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
+    text_tokenizer = _text_tokenizer(text, recordings)
+    trained = None if units is None or isinstance(units, UnitConfig) else _unit_tokenizer(units)
+    config = trained.config if trained else units if isinstance(units, UnitConfig) else UnitConfig()
+    check = _Check(Path(root), config.sample_rate, resample, skip_bad, text_tokenizer)
+    train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
+    if trained:
+        for _ in train_waves:
+            pass
+    unit_tokenizer = trained or UnitTokenizer.train(train_waves, config, seed, progress)
+
+    encoded = _Counter(len(check.good), "encoding", progress)
+    source = {
+        "kind": _name(kind),
+        "root": Path(root).resolve().name,
+        "options": dict(options or {}),
+        "limit": limit,
+        "seed": seed,
+        "resample": resample,
+    }
+    return write_dataset(
+        out,
+        {split: _examples(check, split, unit_tokenizer, encoded) for split in _splits(check.good)},
+        {"text": text_tokenizer, "speech": unit_tokenizer},
+        source=source,
+        skipped=check.bad,
+        overwrite=overwrite,
+    )
+
+
+@dataclass
+class _Counter:
+    """Tells ``progress``, if there is one, how many of ``total`` are done."""
+
+    total: int
+    what: str
+    progress: Progress | None
+    done: int = 0
+
+    def step(self) -> None:
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.total, self.what)
+
+
+@dataclass
+class _Check:
+    """Which recordings can be used, and why the others cannot."""
+
+    root: Path
+    rate: int
+    resample: bool
+    skip_bad: bool
+    text_tokenizer: ByteTokenizer | FileTokenizer
+    good: list[Recording] = field(default_factory=list)
+    bad: list[tuple[str, str]] = field(default_factory=list)
+    """Id and reason."""
+
+    def run(self, recordings: Sequence[Recording], progress: Progress | None) -> Iterator[tuple[Recording, Wave]]:
+        """Each good recording as it is found; at the end, so that all are named, an error if there were bad ones."""
+        count = _Counter(len(recordings), "reading", progress)
+        seen: set[str] = set()
+        for recording in recordings:
+            try:
+                self.text(recording)
+                wave = self.wave(recording)
+                if recording.id in seen:
+                    raise DataError(f"another recording has the same id ({recording.audio[0]})")
+            except DataError as error:
+                # Where the corpus lay is said once in a message, and is nobody's business in a dataset.
+                self.bad.append((recording.id, str(error).replace(f"{self.root}{os.sep}", "")))
+            else:
+                self.good.append(recording)
+                yield recording, wave
+            seen.add(recording.id)
+            count.step()
+        if self.bad and not self.skip_bad:
+            raise DataError(self._report(len(recordings)))
+
+    def text(self, recording: Recording) -> str:
+        """The transcript, one that the tokenizer takes."""
+        if recording.text is None:
+            raise DataError(f"no transcript for {recording.audio[0]}")
+        if not recording.text.strip():
+            raise DataError(f"empty transcript for {recording.audio[0]}")
+        self.text_tokenizer.encode(recording.text)
+        return recording.text.strip()
+
+    def wave(self, recording: Recording) -> Wave:
+        """(N,) samples at ``self.rate``, of all the recording's files."""
+        waves = []
+        for path in recording.audio:
+            wave, rate = audio.read_audio(path)
+            if rate != self.rate and not self.resample:
+                raise DataError(f"{path}: {rate} Hz, expected {self.rate}; resample=True (--resample) converts")
+            waves.append(audio.resample(wave, rate, self.rate))
+        return np.concatenate(waves)
+
+    def _report(self, n_recordings: int) -> str:
+        fix = "skip_bad=True (--skip-bad) leaves them out"
+        lines = [f"{self.root}: {len(self.bad)} of {n_recordings} recordings cannot be used; {fix}"]
+        lines += [f"  {id_}: {reason}" for id_, reason in self.bad[:_LISTED]]
+        if len(self.bad) > _LISTED:
+            lines.append(f"  and {len(self.bad) - _LISTED} more")
+        return "\n".join(lines)
+
+
+def _examples(check: _Check, split: str, units: UnitTokenizer, encoded: _Counter) -> Iterator[Example]:
+    for recording in check.good:
+        if recording.split == split:
+            wave = check.wave(recording)
+            items: dict[str, Item] = {"text": check.text(recording), "speech": units.encode(wave, check.rate)}
+            yield Example(recording.id, recording.speaker, len(wave) / check.rate, items)
+            encoded.step()
+
+
+def _drawn(recordings: list[Recording], limit: int | None, seed: int) -> list[Recording]:
+    """At most ``limit`` of each split, in the reader's order."""
+    if limit is None:
+        return recordings
+    rng = np.random.default_rng(seed)
+    kept: set[int] = set()
+    for split in _splits(recordings):
+        places = [i for i, recording in enumerate(recordings) if recording.split == split]
+        kept.update(rng.permutation(places)[:limit].tolist())
+    return [recordings[i] for i in sorted(kept)]
+
+
+def _splits(recordings: Iterable[Recording]) -> list[str]:
+    """Names of the splits, training first."""
+    usual = ("train", "dev", "test")
+    names = {recording.split for recording in recordings}
+    return [name for name in usual if name in names] + sorted(names.difference(usual))
+
+
+def _text_tokenizer(text: str | Path, recordings: Iterable[Recording]) -> ByteTokenizer | FileTokenizer:
+    if text == "words":
+        return train_words(r.text for r in recordings if r.split == "train" and r.text)
+    return load_text_tokenizer(text)
+
+
+def _unit_tokenizer(units: UnitTokenizer | str | Path) -> UnitTokenizer:
+    return units if isinstance(units, UnitTokenizer) else UnitTokenizer.load(units)
+
+
+def _name(kind: str | Callable[..., Iterable[Recording]]) -> str:
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)

@@ -1,0 +1,203 @@
+"""The recipe: a training run's description, or what follows from a spec alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field
+
+from zippkit.config import Strict
+from zippkit.errors import SpecError, did_you_mean
+from zippkit.load import beside, check_spec, resolve_paths, spec_of
+from zippkit.spec import CompositionSpec, Name, TowerSpec
+from zippkit.validation import Complaint, validate
+from zippkit.yaml_file import Document, Place, read_yaml
+
+# Section 4.1.6 of the paper.
+LEARNING_RATE_FROZEN = 1e-3
+LEARNING_RATE_UNFROZEN = 5e-4
+
+
+class Task(NamedTuple):
+    """Predict one modality after others: written ``speech -> text``, or ``text`` for a tower's own modality."""
+
+    conditions: tuple[str, ...]
+    target: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        *conditions, target = (part.strip() for part in text.split("->"))
+        return cls(tuple(conditions), target)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (*self.conditions, self.target)
+
+    def __str__(self) -> str:
+        return " -> ".join(self.modalities)
+
+
+class Phase(Strict):
+    """One run of the optimiser over one or more tasks."""
+
+    steps: int = Field(gt=0, description="Optimiser steps.")
+    tasks: list[str] | None = Field(
+        None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
+    )
+    batch_size: int = Field(32, gt=0, description="Examples per step.")
+    pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="The paper's if left out: 1e-3 with every tower frozen, 5e-4 otherwise."
+    )
+    learning_rates: dict[str, float] = Field(
+        default_factory=dict, description="Other rates for single groups, such as `towers.speech: 1e-4`."
+    )
+    warmup: int = Field(0, ge=0, description="Steps in which the rate rises from 0.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="What the rate does after the warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
+    log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
+    save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at ``step`` (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Evaluation(Strict):
+    """How a run is scored."""
+
+    split: str = Field("test", description="Split of the dataset.")
+    tasks: list[str] | None = Field(None, description="Tasks that end in text; the trained ones if left out.")
+    batch_size: int = Field(64, gt=0, description="Examples decoded together.")
+    max_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
+    limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
+
+
+class Recipe(Strict):
+    """A training run: which composition, on which data, in which phases."""
+
+    name: Name = Field(description="Name of the run.")
+    spec: CompositionSpec = Field(description="The composition: a path to its YAML, or the spec itself.")
+    data: Annotated[Path, Field(strict=False)] = Field(description="Dataset folder, as `zippkit prepare` writes it.")
+    seed: int = Field(0, ge=0, description="Seed of new parameters and of the order of examples.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
+    split: str = Field("train", description="Split to train on.")
+    pretrain: dict[Name, Phase] = Field(
+        default_factory=dict, description="Towers to pre-train on their own modality first, each by itself and unfrozen."
+    )
+    train: Phase = Field(description="Training of the whole composition.")
+    evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
+
+    def tasks(self, phase: Phase | None = None) -> list[Task]:
+        """The tasks of the main phase, or of another one."""
+        wanted = (phase or self.train).tasks
+        return [Task.parse(text) for text in wanted] if wanted else linked_tasks(self.spec)
+
+    def complaints(self) -> list[Complaint]:
+        """What does not fit between the phases and the spec."""
+        found: list[Complaint] = []
+        towers = self.spec.towers
+        phases: list[tuple[Place, list[str] | None]] = [(("train",), self.train.tasks), (("evaluate",), self.evaluate.tasks)]
+        phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
+        for place, tasks in phases:
+            for i, text in enumerate(tasks or []):
+                for tower in Task.parse(text).modalities:
+                    if tower not in towers:
+                        message = f"no tower is called {tower!r}{did_you_mean(tower, towers)}"
+                        found.append(((*place, "tasks", i), message))
+        for name, phase in self.pretrain.items():
+            if name not in towers:
+                found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
+            elif towers[name].weights is not None:
+                found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
+            if phase.tasks not in (None, [name]):
+                found.append((("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]"))
+        if self.train.tasks is None and not self.spec.links:
+            found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
+        groups = group_names(self.spec)
+        for group in self.train.learning_rates:
+            if group not in groups:
+                found.append((("train", "learning_rates", group), f"no such parameter group{did_you_mean(group, groups)}"))
+        return found
+
+
+def linked_tasks(spec: CompositionSpec) -> list[Task]:
+    """One task for each linked direction, in spec order."""
+    return list(dict.fromkeys(Task((link.source,), link.target) for link in spec.links))
+
+
+def group_names(spec: CompositionSpec) -> list[str]:
+    """Names of the parameter groups: one for each tower, input projection and link."""
+    projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
+    return [*(f"towers.{name}" for name in spec.towers), *projected, *(f"links.{link.label}" for link in spec.links)]
+
+
+def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
+    """Learning rate of each parameter group (the paper's rule where the phase names none)."""
+    frozen = all(tower.freeze is True for tower in spec.towers.values())
+    rate = phase.learning_rate or (LEARNING_RATE_FROZEN if frozen else LEARNING_RATE_UNFROZEN)
+    return {group: phase.learning_rates.get(group, rate) for group in group_names(spec)}
+
+
+def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps: int = 1000) -> Recipe:
+    """The recipe that follows from the spec alone: Adam, the paper's rates, one task for each linked direction."""
+    tasks = [str(task) for task in linked_tasks(spec)] or list(spec.towers)
+    train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=learning_rates(spec, Phase(steps=steps)))
+    return Recipe(name=spec.name, spec=spec, data=data, train=train)
+
+
+def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
+    """The composition of one tower alone, unfrozen, for pre-training it."""
+    tower = spec.towers[name].model_copy(update={"freeze": False, "input_projection": None})
+    return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
+
+
+def dump(section: Strict) -> Mapping[str, Any]:
+    """A recipe or spec as plain data, in the words of its YAML, defaults left out."""
+    data: dict[str, Any] = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return data
+
+
+def _inline_spec(document: Document) -> list[Complaint]:
+    """Replace a path under ``spec`` by the spec that it names, and check it."""
+    data = document.data
+    given = data.get("spec")
+    if isinstance(given, str):
+        # Problems inside another file are told with that file's own lines.
+        data["spec"] = spec_of(read_yaml(beside(given, document.file)))
+        return []
+    if not isinstance(given, dict):
+        return []
+    spec, complaints = check_spec(resolve_paths(given, document.file))
+    if spec is not None and not complaints:
+        data["spec"] = spec
+    return [(("spec", *place), message) for place, message in complaints]
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe with its spec; ``overrides`` are ``key.path=value``.
+
+    Raises:
+        SpecError: every problem found, with file, line and key.
+    """
+    document = read_yaml(path, overrides)
+    complaints = _inline_spec(document)
+    if isinstance(document.data.get("data"), str):
+        document.data["data"] = beside(document.data["data"], path)
+    recipe, found = validate(Recipe, document.data)
+    complaints += [(place, message) for place, message in found if place[:1] != ("spec",) or not complaints]
+    if recipe is not None and not complaints:
+        complaints = recipe.complaints()
+    if recipe is None or complaints:
+        raise SpecError([document.problem(place, message) for place, message in complaints])
+    return recipe

@@ -1,0 +1,99 @@
+"""A dataset seen through tasks: which segments an example gives, and which of them carry the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippkit.batch import Segment
+from zippkit.config import TowerConfig
+from zippkit.data.dataset import Dataset
+from zippkit.data.table import Split
+from zippkit.errors import DataError, did_you_mean
+from zippkit.recipe import Task
+
+
+def check_tokenizers(
+    dataset: Dataset, towers: Mapping[str, TowerConfig], fingerprints: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuse data whose tokens are not those of the towers.
+
+    Args:
+        dataset: where the tokens come from.
+        towers: those that read them, by modality.
+        fingerprints: of the tokenizers that a model was trained with, by modality.
+
+    Raises:
+        DataError: a modality is missing, a vocabulary or frame differs, or another tokenizer made the tokens.
+    """
+    modalities = dataset.manifest.modalities
+    for name, config in towers.items():
+        if name not in modalities:
+            raise DataError(f"{dataset.path}: no modality is called {name!r}{did_you_mean(name, modalities)}")
+        tokens = modalities[name]
+        if config.vocab_size is not None and tokens.vocab_size > config.vocab_size:
+            raise DataError(
+                f"{dataset.path}: {name} has {tokens.vocab_size} token ids, the tower {config.vocab_size}; expected "
+                f"towers.{name}.config.vocab_size: {tokens.vocab_size}"
+            )
+        frame = (config.frame.begin, config.frame.end) if config.frame else None
+        if tokens.begin is not None and frame != (tokens.begin, tokens.end):
+            raise DataError(
+                f"{dataset.path}: {name} begins with {tokens.begin} and ends with {tokens.end}, the tower's frame is "
+                f"{frame}; expected towers.{name}.frame: {{begin: {tokens.begin}, end: {tokens.end}}}"
+            )
+        if fingerprints and fingerprints.get(name) != tokens.fingerprint:
+            raise DataError(
+                f"{dataset.path}: its {name} tokens were made by another tokenizer ({_short(tokens.fingerprint)}) than "
+                f"the model was trained with ({_short(fingerprints.get(name))}); prepare the data with the run's own"
+            )
+
+
+def _short(fingerprint: str | None) -> str:
+    return fingerprint[:12] if fingerprint else "none"
+
+
+class TaskData:
+    """One task over one split."""
+
+    def __init__(self, task: Task, dataset: Dataset, split: Split) -> None:
+        self.task = task
+        self._split = split
+        self.names = [example.id for example in split]
+        # Text is turned into ids once; units are ids already.
+        self._texts: dict[str, list[list[int]]] = {}
+        for name in task.modalities:
+            if dataset.manifest.modalities[name].is_text:
+                encode = dataset.tokenizer(name).encode
+                self._texts[name] = [encode(str(example.items[name])) for example in split]
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each example in its longest modality."""
+        columns = [
+            np.array([len(ids) for ids in self._texts[name]]) if name in self._texts else self._split.lengths(name)
+            for name in self.task.modalities
+        ]
+        longest: NDArray[np.int64] = np.max(columns, axis=0)
+        return longest
+
+    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+        """Names of examples."""
+        return tuple(self.names[i] for i in indices)
+
+    def _tokens(self, name: str, index: int) -> Any:
+        return self._texts[name][index] if name in self._texts else self._split[index].items[name]
+
+    def prompt(self, index: int) -> list[Segment]:
+        """The segments that are given."""
+        return [Segment(name, self._tokens(name, index), loss=False) for name in self.task.conditions]
+
+    def segments(self, index: int) -> list[Segment]:
+        """The whole example, with the loss on the target."""
+        return [*self.prompt(index), Segment(self.task.target, self._tokens(self.task.target, index))]
