@@ -184,9 +184,9 @@ def test_who_sees_whom(examples: list[list[Segment]]) -> None:
 
 
 def test_moving_a_batch_keeps_everything() -> None:
-    batch = collate([EXAMPLE, [EXAMPLE[0]]], TOWERS, ids=["a", "b"])
+    batch = collate([EXAMPLE, [EXAMPLE[0]]], TOWERS)
     moved = batch.to("meta")
     assert moved.towers["text"].tokens.device.type == "meta"
     assert isinstance(moved.multimodal, torch.Tensor)
     assert moved.multimodal.device.type == "meta"
-    assert (moved.outputs, moved.sees, moved.ids) == (batch.outputs, batch.sees, batch.ids)
+    assert (moved.outputs, moved.sees) == (batch.outputs, batch.sees)

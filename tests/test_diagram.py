@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -164,12 +165,13 @@ class Box(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A site's arrow: its corners, and the stretches on which it runs level."""
+    """A site's arrow: its ends, the stretches on which it runs level, and those on which it changes its height."""
 
     site: str
     start: tuple[float, float]
     end: tuple[float, float]
     level: list[Box]
+    curves: list[Box]
 
 
 class Figure:
@@ -196,14 +198,13 @@ class Figure:
     def _line(path: ElementTree.Element) -> Line:
         steps = re.findall(r"([MHC])([-\d. ]+)", path.get("d", ""))
         points: list[tuple[float, float]] = []
-        level = []
+        stretches: dict[str, list[Box]] = {"M": [], "H": [], "C": []}
         for command, numbers in steps:
             values = [float(value) for value in numbers.split()]
             points.append((values[0], points[-1][1]) if command == "H" else (values[-2], values[-1]))
-            if command == "H":
-                (x, y), (end, _) = points[-2:]
-                level.append(Box((x + end) / 2, y, abs(x - end), 1, None))
-        return Line(path.get("data-site", ""), points[0], points[-1], level)
+            (x, y), (end, _) = points[-2:] if len(points) > 1 else points * 2
+            stretches[command].append(Box((x + end) / 2, y, abs(x - end), 1, None))
+        return Line(path.get("data-site", ""), points[0], points[-1], stretches["H"], stretches["C"])
 
 
 @settings(max_examples=60)
@@ -229,9 +230,20 @@ def test_nothing_lies_on_anything_else(composition: tuple[CompositionSpec, Graph
     figure = Figure(diagram.svg(spec, graph))
     assert not [pair for pair in combinations(figure.boxes, 2) if pair[0].meets(pair[1])]
     for line in figure.lines:
-        # An arrow runs through its own label and ends at its own box, both at its last height.
-        others = [box for box in figure.boxes if box.y != pytest.approx(line.end[1], abs=0.11)]
+        # An arrow runs through its own label, which has the height of its end.
+        others = [box for box in figure.boxes if box.height != 16 or box.y != pytest.approx(line.end[1], abs=0.11)]
         assert not [(line.site, box) for box in others for stretch in line.level if stretch.meets(box)]
+        strips = [curve._replace(height=math.inf) for curve in line.curves]
+        assert not [(line.site, box) for box in figure.boxes for strip in strips if strip.meets(box)]
+
+
+@settings(max_examples=40)
+@given(compositions())
+def test_bringing_a_layer_close_to_its_site_makes_no_figure_taller(composition: tuple[CompositionSpec, Graph]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diagram_layout, "_lift", lambda layout: None)
+        plain = diagram_layout.lay_out(*composition).top
+    assert diagram_layout.lay_out(*composition).top <= plain
 
 
 @settings(max_examples=60)
@@ -300,3 +312,23 @@ def test_a_site_reads_back_as_it_is_written() -> None:
     site = LinkSite("a_2", 3, "x_1", 0, "y", 12)
     path = f'<svg xmlns="http://www.w3.org/2000/svg"><path data-site="{str(site).replace(">", "&gt;")}"/></svg>'
     assert drawn_sites(path) == {astuple(site)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "gated cross attention",
+        "input projection, MLP x2",
+        "layers 10-11",
+        "MLP x16",
+        "motion_to_vision: gated cross attention, linear, 12 sites",
+        "state that a link reads, before any rewrites it",
+    ],
+)
+def test_words_fit_into_the_room_that_is_kept_for_them(words: str) -> None:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextPath
+
+    # DejaVu is the widest of the fonts that a figure may be shown in.
+    drawn = TextPath((0, 0), words, size=10, prop=FontProperties(family="DejaVu Sans")).get_extents().width
+    assert drawn <= svg.text_width(words, 10) <= 1.25 * drawn

@@ -49,7 +49,9 @@ def test_listing_imports_nothing(site: Path) -> None:
 
 
 def test_asking_for_a_config_imports_no_torch() -> None:
-    code = "import sys; from zippkit.registry import *; config_class(TOWERS, 'decoder'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from zippkit.registry import *; config_class(TOWERS, 'decoder'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -79,7 +81,9 @@ def test_two_packages_of_one_name_are_told(site: Path) -> None:
         ("1 / 0", "ZeroDivisionError"),
     ],
 )
-def test_a_kind_that_cannot_be_imported(site: Path, source: str | None, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kind_that_cannot_be_imported(
+    site: Path, source: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(site, "motion", TOWERS, imu="broken_motion:Imu")
     monkeypatch.delitem(sys.modules, "broken_motion", raising=False)
     if source is not None:
@@ -104,5 +108,7 @@ def test_a_config_whose_implementation_is_not_there(site: Path) -> None:
     text = "class ImuConfig:\n    implementation = 'zippkit.tower:Twoer'\n"
     (site / "lazy_motion.py").write_text(text)
     assert config_class(TOWERS, "imu").__name__ == "ImuConfig"
-    with pytest.raises(UnknownKindError, match=r"kind 'imu' \(zippkit.tower:Twoer\) cannot be imported: AttributeError"):
+    with pytest.raises(
+        UnknownKindError, match=r"kind 'imu' \(zippkit.tower:Twoer\) cannot be imported: AttributeError"
+    ):
         implementation(TOWERS, "imu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
@@ -81,7 +81,9 @@ Row = dict[str, list[int]]
 _COLUMNS = tuple(f.name for f in fields(TowerBatch))
 
 
-def interleave(segments: Sequence[Segment], towers: Mapping[str, TowerConfig], where: str = "example") -> dict[str, Row]:
+def interleave(
+    segments: Sequence[Segment], towers: Mapping[str, TowerConfig], where: str = "example"
+) -> dict[str, Row]:
     """Frame each segment and split the sequence into each tower's own tokens.
 
     Returns:
@@ -94,7 +96,9 @@ def interleave(segments: Sequence[Segment], towers: Mapping[str, TowerConfig], w
     order = 0
     for index, segment in enumerate(segments):
         if segment.tower not in towers:
-            raise DataError(f"{where}: segment {index}: no tower is called {segment.tower!r}{did_you_mean(segment.tower, towers)}")
+            raise DataError(
+                f"{where}: segment {index}: no tower is called {segment.tower!r}{did_you_mean(segment.tower, towers)}"
+            )
         config = towers[segment.tower]
         tokens = _framed(segment, config, f"{where}: segment {index} ({segment.tower})")
         row = rows.setdefault(segment.tower, {name: [] for name in _COLUMNS})
@@ -117,9 +121,11 @@ def _framed(segment: Segment, config: TowerConfig, where: str) -> list[int]:
         tokens = [operator.index(token) for token in given]
     except TypeError as error:
         raise DataError(f"{where}: expected a run of whole numbers as tokens: {error}") from error
-    if config.vocab_size is not None and tokens and not (0 <= min(tokens) and max(tokens) < config.vocab_size):
+    if config.vocab_size is not None and tokens and not (min(tokens) >= 0 and max(tokens) < config.vocab_size):
         wrong = next(token for token in tokens if not 0 <= token < config.vocab_size)
-        raise DataError(f"{where}: token {wrong} is outside the vocabulary of {config.vocab_size}; made by another tokenizer?")
+        raise DataError(
+            f"{where}: token {wrong} is outside the vocabulary of {config.vocab_size}; made by another tokenizer?"
+        )
     if config.frame is None:
         raise DataError(f"{where}: the tower has no frame")
     return [config.frame.begin, *tokens, config.frame.end]
@@ -170,7 +176,13 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
 
 def _stack(rows: Sequence[Row | None], config: TowerConfig, multiple: int) -> TowerBatch:
     length = padded_length(max(len(row["tokens"]) for row in rows if row), multiple)
-    padding = {"order": -1, "visible": -1, "segment": -1, "targets": IGNORE, "tokens": config.frame.end if config.frame else 0}
+    padding = {
+        "order": -1,
+        "visible": -1,
+        "segment": -1,
+        "targets": IGNORE,
+        "tokens": config.frame.end if config.frame else 0,
+    }
     columns: dict[str, list[list[int]]] = {name: [] for name in _COLUMNS}
     for row in rows:
         for name, column in columns.items():

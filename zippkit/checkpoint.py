@@ -40,8 +40,11 @@ def standalone(spec: CompositionSpec) -> CompositionSpec:
     """The spec with every tower's config written out and without paths to weights."""
     towers = {
         name: tower.model_copy(
-            update={"config": tower.settings.model_dump(mode="json", exclude_none=True, exclude={"frame"}), "weights": None}
-            | {"frame": tower.settings.frame}
+            update={
+                "config": tower.settings.model_dump(mode="json", exclude={"frame"}),
+                "weights": None,
+                "frame": tower.settings.frame,
+            }
         )
         for name, tower in spec.towers.items()
     }
@@ -70,7 +73,13 @@ def _digest(path: Path) -> str:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write under a temporary name, then rename; what stood there before is replaced in the end or not at all."""
+    """Write under a temporary name, then rename; an earlier checkpoint is replaced in the end or not at all.
+
+    Raises:
+        CheckpointError: something else is there.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        read_manifest(folder)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -96,10 +105,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """
     manifest = read_manifest(folder)
     for name, digest in manifest["files"].items():
-        if not (folder / name).exists():
+        if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if _digest(folder / name) != digest:
-            raise CheckpointError(f"{folder / name}: differs from its hash in {MANIFEST}; cut short or changed since it was written")
+            raise CheckpointError(
+                f"{folder / name}: differs from its hash in {MANIFEST}; cut short or changed since it was written"
+            )
     try:
         spec = load_spec(folder / "spec.yaml")
     except SpecError as error:
@@ -117,13 +128,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: none there, or of another format.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except OSError as error:
         raise CheckpointError(f"{folder}: not a checkpoint ({MANIFEST} is missing)") from error
     except ValueError as error:
         raise CheckpointError(f"{folder / MANIFEST}: not JSON: {error}") from error
-    if manifest.get("format") != FORMAT or not isinstance(manifest.get("files"), dict):
-        raise CheckpointError(f"{folder / MANIFEST}: format {manifest.get('format')!r}, expected {FORMAT}")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        seen = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{folder / MANIFEST}: not a checkpoint's; format {seen!r}, expected {FORMAT}")
+    hashes = manifest.get("files")
+    if not isinstance(hashes, dict) or not {"model.safetensors", "spec.yaml"} <= hashes.keys():
+        raise CheckpointError(f"{folder / MANIFEST}: tells no hash of model.safetensors or spec.yaml")
     return manifest
 
 
@@ -143,7 +158,7 @@ def write_tower(folder: Path, tower: Tower, kind: str) -> None:
     """One tower by itself: ``model.safetensors`` and ``tower.json``, which a spec's ``weights`` can name."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tower.state_dict())
-    config = tower.config.model_dump(mode="json", exclude_none=True)
+    config = tower.config.model_dump(mode="json")
     text = json.dumps({"kind": kind, "config": config}, indent=2)
     temporary = folder / ".tower.json.tmp"
     temporary.write_text(text)

@@ -26,6 +26,8 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
     cls: type[Tower] = registry.implementation(registry.TOWERS, spec.kind)
     tower = cls(spec.settings)
     if spec.weights is not None and load_weights:
+        if not spec.weights.exists():
+            raise SpecError([Problem(place, 0, "weights", f"{str(spec.weights)!r} does not exist")])
         tower.load_weights(spec.weights)
     parameters = dict(tower.named_parameters())
     try:

@@ -61,7 +61,9 @@ class TowerConfig(Strict):
         """
         file = folder / "tower.json"
         if not file.exists():
-            raise ValueError(f"{folder} does not tell its config ({file.name} is missing); write `config:` into the spec")
+            raise ValueError(
+                f"{folder} does not tell its config ({file.name} is missing); write `config:` into the spec"
+            )
         return cls.model_validate(read_json(file).get("config"))
 
     def parameter_names(self) -> list[str] | None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from zippkit.diagram_parts import Part, Style, link_of, mlp_label, style_of, tower_facts, tower_parts
-from zippkit.diagram_svg import svg as svg
+from zippkit.diagram_svg import svg
 from zippkit.errors import ZippkitError
 from zippkit.graph import Graph, LinkSite
 from zippkit.spec import CompositionSpec
+
+__all__ = ["DrawnSite", "drawn_sites", "mermaid", "svg", "write_diagram"]
 
 DrawnSite = tuple[str, int, str, int, str, int]
 """link, index, source, source depth, target, target depth: the fields of a LinkSite."""

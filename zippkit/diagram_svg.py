@@ -93,7 +93,7 @@ class _Figure:
         legend = [list(self._style_legend()), list(self._link_legend())]
         widths = [max((SIGN + text_width(row, 11.5) for _, row in rows), default=0) for rows in legend]
         # The two lists of the legend stand side by side where the towers are that wide.
-        room = max(columns[-1].right - MARGIN, *widths)
+        room = max(columns[-1].right - MARGIN, text_width(spec.name, 18), *widths)
         beside = room >= sum(widths) + MARGIN
         self.width = room + 2 * MARGIN
         shift = (self.width - MARGIN - columns[-1].right) / 2

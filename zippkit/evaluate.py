@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from zippkit.progress import progress
 from zippkit.recipe import Recipe, Task
 from zippkit.run_folder import RunFolder
 from zippkit.tasks import TaskData, check_tokenizers
+from zippkit.tower import tower_logits
 from zippkit.trainer import trained_spec
-from zippkit.verify import tower_logits
 
 
 @dataclass(frozen=True)
@@ -65,18 +64,11 @@ class Evaluated:
     split: str
     tasks: tuple[TaskScore, ...]
     retention: tuple[Retention, ...]
-    seconds: float
-
-    def write(self, path: Path) -> None:
-        """Save as JSON, whole or not at all."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=2))
-        temporary.replace(path)
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
     """Errors over reference words (jiwer): substitutions, deletions and insertions."""
-    import jiwer  # noqa: PLC0415
+    import jiwer
 
     return float(jiwer.wer(references, hypotheses))
 
@@ -101,8 +93,9 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     tasks = _text_tasks(recipe, dataset)
     scores = tuple(_score(task, before, after, dataset, wanted, recipe) for task in tasks)
     retention = tuple(_retention(name, before, after, dataset, wanted, recipe) for name in after.graph.towers)
-    result = Evaluated(wanted, scores, retention, time.monotonic() - began)
-    result.write(run.path / "evaluation.json")
+    result = Evaluated(wanted, scores, retention)
+    run.write_json("evaluation.json", asdict(result))
+    run.add_seconds("evaluate", time.monotonic() - began)
     return result
 
 
@@ -115,21 +108,24 @@ def _text_tasks(recipe: Recipe, dataset: Dataset) -> list[Task]:
     return texts
 
 
-def _score(task: Task, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe) -> TaskScore:
-    data = TaskData(task, dataset, dataset.split(split))
+def _score(
+    task: Task, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
+) -> TaskScore:
+    examples = dataset.split(split)
+    data = TaskData(task, dataset, examples)
     indices = list(range(min(len(data), recipe.evaluate.limit or len(data))))
     if not indices:
         raise DataError(f"{dataset.path}: split {split!r} is empty")
-    references = [str(dataset.split(split)[i].items[task.target]) for i in indices]
-    decode = dataset.tokenizer(task.target).decode
+    references = [str(examples[i].items[task.target]) for i in indices]
+    decode = dataset.text_tokenizer(task.target).decode
     found: list[list[str]] = []
     for zipped, what in ((before, "before"), (after, "after")):
         hypotheses: list[str] = []
         with progress(f"{task} ({what})", len(indices)) as advance:
             for start in range(0, len(indices), recipe.evaluate.batch_size):
                 prompts = [data.prompt(i) for i in indices[start : start + recipe.evaluate.batch_size]]
-                answers = generate_batch(zipped, prompts, [task.target], recipe.evaluate.max_tokens)
-                hypotheses += [decode(answer[0].tokens) for answer in answers]
+                rows = generate_batch(zipped, prompts, [task.target], recipe.evaluate.max_tokens)
+                hypotheses += [decode(row[0].tokens) for row in rows]
                 advance(len(hypotheses))
         found.append(hypotheses)
     answers = tuple(Answer(*each) for each in zip(data.ids(indices), references, found[1], strict=True))

@@ -48,9 +48,15 @@ def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> 
     if link.sites is not None:
         for j, site in enumerate(link.sites):
             if site.source > source.n_layers:
-                yield ("links", i, "sites", j, "from"), f"depth {site.source} of {link.source!r}, which has {source.n_layers} layers"
+                yield (
+                    ("links", i, "sites", j, "from"),
+                    f"depth {site.source} of {link.source!r}, which has {source.n_layers} layers",
+                )
             if site.target > target.n_layers:
-                yield ("links", i, "sites", j, "into"), f"depth {site.target} of {link.target!r}, which has {target.n_layers} layers"
+                yield (
+                    ("links", i, "sites", j, "into"),
+                    f"depth {site.target} of {link.target!r}, which has {target.n_layers} layers",
+                )
             yield LinkSite(link.label, j, link.source, site.source, link.target, site.target)
         return
     if link.every is None:

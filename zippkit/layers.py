@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -18,7 +19,7 @@ def mlp(widths: Sequence[int], activation: str, activate_last: bool = False) -> 
     Initialised as in arXiv 1502.01852, so that a deep projection hands on states of the size that it was given.
     """
     layers: list[nn.Module] = []
-    for i, (n_in, n_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (n_in, n_out) in enumerate(pairwise(widths)):
         linear = nn.Linear(n_in, n_out)
         activated = activate_last or i < len(widths) - 2
         nn.init.normal_(linear.weight, std=((2 if activated else 1) / n_in) ** 0.5)
@@ -27,33 +28,41 @@ def mlp(widths: Sequence[int], activation: str, activate_last: bool = False) -> 
     return nn.Sequential(*layers)
 
 
+def zero_last(layers: nn.Sequential) -> None:
+    """Start with an output of zero: the last linear layer's weight and bias become 0."""
+    for parameter in layers[-1].parameters():
+        nn.init.zeros_(parameter)
+
+
 class ResidualMLP(nn.Module):
     """``x + MLP(x)``, the identity at initialisation."""
 
     def __init__(self, widths: Sequence[int], activation: str) -> None:
         super().__init__()
         self.mlp = mlp(widths, activation)
-        last = self.mlp[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        zero_last(self.mlp)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD + self.mlp(x_BTD)
+        projected: Tensor = self.mlp(x_BTD)
+        return x_BTD + projected
 
 
 def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, 1, T, head_dim) of the rotary embedding (arXiv 2104.09864), in the half-split layout."""
+    """Cosines and sines (B, 1, T, head_dim) of the rotary embedding (arXiv 2104.09864), in the half-split layout.
+
+    The first half of the sines is negative, so that `rotate` has no sign to change.
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
     angles = positions[:, None, :, None].float() * theta**-exponents
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn queries or keys by their positions' angles."""
     cos, sin = angles
     first, second = x_BHTK.chunk(2, dim=-1)
-    return (x_BHTK * cos + torch.cat((-second, first), dim=-1) * sin).to(x_BHTK.dtype)
+    return torch.addcmul(x_BHTK * cos, torch.cat((second, first), dim=-1), sin).to(x_BHTK.dtype)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zippkit.errors import Problem, SpecError
+from zippkit.errors import SpecError
 from zippkit.graph import find_graph
 from zippkit.spec import CompositionSpec, LinkSpec, TowerSpec
 from zippkit.validation import Complaint, validate
-from zippkit.yaml_file import Document, Place, read_yaml
+from zippkit.yaml_file import read_yaml
 
 
 def beside(path: str, file: str | Path) -> str:
@@ -43,27 +43,15 @@ def _sound_sections(data: Any) -> Iterator[Complaint]:
     models: tuple[tuple[str, type[TowerSpec | LinkSpec]], ...] = (("towers", TowerSpec), ("links", LinkSpec))
     for key, model in models:
         sections = data.get(key) if isinstance(data, dict) else None
-        pairs = sections.items() if isinstance(sections, dict) else enumerate(sections if isinstance(sections, list) else ())
+        pairs = (
+            sections.items()
+            if isinstance(sections, dict)
+            else enumerate(sections if isinstance(sections, list) else ())
+        )
         for name, section in pairs:
             sound, _ = validate(model, section)
             for place, message in sound.complaints() if sound else ():
                 yield (key, name, *place), message
-
-
-def spec_of(document: Document, place: Place = ()) -> CompositionSpec:
-    """The spec that stands at ``place`` of a YAML file.
-
-    Raises:
-        SpecError: every problem found, with its line.
-    """
-    data = document.data
-    for part in place:
-        data = data[part]
-    spec, complaints = check_spec(resolve_paths(data, document.file))
-    if spec is None or complaints:
-        problems: list[Problem] = [document.problem((*place, *where), message) for where, message in complaints]
-        raise SpecError(problems)
-    return spec
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:
@@ -72,4 +60,8 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpe
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    return spec_of(read_yaml(path, overrides))
+    document = read_yaml(path, overrides)
+    spec, complaints = check_spec(resolve_paths(document.data, path))
+    if spec is None or complaints:
+        raise SpecError([document.problem(place, message) for place, message in complaints])
+    return spec

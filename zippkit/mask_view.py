@@ -49,14 +49,15 @@ class View(NamedTuple):
         order_width = max(len(str(token.order)) for token in self.queries)
         labelled = len(self.keys) <= WIDEST
         cell_width = 1 + max(len(part) for key in self.keys for part in (key.label, str(key.order))) if labelled else 1
-        margin = " " * (name_width + order_width + 2)
+        margin = " " * (name_width + order_width + 1)
         yield self.title
         if labelled:
             yield margin + "".join(key.label.rjust(cell_width) for key in self.keys)
             yield margin + "".join(str(key.order).rjust(cell_width) for key in self.keys)
         for query, cells in zip(self.queries, self.dense.tolist(), strict=True):
             seen = "".join(("#" if cell else ".").rjust(cell_width) for cell in cells)
-            yield f"{query.label.rjust(name_width)} {str(query.order).rjust(order_width)} {seen}"
+            gap = "" if labelled else " "
+            yield f"{query.label.rjust(name_width)} {str(query.order).rjust(order_width)}{gap}{seen}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Masks:
         Raises:
             ZippkitError: neither .svg nor .png, or a place that cannot be written.
         """
-        from zippkit.mask_picture import save_picture  # noqa: PLC0415 (matplotlib takes a while)
+        from zippkit.mask_picture import save_picture  # matplotlib takes a while
 
         path = Path(path)
         if path.suffix not in (".svg", ".png"):

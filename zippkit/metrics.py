@@ -33,9 +33,9 @@ class Metrics:
 
 
 def _board(folder: Path, start: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+    from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=start + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Self, cast
 
 import torch
@@ -61,7 +60,6 @@ class ZippedModel(nn.Module):
         for site, link in links.items():
             by_name.setdefault(site.link, nn.ModuleList()).append(link)
         self.links = nn.ModuleDict(by_name)
-        self._gradient_free = lru_cache(maxsize=256)(lambda plan: plan.gradient_free(self._trains))
 
     def link(self, site: LinkSite) -> Link:
         """The module that acts at a site."""
@@ -90,15 +88,17 @@ class ZippedModel(nn.Module):
                 frozen |= {f"towers.{name}.{key}": buffer for key, buffer in tower.named_buffers()}
         return frozen
 
-    def freezing_changed(self) -> None:
-        """Look again at which parameters train; call it after changing ``requires_grad`` by hand."""
-        self._gradient_free.cache_clear()
+    def _gradient_free(self, plan: Plan) -> frozenset[Op]:
+        # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
+        towers = {name: _trainable(tower) for name, tower in self.towers.items()}
+        projected = {name for name, projection in self.input_projections.items() if _trainable(projection)}
 
-    def _trains(self, op: Op) -> bool:
-        if op.site is not None:
-            return _trainable(self.link(op.site))
-        projected = op.kind == "start" and op.tower in self.input_projections
-        return _trainable(self.towers[op.tower]) or (projected and _trainable(self.input_projections[op.tower]))
+        def trains(op: Op) -> bool:
+            if op.site is not None:
+                return _trainable(self.link(op.site))
+            return towers[op.tower] or (op.kind == "start" and op.tower in projected)
+
+        return plan.gradient_free(trains)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (B, T, V) of each tower on which the batch asks for a loss; nothing else is computed."""

@@ -56,7 +56,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     left = dict(tensors)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            state = {key: left.pop(f"{name}:{key}") for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}:{key}" in left}
+            state = {
+                key: left.pop(f"{name}:{key}") for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}:{key}" in left
+            }
             # A parameter that no step has reached yet has no state.
             if state:
                 if set(state) != {"step", "exp_avg", "exp_avg_sq"} or state["exp_avg"].shape != parameter.shape:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import networkx as nx
@@ -20,7 +19,8 @@ class Op:
     """One step of the program.
 
     ``start`` embeds a tower's tokens, ``layer`` runs its layer number ``depth``, ``write`` puts a source's state after
-    ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, ``head`` gives logits.
+    ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, and ``head`` gives
+    logits.
     """
 
     kind: Kind
@@ -31,7 +31,9 @@ class Op:
     def __str__(self) -> str:
         if self.site is None:
             return f"{self.kind:<5} {self.tower}" + (f"[{self.depth}]" if self.kind == "layer" else "")
-        other = f"for {self.site.target}" if self.kind == "write" else f"from {self.site.source}[{self.site.source_depth}]"
+        other = (
+            f"for {self.site.target}" if self.kind == "write" else f"from {self.site.source}[{self.site.source_depth}]"
+        )
         return f"{self.kind:<5} {self.tower}[{self.depth}] {other} by {self.site.link}.{self.site.index}"
 
 
@@ -63,7 +65,35 @@ class Plan:
             given: sites whose memory is there already.
             layers: towers whose every layer is to run, to fill its cache, without logits.
         """
-        return _prune(self, frozenset(heads), frozenset(sees), frozenset(writes), frozenset(given), frozenset(layers))
+        needs: dict[Op, set[Op]] = {}
+        dropped: dict[Op, Op] = {}
+        for op, before in self.needs:
+            kept = {dropped.get(b, b) for b in before}
+            if op.site is not None and op.kind == "read":
+                if op.site in given:
+                    kept = {b for b in kept if b.kind != "write"}
+                elif (op.site.target, op.site.source) not in sees:
+                    # The state passes through: whoever needs this read needs what the read would have rewritten.
+                    (dropped[op],) = (b for b in kept if b.kind != "write")
+                    continue
+            needs[op] = kept
+        last = {op.tower: op for op in needs if op.kind == "layer"}
+        wanted = [
+            op
+            for op in needs
+            if (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)
+        ]
+        wanted += [last[tower] for tower in layers]
+        reached: set[Op] = set()
+        while wanted:
+            op = wanted.pop()
+            if op not in reached:
+                reached.add(op)
+                wanted.extend(needs[op])
+        return Plan(
+            tuple(op for op in self.ops if op in reached),
+            tuple((op, frozenset(needs[op])) for op, _ in self.needs if op in reached),
+        )
 
     def gradient_free(self, trains: Callable[[Op], bool]) -> frozenset[Op]:
         """Operations behind which nothing is trained: they run without a gradient.
@@ -77,42 +107,6 @@ class Plan:
             if trains(op) or needs[op] & carrying:
                 carrying.add(op)
         return frozenset(self.ops) - carrying
-
-
-@lru_cache(maxsize=256)
-def _prune(
-    plan: Plan,
-    heads: frozenset[str],
-    sees: frozenset[tuple[str, str]],
-    writes: frozenset[LinkSite],
-    given: frozenset[LinkSite],
-    layers: frozenset[str],
-) -> Plan:
-    needs: dict[Op, set[Op]] = {}
-    dropped: dict[Op, Op] = {}
-    for op, before in plan.needs:
-        kept = {dropped.get(b, b) for b in before}
-        if op.site is not None and op.kind == "read":
-            if op.site in given:
-                kept = {b for b in kept if b.kind != "write"}
-            elif (op.site.target, op.site.source) not in sees:
-                # The state passes through: whoever needs this read needs what the read would have rewritten.
-                (dropped[op],) = (b for b in kept if b.kind != "write")
-                continue
-        needs[op] = kept
-    last = {op.tower: op for op in needs if op.kind == "layer"}
-    wanted = [op for op in needs if (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)]
-    wanted += [last[tower] for tower in layers]
-    reached: set[Op] = set()
-    while wanted:
-        op = wanted.pop()
-        if op not in reached:
-            reached.add(op)
-            wanted.extend(needs[op])
-    return Plan(
-        tuple(op for op in plan.ops if op in reached),
-        tuple((op, frozenset(needs[op])) for op, _ in plan.needs if op in reached),
-    )
 
 
 def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
@@ -141,7 +135,11 @@ def build_plan(graph: Graph) -> Plan:
     program.add_edges_from((before, op) for op, all_before in needs.items() for before in all_before)
     for read in (op for op in needs if op.kind == "read"):
         # A source is read as it was before any link rewrote it.
-        program.add_edges_from((op, read) for op in needs if op.kind == "write" and (op.tower, op.depth) == (read.tower, read.depth))
+        program.add_edges_from(
+            (op, read) for op in needs if op.kind == "write" and (op.tower, op.depth) == (read.tower, read.depth)
+        )
     place = {tower: i for i, tower in enumerate(graph.towers)}
-    ops = tuple(nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, _RANK[op.kind], place[op.tower])))
+    ops = tuple(
+        nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, _RANK[op.kind], place[op.tower]))
+    )
     return Plan(ops, tuple((op, frozenset(needs[op])) for op in ops))

@@ -30,8 +30,8 @@ def progress(what: str, total: int) -> Iterator[Advance]:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Advance]:
-    from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     note, description = TextColumn("{task.fields[note]}"), TextColumn("{task.description}")
     columns = (description, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)

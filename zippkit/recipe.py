@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from zippkit.config import Strict
-from zippkit.errors import SpecError, did_you_mean
-from zippkit.load import beside, check_spec, resolve_paths, spec_of
+from zippkit.errors import Problem, SpecError, ZippkitError, did_you_mean
+from zippkit.load import beside, check_spec, load_spec, resolve_paths
 from zippkit.spec import CompositionSpec, Name, TowerSpec
 from zippkit.validation import Complaint, validate
 from zippkit.yaml_file import Document, Place, read_yaml
@@ -19,6 +19,7 @@ from zippkit.yaml_file import Document, Place, read_yaml
 # Section 4.1.6 of the paper.
 LEARNING_RATE_FROZEN = 1e-3
 LEARNING_RATE_UNFROZEN = 5e-4
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Task(NamedTuple):
@@ -31,6 +32,22 @@ class Task(NamedTuple):
     def parse(cls, text: str) -> Self:
         *conditions, target = (part.strip() for part in text.split("->"))
         return cls(tuple(conditions), target)
+
+    def check(self, towers: Collection[str]) -> Self:
+        """This task, if every modality is a tower.
+
+        Raises:
+            ZippkitError: names the one that is not.
+        """
+        for name in self.modalities:
+            if name not in towers:
+                raise ZippkitError(f"task {str(self)!r}: no tower is called {name!r}{did_you_mean(name, towers)}")
+        return self
+
+    def sees(self) -> set[tuple[str, str]]:
+        """(target, source) pairs in which the target comes after the source."""
+        order = self.modalities
+        return {(later, earlier) for i, later in enumerate(order) for earlier in order[:i] if earlier != later}
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -52,12 +69,12 @@ class Phase(Strict):
     learning_rate: float | None = Field(
         None, gt=0, description="The paper's if left out: 1e-3 with every tower frozen, 5e-4 otherwise."
     )
-    learning_rates: dict[str, float] = Field(
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="Other rates for single groups, such as `towers.speech: 1e-4`."
     )
     warmup: int = Field(0, ge=0, description="Steps in which the rate rises from 0.")
     schedule: Literal["constant", "cosine"] = Field("constant", description="What the rate does after the warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
@@ -93,7 +110,8 @@ class Recipe(Strict):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
     split: str = Field("train", description="Split to train on.")
     pretrain: dict[Name, Phase] = Field(
-        default_factory=dict, description="Towers to pre-train on their own modality first, each by itself and unfrozen."
+        default_factory=dict,
+        description="Towers to pre-train on their own modality first, each by itself and unfrozen.",
     )
     train: Phase = Field(description="Training of the whole composition.")
     evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
@@ -107,7 +125,10 @@ class Recipe(Strict):
         """What does not fit between the phases and the spec."""
         found: list[Complaint] = []
         towers = self.spec.towers
-        phases: list[tuple[Place, list[str] | None]] = [(("train",), self.train.tasks), (("evaluate",), self.evaluate.tasks)]
+        phases: list[tuple[Place, list[str] | None]] = [
+            (("train",), self.train.tasks),
+            (("evaluate",), self.evaluate.tasks),
+        ]
         phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
         for place, tasks in phases:
             for i, text in enumerate(tasks or []):
@@ -121,13 +142,17 @@ class Recipe(Strict):
             elif towers[name].weights is not None:
                 found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
             if phase.tasks not in (None, [name]):
-                found.append((("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]"))
+                found.append(
+                    (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
+                )
         if self.train.tasks is None and not self.spec.links:
             found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
-        groups = group_names(self.spec)
-        for group in self.train.learning_rates:
-            if group not in groups:
-                found.append((("train", "learning_rates", group), f"no such parameter group{did_you_mean(group, groups)}"))
+        groups: list[tuple[Place, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
+        groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in self.pretrain.items()]
+        for place, phase, known in groups:
+            for group in phase.learning_rates.keys() - known:
+                message = f"no such parameter group{did_you_mean(group, known)}"
+                found.append(((*place, "learning_rates", group), message))
         return found
 
 
@@ -162,26 +187,33 @@ def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
     return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
 
 
-def dump(section: Strict) -> Mapping[str, Any]:
+def dump(section: Strict) -> dict[str, Any]:
     """A recipe or spec as plain data, in the words of its YAML, defaults left out."""
     data: dict[str, Any] = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return data
 
 
-def _inline_spec(document: Document) -> list[Complaint]:
-    """Replace a path under ``spec`` by the spec that it names, and check it."""
-    data = document.data
-    given = data.get("spec")
+def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Document, list[Problem]]:
+    """The recipe's YAML with its spec in place, and what is wrong with that spec."""
+    inside = [setting for setting in overrides if setting.startswith("spec.")]
+    document = read_yaml(path, [setting for setting in overrides if setting not in inside])
+    given = document.data.get("spec")
     if isinstance(given, str):
-        # Problems inside another file are told with that file's own lines.
-        data["spec"] = spec_of(read_yaml(beside(given, document.file)))
-        return []
-    if not isinstance(given, dict):
-        return []
-    spec, complaints = check_spec(resolve_paths(given, document.file))
-    if spec is not None and not complaints:
-        data["spec"] = spec
-    return [(("spec", *place), message) for place, message in complaints]
+        # Overrides reach into the spec's own file, and its problems are told with that file's lines.
+        try:
+            document.data["spec"] = load_spec(
+                beside(given, path), [setting.removeprefix("spec.") for setting in inside]
+            )
+        except SpecError as error:
+            return document, list(error.problems)
+        return document, []
+    document = read_yaml(path, overrides)
+    if "spec" not in document.data:
+        return document, []
+    spec, complaints = check_spec(resolve_paths(document.data["spec"], path))
+    if not complaints:
+        document.data["spec"] = spec
+    return document, [document.problem(("spec", *place), message) for place, message in complaints]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -190,14 +222,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    document = read_yaml(path, overrides)
-    complaints = _inline_spec(document)
+    document, problems = _read(path, overrides)
     if isinstance(document.data.get("data"), str):
         document.data["data"] = beside(document.data["data"], path)
-    recipe, found = validate(Recipe, document.data)
-    complaints += [(place, message) for place, message in found if place[:1] != ("spec",) or not complaints]
-    if recipe is not None and not complaints:
-        complaints = recipe.complaints()
-    if recipe is None or complaints:
-        raise SpecError([document.problem(place, message) for place, message in complaints])
+    recipe, complaints = validate(Recipe, document.data)
+    # What is wrong with the spec has been told already, place by place.
+    complaints = [(place, message) for place, message in complaints if place[0] != "spec" or not problems]
+    complaints += recipe.complaints() if recipe is not None else []
+    problems += [document.problem(place, message) for place, message in complaints]
+    if recipe is None or problems:
+        raise SpecError(problems)
     return recipe
+
+
+def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec | Recipe:
+    """Read and check a spec or a recipe, whichever the file holds: a recipe has a key ``spec``.
+
+    Raises:
+        SpecError: every problem found, with file, line and key.
+    """
+    return load_recipe(path, overrides) if "spec" in read_yaml(path).data else load_spec(path, overrides)

@@ -101,8 +101,8 @@ class TowerSpec(Strict):
             try:
                 data = cls.from_folder(self.weights).model_dump(exclude_unset=True)
             except ValidationError as failure:
-                what = f"the config in {str(self.weights)!r}: "
-                return None, [(("weights",), f"{what}{dotted(p)}: {m}") for p, m in complaints_of(cls, failure)]
+                found = (": ".join(filter(None, (dotted(place), message))) for place, message in complaints_of(cls, failure))
+                return None, [(("weights",), f"the config in {str(self.weights)!r}: {problem}") for problem in found]
             except ValueError as error:
                 return None, [(("weights",), str(error))]
         if self.frame is not None:

@@ -67,7 +67,7 @@ class TaskData:
         self._texts: dict[str, list[list[int]]] = {}
         for name in task.modalities:
             if dataset.manifest.modalities[name].is_text:
-                encode = dataset.tokenizer(name).encode
+                encode = dataset.text_tokenizer(name).encode
                 self._texts[name] = [encode(str(example.items[name])) for example in split]
 
     def __len__(self) -> int:
@@ -76,12 +76,31 @@ class TaskData:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(N,) tokens of each example in its longest modality."""
-        columns = [
-            np.array([len(ids) for ids in self._texts[name]]) if name in self._texts else self._split.lengths(name)
-            for name in self.task.modalities
-        ]
-        longest: NDArray[np.int64] = np.max(columns, axis=0)
+        longest: NDArray[np.int64] = np.max([self._lengths(name) for name in self.task.modalities], axis=0)
         return longest
+
+    def _lengths(self, name: str) -> NDArray[np.int64]:
+        if name in self._texts:
+            return np.array([len(ids) for ids in self._texts[name]], dtype=np.int64)
+        return self._split.lengths(name)
+
+    def check_lengths(self, towers: Mapping[str, TowerConfig]) -> None:
+        """Look for sequences that a tower cannot take, before anything is computed.
+
+        Raises:
+            DataError: names the longest.
+        """
+        for name in dict.fromkeys(self.task.modalities):
+            # Each segment comes with its begin and end id.
+            lengths = self.task.modalities.count(name) * (self._lengths(name) + 2)
+            limit = towers[name].max_len
+            n_long = int((lengths > limit).sum()) if limit is not None else 0
+            if n_long:
+                longest = int(lengths.argmax())
+                raise DataError(
+                    f"{self._split.path}: example {self.names[longest]} has {lengths[longest]} {name} tokens, and "
+                    f"{n_long} of {len(self)} examples have more than the {limit} that the tower takes"
+                )
 
     def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Names of examples."""

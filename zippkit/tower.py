@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zippkit.batch import TowerBatch
 from zippkit.config import TowerConfig
+from zippkit.masks import self_mask
 from zippkit.weights import load_into, read_tensors
 
 
@@ -55,3 +56,11 @@ class Tower(nn.Module, ABC):
             CheckpointError: cut short, not safetensors, or names and shapes that differ; all of them are told.
         """
         load_into(self, read_tensors(path), str(path))
+
+
+def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """Logits (B, T, V) of a tower by itself, without links or input projection."""
+    hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
+    for index in range(tower.config.n_layers):
+        hidden = tower.layer(index, hidden, context)
+    return tower.head(hidden)

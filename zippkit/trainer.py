@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,34 +14,27 @@ from typing import Any
 from torch import Tensor
 
 from zippkit.backend import Backend, backend
-from zippkit.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
+from zippkit.checkpoint import MANIFEST, Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
-from zippkit.errors import ZippkitError
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.frozen import check_frozen, frozen_hashes
 from zippkit.metrics import Metrics
 from zippkit.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 from zippkit.progress import progress
-from zippkit.recipe import Phase, Recipe, learning_rates, single_tower
+from zippkit.recipe import Phase, Recipe, Task, learning_rates, single_tower
 from zippkit.run_folder import RunFolder
 from zippkit.sampler import Sampler
 from zippkit.spec import CompositionSpec
 from zippkit.step import build_step
 from zippkit.tasks import TaskData, check_tokenizers
-from zippkit.verify import check_frozen, frozen_hashes
 
 
 class InterruptedRunError(ZippkitError):
     """The run was asked to stop; everything up to its last step is saved."""
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds that each phase of a run took, in this process."""
-
-    seconds: dict[str, float]
-
-
-def train(recipe: Recipe, out: Path) -> Timing:
+def train(recipe: Recipe, out: Path) -> None:
     """Run a recipe in the folder ``out``, going on where an earlier start of the same recipe stopped.
 
     Raises:
@@ -50,30 +42,40 @@ def train(recipe: Recipe, out: Path) -> Timing:
         InterruptedRunError: stopped by a signal, after a checkpoint was saved.
     """
     run = RunFolder(out)
+    device = backend(recipe.device)
     dataset = Dataset.open(recipe.data)
-    towers = {name: tower.settings for name, tower in recipe.spec.towers.items()}
-    check_tokenizers(dataset, towers)
+    tasks = _task_data(recipe, dataset)
     run.begin(recipe)
     run.keep_tokenizers(dataset)
-    device = backend(recipe.device)
-    seconds: dict[str, float] = {}
     with _stop_signals() as stop:
         for name, phase in recipe.pretrain.items():
             if not (run.tower(name) / "tower.json").exists():
                 began = time.monotonic()
                 alone = compile(single_tower(recipe.spec, name), seed=recipe.seed)
-                phase = phase.model_copy(update={"tasks": [name]})
-                _PhaseRun(f"pretrain.{name}", alone, phase, recipe, run, dataset, device, stop).finish()
+                own = [tasks[Task((), name)]]
+                _PhaseRun(f"pretrain.{name}", alone, phase, own, recipe.seed, run, device, stop).finish()
                 write_tower(run.tower(name), alone.model.tower(name), recipe.spec.towers[name].kind)
-                seconds[f"pre-train {name}"] = time.monotonic() - began
+                run.add_seconds(f"pre-train {name}", time.monotonic() - began)
         if not run.model.exists():
             began = time.monotonic()
             zipped = compile(trained_spec(recipe, run), seed=recipe.seed)
-            phase_run = _PhaseRun("train", zipped, recipe.train, recipe, run, dataset, device, stop)
+            all_tasks = [tasks[task] for task in recipe.tasks()]
+            phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
             phase_run.finish()
             write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False))
-            seconds["train"] = time.monotonic() - began
-    return Timing(seconds)
+            run.add_seconds("train", time.monotonic() - began)
+
+
+def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
+    """The data of every task of every phase, checked against the towers before anything is started."""
+    towers = {name: tower.settings for name, tower in recipe.spec.towers.items()}
+    check_tokenizers(dataset, towers)
+    split = dataset.split(recipe.split)
+    tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
+    found = {task: TaskData(task, dataset, split) for task in tasks}
+    for data in found.values():
+        data.check_lengths(towers)
+    return found
 
 
 def trained_spec(recipe: Recipe, run: RunFolder) -> CompositionSpec:
@@ -105,7 +107,7 @@ def _stop_signals() -> Iterator[_Stop]:
         stop.asked = True
         signal.signal(number, earlier[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
         earlier[number] = signal.getsignal(number)
         try:
             signal.signal(number, ask)
@@ -127,18 +129,17 @@ class _PhaseRun:
         label: str,
         zipped: Composition,
         phase: Phase,
-        recipe: Recipe,
+        tasks: Sequence[TaskData],
+        seed: int,
         run: RunFolder,
-        dataset: Dataset,
         device: Backend,
         stop: _Stop,
     ) -> None:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.model = zipped.model.to(device.device()).train()
-        self.fingerprints = {name: dataset.fingerprints[name] for name in zipped.graph.towers}
-        split = dataset.split(recipe.split)
-        self.tasks = [TaskData(task, dataset, split) for task in recipe.tasks(phase)]
-        self.sampler = Sampler([task.lengths for task in self.tasks], phase.batch_size, recipe.seed)
+        self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
+        self.tasks = tasks
+        self.sampler = Sampler([task.lengths for task in tasks], phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
         self.frozen = frozen_hashes(self.model)
@@ -150,6 +151,8 @@ class _PhaseRun:
         checkpoint = read_checkpoint(folder)
         restore(self.model, checkpoint, self.zipped.spec, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
+        if not {"step", "frozen"} <= checkpoint.extra.keys():
+            raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
         self.step = int(checkpoint.extra["step"])
         # The proof goes back to the first step of the run, not to this resume.
         self.frozen = dict(checkpoint.extra["frozen"])
@@ -202,7 +205,9 @@ class _PhaseRun:
             if save:
                 self._save()
             if self.stop.asked:
-                raise InterruptedRunError(f"stopped after step {self.step} of {self.label}; start again to go on from there")
+                raise InterruptedRunError(
+                    f"stopped after step {self.step} of {self.label}; start again to go on from there"
+                )
 
     def _read(self, waiting: list[Mapping[str, Tensor]]) -> dict[str, float]:
         """Means of the steps since the last look, which is also when the host waits for the device.
@@ -220,8 +225,9 @@ class _PhaseRun:
                 saved = self.run.checkpoints(self.label)
                 good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
                 seen = ", ".join(f"{name} {number}" for name, number in numbers.items())
-                raise ZippkitError(f"{self.label}: step {first + i + 1} is not finite ({seen}); {good}; its batch: {ids}")
+                raise ZippkitError(
+                    f"{self.label}: step {first + i + 1} is not finite ({seen}); {good}; its batch: {ids}"
+                )
             for name, number in numbers.items():
                 table.setdefault(name, []).append(number)
         return {name: sum(numbers) / len(numbers) for name, numbers in table.items()}
-

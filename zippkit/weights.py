@@ -18,7 +18,9 @@ from zippkit.errors import CheckpointError
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix != ".safetensors":
-        raise CheckpointError(f"{path}: expected a .safetensors file; pickled checkpoints can run code and are never opened")
+        raise CheckpointError(
+            f"{path}: expected a .safetensors file; pickled checkpoints can run code and are never opened"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -46,8 +48,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     single = path / "model.safetensors"
     if single.exists():
         return _read_file(single)
-    others = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors"))
-    raise CheckpointError(f"{path}: expected model.safetensors or model.safetensors.index.json, found {others or 'neither'}")
+    others = sorted(
+        file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+    )
+    raise CheckpointError(
+        f"{path}: expected model.safetensors or model.safetensors.index.json, found {others or 'neither'}"
+    )
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

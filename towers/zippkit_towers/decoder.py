@@ -99,7 +99,8 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), index, context)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return hidden
 
 
 class Decoder(Tower):
@@ -126,7 +127,8 @@ class Decoder(Tower):
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
         angles = rotary_angles(inputs.positions, self.config.head_width, self.config.rope_theta)
-        return self.embed_tokens(inputs.tokens), Context(angles, mask, cache, inputs.positions)
+        hidden: Tensor = self.embed_tokens(inputs.tokens)
+        return hidden, Context(angles, mask, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         out: Tensor = self.layers[index](hidden, index, context)
@@ -134,7 +136,8 @@ class Decoder(Tower):
 
     def head(self, hidden: Tensor) -> Tensor:
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
-        return F.linear(self.norm(hidden), weight)
+        logits: Tensor = F.linear(self.norm(hidden), weight)
+        return logits
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         shape = (batch_size, max_len, self.config.kv_heads, self.config.head_width)
@@ -147,5 +150,7 @@ class Decoder(Tower):
         if self.config.tied and "lm_head.weight" in tensors:
             head = tensors.pop("lm_head.weight")
             if "embed_tokens.weight" in tensors and not torch.equal(head, tensors["embed_tokens.weight"]):
-                raise CheckpointError(f"{path}: lm_head differs from the embedding; expected `tied: false` in the config")
+                raise CheckpointError(
+                    f"{path}: lm_head differs from the embedding; expected `tied: false` in the config"
+                )
         load_into(self, tensors, str(path))

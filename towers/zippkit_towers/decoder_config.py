@@ -31,7 +31,9 @@ class DecoderConfig(TowerConfig):
     n_heads: int = Field(gt=0, description="Query heads.")
     n_kv_heads: int | None = Field(None, gt=0, description="Key and value heads; as many as query heads if left out.")
     head_dim: int | None = Field(None, gt=0, description="Width of a head; dim / n_heads if left out.")
-    ffn_dim: int | None = Field(None, gt=0, description="Hidden width of the SwiGLU; 8/3 dim, rounded up to 32, if left out.")
+    ffn_dim: int | None = Field(
+        None, gt=0, description="Hidden width of the SwiGLU; 8/3 dim, rounded up to 32, if left out."
+    )
     norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the RMSNorms.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     tied: bool = Field(True, description="The head shares the embedding's weight.")
@@ -77,7 +79,9 @@ class DecoderConfig(TowerConfig):
         rope = raw.get("rope_parameters") or {}
         plain = isinstance(rope, dict) and set(rope) <= {"rope_theta", "rope_type"}
         if not plain or rope.get("rope_type", "default") != "default":
-            raise ValueError(f"{folder}: rope_parameters are {rope!r}; kind `decoder` computes only rope_type 'default'")
+            raise ValueError(
+                f"{folder}: rope_parameters are {rope!r}; kind `decoder` computes only rope_type 'default'"
+            )
         frame = None
         if isinstance(raw.get("bos_token_id"), int) and isinstance(raw.get("eos_token_id"), int):
             frame = Frame(begin=raw["bos_token_id"], end=raw["eos_token_id"])

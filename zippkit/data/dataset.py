@@ -101,6 +101,17 @@ class Dataset:
             )
         return tokenizer
 
+    def text_tokenizer(self, modality: str) -> ByteTokenizer | FileTokenizer:
+        """The tokenizer of a modality that is text.
+
+        Raises:
+            DataError: as `tokenizer`, or the modality is not text.
+        """
+        tokenizer = self.tokenizer(modality)
+        if isinstance(tokenizer, UnitTokenizer):
+            raise DataError(f"{self.path}: {modality} holds units, expected text")
+        return tokenizer
+
     def verify(self) -> None:
         """Hash every file, whatever the size.
 

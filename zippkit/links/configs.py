@@ -22,15 +22,19 @@ class GatedCrossAttentionConfig(LinkConfig):
         "learns fastest, or gates at 0, which is Flamingo's and the paper's.",
     )
     positions: Literal["rotary", "none"] = Field(
-        "rotary", description="Rotate queries and keys by their place among their tower's own tokens, which learns fastest; `none` is the paper's."
+        "rotary",
+        description="Rotate queries and keys by their place among their tower's own tokens, which learns fastest; "
+        "`none` is the paper's.",
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     ffn_mult: int = Field(4, gt=0, description="Feed-forward width over the target's width.")
-    norm_source: bool = Field(True, description="RMSNorm on the source's states before the projection; the paper is silent.")
+    norm_source: bool = Field(
+        True, description="RMSNorm on the source's states before the projection; the paper is silent."
+    )
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
         del source
         if target.dim % self.n_heads:
             yield f"n_heads {self.n_heads} does not divide the target's width {target.dim}"
         elif self.positions == "rotary" and (target.dim // self.n_heads) % 2:
-            yield f"rotary positions need an even head width, got {target.dim} / {self.n_heads} heads = {target.dim // self.n_heads}"
+            yield f"rotary positions need an even head width, got {target.dim} / {self.n_heads} heads"

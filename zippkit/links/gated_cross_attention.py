@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zippkit.layers import attend, mlp, rotary_angles, rotate, split_heads
+from zippkit.layers import attend, mlp, rotary_angles, rotate, split_heads, zero_last
 from zippkit.links.base import Link, Memory
 from zippkit.links.configs import GatedCrossAttentionConfig
 from zippkit.masks import cross_mask
@@ -23,7 +23,9 @@ class GatedCrossAttention(Link):
     Config = GatedCrossAttentionConfig
     config: GatedCrossAttentionConfig
 
-    def __init__(self, config: GatedCrossAttentionConfig, source_dim: int, target_dim: int, projection: nn.Module) -> None:
+    def __init__(
+        self, config: GatedCrossAttentionConfig, source_dim: int, target_dim: int, projection: nn.Module
+    ) -> None:
         super().__init__(config, source_dim, target_dim, projection)
         self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
         self.attention_norm = nn.RMSNorm(target_dim)
@@ -36,9 +38,8 @@ class GatedCrossAttention(Link):
         self.attention_gate = nn.Parameter(torch.zeros(()))
         self.feed_forward_gate = nn.Parameter(torch.zeros(()))
         if config.start == "zero_outputs":
-            last = self.feed_forward[-1]
-            for parameter in (self.output.weight, last.weight, last.bias):
-                nn.init.zeros_(parameter)
+            nn.init.zeros_(self.output.weight)
+            zero_last(self.feed_forward)
             for gate in (self.attention_gate, self.feed_forward_gate):
                 nn.init.ones_(gate)
 

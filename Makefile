@@ -1,0 +1,31 @@
+# make demo: the whole story on the embedded data. make test: everything that must hold before a change lands.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test lint docs clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/zippkit train recipes/demo/recipe.yaml --out runs/demo
+	$(BIN)/zippkit eval runs/demo --examples 5
+	$(BIN)/zippkit report runs/demo
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy zippkit towers/zippkit_towers
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest
+
+docs: .venv/installed
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,274 @@
+"""The command line: a thin layer over the library, with exit code 2 and one clear message for a user's mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from zippkit.errors import SpecError, ZippkitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Compose independently pre-trained towers into one multimodal model.",
+)
+
+SpecFile = Annotated[Path, typer.Argument(help="Composition spec (YAML).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as in towers.text.freeze=true")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Run = Annotated[Path, typer.Argument(help="Run folder, as `zippkit train` writes it.")]
+
+
+def main() -> None:
+    """Entry point of the ``zippkit`` command."""
+    try:
+        app()
+    except ZippkitError as error:
+        print(error, file=sys.stderr)
+        interrupted = type(error).__name__ == "InterruptedRunError"
+        raise SystemExit(130 if interrupted else 2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as in `zippkit plan spec.yaml | head`.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+@app.command()
+def check(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find everything that is wrong with a spec or a recipe, without torch.
+
+    Example: zippkit check recipes/demo/spec.yaml
+    """
+    from zippkit.recipe import load_any
+
+    try:
+        name = load_any(file, overrides or ()).name
+    except SpecError as error:
+        if not as_json:
+            raise
+        problems = [{"file": p.file, "line": p.line, "key": p.key, "message": p.message} for p in error.problems]
+        print(json.dumps({"ok": False, "problems": problems}, indent=2))
+        raise typer.Exit(2) from None
+    print(json.dumps({"ok": True, "problems": []}) if as_json else f"{file}: {name} is sound")
+
+
+@app.command()
+def plan(
+    file: SpecFile,
+    overrides: Overrides = None,
+    task: Annotated[str | None, typer.Option(help="Prune to a task, such as 'speech -> text'.")] = None,
+) -> None:
+    """Print the operations of a composition in the order in which they run.
+
+    Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
+    """
+    from zippkit.graph import build_graph
+    from zippkit.load import load_spec
+    from zippkit.plan import build_plan
+    from zippkit.recipe import Task
+
+    graph = build_graph(load_spec(file, overrides or ()))
+    whole = build_plan(graph)
+    if task is not None:
+        wanted = Task.parse(task).check(graph.towers)
+        whole = whole.prune(heads={wanted.target}, sees=wanted.sees())
+    print(whole)
+
+
+@app.command()
+def diagram(
+    file: SpecFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .svg or .mmd (Mermaid) file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Draw towers, sites, projections and freezing.
+
+    Example: zippkit diagram recipes/demo/spec.yaml -o architecture.svg
+    """
+    from zippkit.diagram import write_diagram
+    from zippkit.graph import build_graph
+    from zippkit.load import load_spec
+
+    spec = load_spec(file, overrides or ())
+    write_diagram(spec, build_graph(spec), out)
+    print(out)
+
+
+@app.command()
+def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
+
+    Example: zippkit verify recipes/demo/spec.yaml
+    """
+    from zippkit.composition import compile, load
+    from zippkit.load import load_spec
+    from zippkit.verify import verify as prove
+
+    report = prove(load(file) if file.is_dir() else compile(load_spec(file, overrides or ())))
+    print(json.dumps(report.as_json(), indent=2) if as_json else report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def recipe(file: SpecFile, overrides: Overrides = None) -> None:
+    """Print the training recipe that follows from a spec.
+
+    Example: zippkit recipe recipes/demo/spec.yaml
+    """
+    import yaml
+
+    from zippkit.load import load_spec
+    from zippkit.recipe import derived_recipe, dump
+
+    print(yaml.safe_dump(dump(derived_recipe(load_spec(file, overrides or ()))), sort_keys=False), end="")
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<name> if left out.")] = None,
+) -> None:
+    """Run a recipe, or go on with it where it stopped.
+
+    Example: zippkit train recipes/demo/recipe.yaml --out runs/demo train.steps=200
+    """
+    from zippkit.recipe import load_recipe
+    from zippkit.trainer import train as run_recipe
+
+    loaded = load_recipe(file, overrides or ())
+    folder = out or Path("runs") / loaded.name
+    run_recipe(loaded, folder)
+    print(folder)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Run,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset; the recipe's if left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Another dataset folder, of the same tokenizers.")] = None,
+    n_examples: Annotated[int, typer.Option("--examples", help="Answers to print.")] = 10,
+) -> None:
+    """Score a run: word error rate by task, and what each tower kept of its own modality.
+
+    Example: zippkit eval runs/demo --split dev
+    """
+    from zippkit.evaluate import evaluate as score
+    from zippkit.tables import answers_table, show, summary_tables
+
+    result = score(run, split, data)
+    show(*(answers_table(task, n_examples) for task in result.tasks), *summary_tables(run))
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Prove the certificates on a finished run, print its results, and write report.html into it.
+
+    Example: zippkit report runs/demo
+    """
+    from zippkit.report import write_report
+    from zippkit.tables import show, summary_tables
+
+    page = write_report(run)
+    show(*summary_tables(run))
+    print(page)
+
+
+@app.command()
+def generate(
+    run: Run,
+    audio: Annotated[Path | None, typer.Argument(help="A .wav or .flac file to listen to.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to start from instead.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="Towers to generate with, in order; the linked one if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest segment, in tokens.")] = 256,
+) -> None:
+    """Continue sound or text in other modalities.
+
+    Example: zippkit generate runs/demo recipes/demo/audio/two_five_zero.wav
+    """
+    from zippkit.speak import answer
+
+    for line in answer(run, audio, text, to, out, max_tokens):
+        print(line)
+
+
+@app.command()
+def prepare(
+    corpus: Annotated[str, typer.Argument(help="librispeech, libritts, pairs (.wav/.flac + .txt) or fsdd.")],
+    root: Annotated[Path, typer.Argument(help="Folder of the corpus.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Dataset folder to write.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="The reader's options and the units', as in max_digits=5 units.stride=2")
+    ] = None,
+    text: Annotated[str, typer.Option(help="bytes, words, or a tokenizer.json.")] = "bytes",
+    units: Annotated[
+        Path | None, typer.Option(help="A trained unit tokenizer; trained on the corpus if left out.")
+    ] = None,
+    resample: Annotated[bool, typer.Option("--resample", help="Bring other sample rates to the units'.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad recordings out and count them.")] = False,
+    limit: Annotated[int | None, typer.Option(help="At most so many recordings per split.")] = None,
+    seed: int = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
+) -> None:
+    """Turn a speech corpus into a dataset folder of units and transcripts.
+
+    Example: zippkit prepare fsdd path/to/recordings -o data/fsdd --text words max_digits=5 units.sample_rate=8000
+    """
+    from zippkit.prepare_cli import run_prepare
+
+    flags = {
+        "text": text,
+        "resample": resample,
+        "skip_bad": skip_bad,
+        "limit": limit,
+        "seed": seed,
+        "overwrite": overwrite,
+    }
+    print(run_prepare(corpus, root, out, options or [], units, flags))
+
+
+@app.command()
+def towers(as_json: AsJson = False) -> None:
+    """List the registered kinds of tower and the package that each comes from."""
+    _list_kinds("zippkit.towers", as_json)
+
+
+@app.command()
+def links(as_json: AsJson = False) -> None:
+    """List the registered kinds of link and the package that each comes from."""
+    _list_kinds("zippkit.links", as_json)
+
+
+def _list_kinds(group: Literal["zippkit.towers", "zippkit.links"], as_json: bool) -> None:
+    from zippkit.registry import kinds
+
+    found = kinds(group)
+    if as_json:
+        print(json.dumps([{"kind": k.name, "package": k.package, "class": k.value} for k in found], indent=2))
+    else:
+        for kind in found:
+            print(f"{kind.name:<24} {kind.package:<16} {kind.value}")
+
+
+@app.command()
+def schema(what: Annotated[Literal["spec", "recipe"], typer.Argument(help="Which YAML.")] = "spec") -> None:
+    """Print the JSON Schema of a spec or a recipe, for editors.
+
+    Example: zippkit schema spec > zippkit-spec.json
+    """
+    from zippkit.recipe import Recipe
+    from zippkit.spec import CompositionSpec
+
+    model: Any = CompositionSpec if what == "spec" else Recipe
+    print(json.dumps(model.model_json_schema(by_alias=True), indent=2))

@@ -1,0 +1,74 @@
+"""Pictures of a report as SVG inside its page: loss curves, and masks. Imports matplotlib, so import it lazily."""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from zippkit.mask_picture import COLOURS
+from zippkit.mask_view import Masks
+
+INK = "#0d0e0f"
+"""Stands for the page's own ink, which the reader's light or dark theme decides on."""
+
+
+def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: str) -> str:
+    """One phase's losses in nats per predicted token over its steps, one line for each tower that has one.
+
+    Args:
+        lines: the phase's lines of ``metrics.jsonl``.
+        towers: every tower of the composition, so that each keeps its colour from phase to phase.
+        name: of the picture on its page.
+    """
+    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+    axes = figure.add_subplot()
+    for tower, colour in zip(towers, _colours(len(towers)), strict=True):
+        points = [(line["step"], line[tower]) for line in lines if tower in line]
+        if not points:
+            continue
+        steps, losses = zip(*points, strict=True)
+        axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) < 4 else None, markersize=4)
+        # The name stands at the line's end, so that no legend has to be looked up.
+        label = f"{tower} {losses[-1]:.2f}"
+        axes.annotate(label, (steps[-1], losses[-1]), (0, 6), textcoords="offset points", ha="right", color=colour)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("nats per token", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(length=0, colors=INK)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    written = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "zippkit", "svg.fonttype": "none"}):
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return _inside_page(written.getvalue(), name, f"Loss of {name}").replace(INK, "currentColor")
+
+
+def mask_picture(masks: Masks, row: int, name: str) -> str:
+    """The masks of one row; ``name`` is the picture's on its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "masks.svg"
+        masks.save(file, row)
+        return _inside_page(file.read_text(encoding="utf-8"), name, f"Masks of row {row}")
+
+
+def _colours(n: int) -> list[str]:
+    return [COLOURS[i % len(COLOURS)] for i in range(n)]
+
+
+def _inside_page(svg: str, name: str, label: str) -> str:
+    """matplotlib's file as an element: its ids made its own, and no style sheet, which would reach the whole page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    own = re.sub(r"\W+", "-", name)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
+    return svg.replace("<svg ", f'<svg class="plot" role="img" aria-label={quoteattr(label)} ', 1)

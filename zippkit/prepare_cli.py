@@ -1,0 +1,66 @@
+"""``zippkit prepare``: words of the command line to a call of `zippkit.data.prepare.prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zippkit.data.prepare import prepare
+from zippkit.data.units import UnitConfig
+from zippkit.errors import DataError, ZippkitError
+from zippkit.progress import progress
+from zippkit.validation import validate
+
+
+def run_prepare(
+    corpus: str, root: Path, out: Path, options: Sequence[str], units: Path | None, flags: Mapping[str, Any]
+) -> str:
+    """Prepare a dataset; returns what to print.
+
+    Raises:
+        ZippkitError: options that no reader or unit config knows, and all that `prepare` raises.
+    """
+    reading, unit_settings = _split_options(options)
+    if units is not None and unit_settings:
+        raise ZippkitError(
+            f"--units brings its own settings; remove {', '.join(f'units.{key}' for key in unit_settings)}"
+        )
+    config, complaints = validate(UnitConfig, unit_settings, ("units",))
+    if config is None:
+        raise ZippkitError("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in complaints))
+    with progress("prepare", 1) as advance:
+        # The total changes from one stage to the next, so the bar shows the share of the stage that runs.
+        dataset = prepare(
+            corpus,
+            root,
+            out,
+            units=units or config,
+            options=reading,
+            progress=lambda done, total, what: advance(0, f"{what} {done}/{total}" if total else f"{what} {done}"),
+            **flags,
+        )
+    sizes = ", ".join(f"{len(dataset.split(name))} {name}" for name in dataset.splits)
+    n_skipped = len(dataset.manifest.skipped)
+    return f"{out}: {sizes}" + (f"; {n_skipped} bad recordings left out, see {out}/manifest.json" if n_skipped else "")
+
+
+def _split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``key=value`` for the reader, ``units.key=value`` for the units."""
+    reading: dict[str, Any] = {}
+    units: dict[str, Any] = {}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not separator or not key:
+            raise DataError(f"option {option!r}: expected key=value, as in max_digits=5")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise DataError(f"option {option!r}: the value is not valid YAML") from error
+        if key.startswith("units."):
+            units[key.removeprefix("units.")] = parsed
+        else:
+            reading[key] = parsed
+    return reading, units

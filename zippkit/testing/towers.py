@@ -1,0 +1,214 @@
+"""`check_tower`: whether a tower keeps its protocol."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zippkit.batch import Batch, TowerBatch, collate
+from zippkit.config import Frame, TowerConfig
+from zippkit.masks import cache_mask, describe_self, self_mask
+from zippkit.testing.checks import SkippedCheck, columns, differs, off, repeated, run_checks, unreached
+from zippkit.tower import Tower
+from zippkit.verify.probe import Draws, jitter, real
+from zippkit.verify.report import some
+from zippkit.verify.unimodal import run_alone
+from zippkit.weights import write_tensors
+
+
+def check_tower(tower: Tower | TowerConfig) -> list[str]:
+    """Check that a tower keeps its protocol (`zippkit.tower.Tower`).
+
+    Shapes, determinism, masks, rows of a batch, padding, the cache, gradients, saving and loading, parameter names.
+    The tower itself and the global random state stay as they are.
+
+    Args:
+        tower: a small tower; or its config, if that names its tower as ``implementation``.
+
+    Returns:
+        What could not be checked, and why.
+
+    Raises:
+        AssertionError: says in one sentence each what is wrong, everything at once.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        own = copy.deepcopy(tower) if isinstance(tower, Tower) else _build(tower)
+        return run_checks(type(own).__name__, _CHECKS, _Case(own.eval()))
+
+
+def _build(config: TowerConfig) -> Tower:
+    module, _, name = config.implementation.partition(":")
+    if not name:
+        raise ValueError(f"{type(config).__name__} does not name its tower (`implementation`); give the tower itself")
+    cls: type[Tower] = getattr(import_module(module), name)
+    return cls(config)
+
+
+class _Case:
+    """A tower, and batches for it."""
+
+    def __init__(self, tower: Tower) -> None:
+        self.tower = tower
+        self.config = tower.config
+        self.towers = {"it": self.config.model_copy(update={"frame": self.config.frame or Frame(begin=0, end=1)})}
+        self.draws = Draws(self.towers)
+
+    def inputs(self, *n_segments: int) -> TowerBatch:
+        """A row for each number of segments."""
+        return collate([self.draws.row(["it"] * n) for n in n_segments], self.towers).towers["it"]
+
+    def changed(self, inputs: TowerBatch, where: Tensor) -> TowerBatch:
+        """Other tokens wherever (B, T) ``where`` says so."""
+        batch = Batch({"it": inputs}, ("it",), False, frozenset())
+        return self.draws.changed(batch, {"it": where}).towers["it"]
+
+    @torch.no_grad()
+    def logits(self, inputs: TowerBatch) -> Tensor:
+        return run_alone(self.tower, inputs)
+
+
+@torch.no_grad()
+def _shapes(case: _Case) -> Iterator[str]:
+    inputs = case.inputs(1, 2)
+    tower, expected = case.tower, (*inputs.tokens.shape, case.config.dim)
+    hidden, context = tower.start(inputs, self_mask(inputs, case.config.causal))
+    if hidden.shape != expected:
+        yield f"start gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
+    for index in range(case.config.n_layers):
+        hidden = tower.layer(index, hidden, context)
+        if hidden.shape != expected:
+            yield f"layer {index} gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
+    logits = tower.head(hidden)
+    wanted = (*inputs.tokens.shape, case.config.vocab_size or logits.shape[-1])
+    if logits.shape != wanted:
+        yield f"head gives logits of shape {tuple(logits.shape)}, expected (B, T, vocab_size) = {wanted}"
+    if not logits.isfinite().all():
+        yield "the logits are not finite"
+
+
+def _determinism(case: _Case) -> Iterator[str]:
+    inputs = case.inputs(1, 2)
+    if not torch.equal(case.logits(inputs), case.logits(inputs)):
+        yield "two runs of one batch give different logits in evaluation mode"
+
+
+def _masks(case: _Case) -> Iterator[str]:
+    one = case.inputs(2)
+    n = one.tokens.shape[1]
+    before = repeated(one, n)
+    after = case.changed(before, torch.eye(n, dtype=torch.bool))
+    hidden_from = ~describe_self(one, case.config.causal).dense()[0].T
+    moved = differs(case.logits(before), case.logits(after))
+    for key, query in (moved & hidden_from).nonzero().tolist()[:1]:
+        why = "it looks ahead" if case.config.causal else "the mask is not kept"
+        yield f"the logits at position {query} change when the token at position {key} does: {why}"
+
+
+def _rows_apart(case: _Case) -> Iterator[str]:
+    inputs = case.inputs(2, 1, 2)
+    for row in range(len(inputs.tokens)):
+        here = torch.zeros_like(real(inputs))
+        here[row] = True
+        moved = (differs(case.logits(inputs), case.logits(case.changed(inputs, here))) & ~here).nonzero()
+        if len(moved):
+            yield f"the logits of row {int(moved[0, 0])} change when row {row} of the batch does"
+            return
+
+
+def _padding(case: _Case) -> Iterator[str]:
+    inputs = case.inputs(1, 2, 2)
+    n = int(real(inputs)[0].sum())
+    alone = columns(inputs, torch.arange(n).expand(3, n))
+    found = off(case.logits(inputs)[:1, :n], case.logits(alone)[:1], torch.ones(1, n))
+    if found:
+        yield f"padding on the right changes what stands before it: {found}"
+
+
+def _cache(case: _Case) -> Iterator[str]:
+    if not case.config.causal:
+        raise SkippedCheck("the tower is not causal")
+    inputs = case.inputs(2, 2)
+    full = case.logits(inputs)
+    for n_given in (0, 2):
+        try:
+            stepped = _stepped(case.tower, inputs, n_given)
+        except NotImplementedError as error:
+            raise SkippedCheck(str(error)) from error
+        found = off(stepped, full, real(inputs))
+        if found:
+            how = f"{n_given} tokens at once and then one at a time" if n_given else "one token at a time"
+            yield f"with a cache, {how}, the logits are not those of the whole sequence: {found}"
+
+
+@torch.no_grad()
+def _stepped(tower: Tower, inputs: TowerBatch, n_given: int) -> Tensor:
+    """Logits (B, T, V) with a cache: some tokens at once, then one at a time, each row one token behind the last."""
+    n_rows, n = inputs.tokens.shape
+    cache = tower.new_cache(n_rows, n)
+    rows = torch.arange(n_rows)[:, None]
+    pieces = [torch.arange(n_given).expand(n_rows, n_given)] if n_given else []
+    pieces += [(step - rows).clamp(min=0, max=n - 1) for step in range(n_given, n + n_rows - 1)]
+    logits = torch.empty(0)
+    for at in pieces:
+        new = columns(inputs, at)
+        hidden, context = tower.start(new, cache_mask(new.positions, int(at.max()) + 1), cache)
+        for index in range(tower.config.n_layers):
+            hidden = tower.layer(index, hidden, context)
+        out = tower.head(hidden)
+        logits = logits if len(logits) else out.new_zeros(n_rows, n, out.shape[-1])
+        logits[rows, at] = out
+    return logits
+
+
+def _gradients(case: _Case) -> Iterator[str]:
+    tower = copy.deepcopy(case.tower)
+    jitter(p for p in tower.parameters() if p.requires_grad and not p.any())
+    loss = run_alone(tower, case.inputs(2, 1, 2)).float().square().sum()
+    if not loss.requires_grad:
+        raise SkippedCheck("every parameter is frozen")
+    loss.backward()  # type: ignore[no-untyped-call]
+    missed = unreached(tower)
+    if missed:
+        yield f"no gradient reaches {some(missed)}"
+
+
+def _saving_and_loading(case: _Case) -> Iterator[str]:
+    inputs = case.inputs(1, 2)
+    other = type(case.tower)(case.config).eval()
+    jitter(other.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        write_tensors(Path(folder) / "model.safetensors", case.tower.state_dict())
+        other.load_weights(Path(folder))
+    if not torch.equal(_Case(other).logits(inputs), case.logits(inputs)):
+        yield "a tower that is saved and loaded gives other logits: its state dict does not hold everything"
+
+
+def _parameter_names(case: _Case) -> Iterator[str]:
+    told = case.config.parameter_names()
+    if told is None:
+        return
+    names = {name for name, _ in case.tower.named_parameters()}
+    if missing := sorted(names - set(told)):
+        yield f"parameter_names() leaves out {some(missing)}"
+    if unknown := sorted(set(told) - names):
+        yield f"parameter_names() names {some(unknown)}, which the tower does not have"
+
+
+_CHECKS = (
+    _shapes,
+    _determinism,
+    _masks,
+    _rows_apart,
+    _padding,
+    _cache,
+    _gradients,
+    _saving_and_loading,
+    _parameter_names,
+)

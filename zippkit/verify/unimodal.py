@@ -1,0 +1,90 @@
+"""C2: a unimodal row through the zipped model is the tower alone, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zippkit import masks
+from zippkit.batch import Batch, TowerBatch
+from zippkit.composition import Composition
+from zippkit.model import ZippedModel
+from zippkit.plan import Plan
+from zippkit.tower import Tower
+from zippkit.verify.probe import Draws, acting_sites, mixed_rows, position, real, through, to_device, woken
+from zippkit.verify.report import RefutedError
+
+
+@torch.no_grad()
+def towers_alone_are_untouched(zipped: Composition) -> str:
+    """Certificate C2: in a batch of unimodal rows, and beside multimodal ones.
+
+    Raises:
+        RefutedError: names the tower and what stands in its way.
+    """
+    model = woken(zipped.model)
+    draws = Draws(zipped.graph.towers)
+    mixed = to_device(zipped, mixed_rows(zipped, draws))
+    for i, name in enumerate(zipped.graph.towers):
+        alone = to_device(zipped, [draws.row([name] * n) for n in (1, 2, 3)])
+        _Case(model, draws, name, alone, range(alone.size)).demand_equal("in a batch of unimodal rows")
+        _Case(model, draws, name, mixed, [i]).demand_equal("beside multimodal rows")
+    return f"{len(zipped.graph.towers)} towers, in batches of their own and beside multimodal rows"
+
+
+def run_alone(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """Logits (B, T, V) of a tower by itself."""
+    hidden, context = tower.start(inputs, masks.self_mask(inputs, tower.config.causal))
+    for index in range(tower.config.n_layers):
+        hidden = tower.layer(index, hidden, context)
+    return tower.head(hidden)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One tower's unimodal rows in one batch."""
+
+    model: ZippedModel
+    draws: Draws
+    name: str
+    batch: Batch
+    rows: Sequence[int]
+
+    def demand_equal(self, where: str) -> None:
+        """The zipped model must give these rows the logits that the tower alone gives the same batch."""
+        name, inputs = self.name, self.batch.towers[self.name]
+        expected = run_alone(self.model.tower(name), inputs)
+        wrong = self._differing(self.model(self.batch)[name], expected).nonzero()
+        if len(wrong):
+            place = position(name, inputs, *wrong[0].tolist())
+            raise RefutedError(f"{place}, {where}, differs from {name} alone: {self._culprit(expected)}")
+
+    def _differing(self, logits: Tensor, expected: Tensor) -> Tensor:
+        """(B, T) bool: real positions of the rows whose logits differ in any bit."""
+        ours = torch.zeros(self.batch.size, 1, dtype=torch.bool, device=logits.device)
+        ours[list(self.rows)] = True
+        return (logits != expected).any(dim=-1) & real(self.batch.towers[self.name]) & ours
+
+    def _culprit(self, expected: Tensor) -> str:
+        """Change the other rows, then run the tower without links, and then with one link at a time."""
+        model, name, inputs = self.model, self.name, self.batch.towers[self.name]
+        others = real(inputs)
+        others[list(self.rows)] = False
+        changed = self.draws.changed(self.batch, {name: others}).towers[name]
+        if self._differing(run_alone(model.tower(name), changed), expected).any():
+            return f"{name} mixes the rows of a batch"
+        if self._differs(through(model.plan, name), expected):
+            projected = name in model.input_projections
+            return "its input projection is not bypassed" if projected else "two runs of the tower do not agree"
+        for site in acting_sites(model.plan):
+            reads = site.target == name and site.source in self.batch.towers
+            if reads and self._differs(through(model.plan, name, [site]), expected):
+                return f"link {site.link}.{site.index} is not the identity where it is blind"
+        return "its links together are not the identity where they are blind"
+
+    def _differs(self, plan: Plan, expected: Tensor) -> bool:
+        logits = self.model.run(plan, self.batch.towers, self.batch.multimodal)[self.name]
+        return bool(self._differing(logits, expected).any())
