@@ -211,6 +211,12 @@ def test_configs_that_do_not_fit(save: Any, tmp_path: Path, family: str, changes
     assert refusal(rewrite(folder, tmp_path, **changes), frame=FRAME).startswith(told)
 
 
+def test_keys_that_a_config_leaves_out_mean_what_they_mean_to_transformers(save: Any, tmp_path: Path) -> None:
+    left_out = {"tie_word_embeddings": ..., "rms_norm_eps": ..., "rope_parameters": ..., "head_dim": ...}
+    config = spec_of(rewrite(save("Llama", num_key_value_heads=2)[0], tmp_path, **left_out)).settings
+    assert (config.tied, config.norm_eps, config.rope_theta, config.head_width) == (False, 1e-6, 10_000.0, 4)
+
+
 def test_a_model_with_several_end_ids_needs_a_frame(save: Any, tmp_path: Path) -> None:
     folder = rewrite(save("Llama")[0], tmp_path, eos_token_id=[2, 3])
     assert refusal(folder).startswith("the model has no begin and end ids of its own; expected `frame")

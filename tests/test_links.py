@@ -170,6 +170,24 @@ def test_gradients_are_finite_and_blind_positions_give_none(scale: float) -> Non
         assert source.grad[0, :5].any(dim=-1).all()
 
 
+def test_no_kernel_meets_a_row_that_sees_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those at hand turn such a row into zeros; others, into NaN."""
+    link, (target, source) = make_link(), states()
+    expected = run(link, target, source)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        scores = (q @ k.mT / HEAD**0.5).masked_fill(~mask[:, None], float("-inf"))
+        return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+
+    monkeypatch.setattr("zippkit.links.gated_cross_attention.attend", attend)
+    found = run(link, target.requires_grad_(), source)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    found.sum().backward()
+    assert target.grad is not None
+    assert target.grad.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in link.parameters())
+
+
 def test_a_batch_that_is_blind_everywhere_gives_no_gradient() -> None:
     link, (target, source) = make_link(torch.float32), states(torch.float32)
     memory = link.write(source, torch.full_like(SOURCE_ORDER, -1), SOURCE_POSITIONS)

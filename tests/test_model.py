@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from zippkit.batch import Batch, Segment, TowerBatch
 from zippkit.composition import Composition
+from zippkit.errors import DataError
 from zippkit.graph import LinkSite
 
 EXAMPLES = [
@@ -245,11 +246,12 @@ def test_padding_and_other_rows_change_nothing() -> None:
 
 def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
     zipped = zipper()
-    batch = zipped.collate(EXAMPLES)
+    examples = EXAMPLES[:3]  # 15 predicted text tokens, 13 of speech
+    batch = zipped.collate(examples)
     logits = zipped.model(batch)
     losses = zipped.loss(logits, batch)
     nats: dict[str, list[Tensor]] = {name: [] for name in logits}
-    for row, segments in enumerate(EXAMPLES):
+    for row, segments in enumerate(examples):
         place = dict.fromkeys(logits, 0)
         for segment in segments:
             end = zipped.graph.towers[segment.tower].frame.end
@@ -261,6 +263,14 @@ def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
     for name, values in nats.items():
         assert torch.allclose(losses[name], torch.stack(values).mean())
     assert torch.allclose(losses["total"], torch.stack([value for values in nats.values() for value in values]).mean())
+
+
+def test_a_batch_that_asks_for_no_loss() -> None:
+    zipped = zipper()
+    batch = zipped.collate([[Segment("text", [1], loss=False), Segment("speech", [2], loss=False)]])
+    assert zipped.model(batch) == {}
+    with pytest.raises(DataError, match="no segment of this batch asks for a loss"):
+        zipped.loss(zipped.model(batch), batch)
 
 
 def test_the_state_dict_says_whose_each_tensor_is_and_goes_around() -> None:

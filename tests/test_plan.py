@@ -197,12 +197,15 @@ def test_frozen_layers_below_the_first_link_build_no_graph() -> None:
     zipped = zipper(speech={"freeze": True})
     model = zipped.model
     needs_gradient: dict[str, bool] = {}
+    recorded: dict[str, bool] = {}
     for name, module in model.named_modules():
         module.register_forward_hook(lambda _m, _i, out, name=name: needs_gradient.update({name: _has_graph(out)}))
+        module.register_forward_hook(lambda *_, name=name: recorded.update({name: torch.is_grad_enabled()}))
     batch = zipped.collate([ASR])
     total = zipped.loss(model(batch), batch)["total"]
     for i in range(4):
         assert not needs_gradient[f"towers.speech.layers.{i}"], "a frozen source"
+        assert not recorded[f"towers.speech.layers.{i}"]
         assert needs_gradient[f"towers.text.layers.{i}"] == (i >= 2), (
             "frozen, but behind the first site from layer 2 on"
         )

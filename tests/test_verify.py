@@ -25,6 +25,7 @@ from zippkit.masks import Staircase, Step
 from zippkit.model import ZippedModel
 from zippkit.plan import Plan
 from zippkit.verify import check_frozen, frozen_hashes, verify
+from zippkit.verify.probe import Draws
 from zippkit.weights import fingerprint
 
 RULES = {"layers.0.*": "freeze", "layers.[1-9].*": "train", "embed*": "freeze", "norm*": "train"}
@@ -189,7 +190,7 @@ SOUND: dict[str, Callable[[], Composition]] = {
             ],
         )
     ),
-    "a projection of two units, which is easily shut": lambda: two(projection={"depth": 3, "width": 2}),
+    "a projection of two units, which is easily shut": lambda: two(projection={"depth": 4, "width": 2}),
     "vocabularies and lengths with hardly any room": lambda: two(
         tower(3, 16, 3, config={"max_len": 4}), tower(3, 16, 3, config={"max_len": 5})
     ),
@@ -229,7 +230,7 @@ FAULTS: dict[str, tuple[Callable[[], Composition], dict[str, str]]] = {
     ),
     "logits are not finite": (
         lambda: two({"kind": "Overflowing"}),
-        {"C1": "the logits of text are not finite", "C2": "text"},
+        {"C1": "the logits of text are not finite", "C7": "towers.text."},
     ),
     "a link ignores orders": (
         lambda: two(kind="SeesEverything"),
@@ -256,7 +257,7 @@ FAULTS: dict[str, tuple[Callable[[], Composition], dict[str, str]]] = {
     ),
     "a parameter is dead": (
         lambda: two({"kind": "WithDeadParameter"}),
-        {"C7": "no gradient reaches towers.text.forgotten"},
+        {"C7": "no gradient (or zero, or not finite) reaches towers.text.forgotten"},
     ),
 }
 
@@ -439,6 +440,24 @@ def test_a_module_that_the_plan_forgets_and_one_that_is_missing_are_named() -> N
     assert "text_to_speech.2 (text[3] -> speech[3]) has no module" in c9.detail
 
 
+def test_a_link_that_one_draw_shuts_is_drawn_again() -> None:
+    zipped = two(projection={"depth": 3, "width": 1})
+    assert verify(zipped, only=["C1"]).passed
+
+
+@pytest.mark.parametrize(("vocab_size", "inner"), [(2, {0, 1}), (3, {0, 2}), (9, set(range(7)))])
+def test_every_token_is_replaced_by_another_one(vocab_size: int, inner: set[int]) -> None:
+    zipped = zippkit.compile(make_spec({"text": tower(1, vocab_size=vocab_size)}))
+    draws = Draws(zipped.graph.towers)
+    batch = zipped.collate([draws.row(["text"] * 4) for _ in range(9)])
+    tokens, everywhere = batch.towers["text"].tokens, torch.ones_like(batch.towers["text"].tokens, dtype=torch.bool)
+    assert set(tokens.unique().tolist()) == set(range(vocab_size))
+    after = draws.changed(batch, {"text": everywhere}).towers["text"].tokens
+    assert not (after == tokens).any()
+    assert set(after.unique().tolist()) == inner
+    assert torch.equal(draws.changed(batch, {"text": ~everywhere}).towers["text"].tokens, tokens)
+
+
 def test_what_a_third_party_raises_is_a_failure_and_no_crash() -> None:
     report = verify(two({"kind": "Broken"}), only=["C1", "C9"])
     assert [c.passed for c in report.certificates] == [False, True]
@@ -466,9 +485,7 @@ def test_verification_does_not_mind_where_it_is_called() -> None:
 def test_a_report_reads_as_lines_and_as_json() -> None:
     report = verify(two({"kind": "WithDeadParameter"}), only=("C7", "C9"))
     c7, c9 = str(report).splitlines()
-    assert c7.startswith(
-        "C7  FAILS  every trainable parameter is reached by a gradient: no gradient reaches towers.text."
-    )
+    assert c7.startswith("C7  FAILS  every trainable parameter is reached by a gradient: no gradient (or zero, ")
     assert c9.startswith(
         "C9  holds  the diagram draws exactly the sites of the module: 6 sites in SVG and in Mermaid ("
     )

@@ -32,6 +32,12 @@ def main() -> None:
         print(error, file=sys.stderr)
         interrupted = type(error).__name__ == "InterruptedRunError"
         raise SystemExit(130 if interrupted else 2) from None
+    except OSError as error:
+        # A path that cannot be read or written is the user's to mend; anything else is a bug and keeps its traceback.
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except BrokenPipeError:
@@ -155,7 +161,7 @@ def evaluate(
     run: Run,
     split: Annotated[str | None, typer.Option(help="Split of the dataset; the recipe's if left out.")] = None,
     data: Annotated[Path | None, typer.Option(help="Another dataset folder, of the same tokenizers.")] = None,
-    n_examples: Annotated[int, typer.Option("--examples", help="Answers to print.")] = 10,
+    n_examples: Annotated[int, typer.Option("--examples", min=0, help="Answers to print.")] = 10,
 ) -> None:
     """Score a run: word error rate by task, and what each tower kept of its own modality.
 
@@ -191,7 +197,7 @@ def generate(
         list[str] | None, typer.Option(help="Towers to generate with, in order; the linked one if left out.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest segment, in tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=0, help="Longest segment, in tokens.")] = 256,
 ) -> None:
     """Continue sound or text in other modalities.
 
@@ -217,8 +223,8 @@ def prepare(
     ] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Bring other sample rates to the units'.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad recordings out and count them.")] = False,
-    limit: Annotated[int | None, typer.Option(help="At most so many recordings per split.")] = None,
-    seed: int = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many recordings per split.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
     """Turn a speech corpus into a dataset folder of units and transcripts.
@@ -240,13 +246,19 @@ def prepare(
 
 @app.command()
 def towers(as_json: AsJson = False) -> None:
-    """List the registered kinds of tower and the package that each comes from."""
+    """List the registered kinds of tower and the package that each comes from.
+
+    Example: zippkit towers --json
+    """
     _list_kinds("zippkit.towers", as_json)
 
 
 @app.command()
 def links(as_json: AsJson = False) -> None:
-    """List the registered kinds of link and the package that each comes from."""
+    """List the registered kinds of link and the package that each comes from.
+
+    Example: zippkit links --json
+    """
     _list_kinds("zippkit.links", as_json)
 
 

@@ -7,18 +7,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from zippkit.errors import SpecError
+from zippkit.errors import Problem, SpecError
 from zippkit.graph import find_graph
 from zippkit.spec import CompositionSpec, LinkSpec, TowerSpec
 from zippkit.validation import Complaint, validate
-from zippkit.yaml_file import read_yaml
+from zippkit.yaml_file import Document, Place, read_yaml
 
 
 def beside(path: str, file: str | Path) -> str:
-    """A relative path in a YAML file is looked up beside that file first, then in the working directory."""
-    near = Path(file).parent / path
-    # Path.exists raises on a name that is too long for the file system.
-    return str(near) if not Path(path).is_absolute() and os.path.exists(near) else path  # noqa: PTH110
+    """A relative path in a YAML file is looked up beside that file first, then in the working directory.
+
+    What is found comes back as an absolute path, so that a run can be looked at from anywhere.
+    """
+    for folder in (Path(file).parent, Path()):
+        # Path.exists raises on a name that is too long for the file system.
+        if os.path.exists(folder / path):  # noqa: PTH110
+            return os.path.abspath(folder / path)  # noqa: PTH100
+    return path
 
 
 def resolve_paths(data: Any, file: str | Path) -> Any:
@@ -54,14 +59,26 @@ def _sound_sections(data: Any) -> Iterator[Complaint]:
                 yield (key, name, *place), message
 
 
+def spec_of(document: Document, place: Place = ()) -> CompositionSpec:
+    """The spec that stands at ``place`` of a YAML file.
+
+    Raises:
+        SpecError: every problem found, with its line.
+    """
+    data = document.data
+    for part in place:
+        data = data[part]
+    spec, complaints = check_spec(resolve_paths(data, document.file))
+    if spec is None or complaints:
+        problems: list[Problem] = [document.problem((*place, *where), message) for where, message in complaints]
+        raise SpecError(problems)
+    return spec
+
+
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:
     """Read and check a composition spec; ``overrides`` are ``key.path=value``.
 
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    document = read_yaml(path, overrides)
-    spec, complaints = check_spec(resolve_paths(document.data, path))
-    if spec is None or complaints:
-        raise SpecError([document.problem(place, message) for place, message in complaints])
-    return spec
+    return spec_of(read_yaml(path, overrides))

@@ -9,13 +9,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zippkit.batch import IGNORE, Batch
+from zippkit.errors import DataError
 
 
 def loss(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """Mean nats per predicted token of each tower, and ``total``, the mean over the tokens of all towers.
 
     A tower without any target in this batch has a loss of 0.
+
+    Raises:
+        DataError: there are no logits at all, because no segment of the batch asks for a loss.
     """
+    if not logits:
+        raise DataError("no segment of this batch asks for a loss (`Segment.loss`), so there are no logits to score")
     losses: dict[str, Tensor] = {}
     nats: list[Tensor] = []
     counts: list[Tensor] = []

@@ -21,26 +21,28 @@ INK = "#0d0e0f"
 """Stands for the page's own ink, which the reader's light or dark theme decides on."""
 
 
+def tower_colours(towers: Sequence[str]) -> dict[str, str]:
+    """Each tower's colour, the same as in pictures of masks."""
+    return {tower: COLOURS[i % len(COLOURS)] for i, tower in enumerate(towers)}
+
+
 def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: str) -> str:
-    """One phase's losses in nats per predicted token over its steps, one line for each tower that has one.
+    """One phase's losses over its steps, one line for each tower that has one.
 
     Args:
         lines: the phase's lines of ``metrics.jsonl``.
-        towers: every tower of the composition, so that each keeps its colour from phase to phase.
+        towers: every tower of the composition.
         name: of the picture on its page.
     """
-    figure = Figure(figsize=(3.6, 2.5), layout="constrained")
+    figure = Figure(figsize=(3.6, 2.4), layout="constrained")
     axes = figure.add_subplot()
-    for tower, colour in zip(towers, _colours(len(towers)), strict=True):
+    for tower, colour in tower_colours(towers).items():
         points = [(line["step"], line[tower]) for line in lines if tower in line]
-        if not points:
-            continue
-        steps, losses = zip(*points, strict=True)
-        axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) < 4 else None, markersize=4)
-        # The name stands at the line's end, so that no legend has to be looked up.
-        label = f"{tower} {losses[-1]:.2f}"
-        axes.annotate(label, (steps[-1], losses[-1]), (0, 6), textcoords="offset points", ha="right", color=colour)
-    axes.set_ylim(bottom=0)
+        steps, losses = zip(*points, strict=True) if points else ((), ())
+        # One point alone makes no line.
+        axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) == 1 else "", gid=tower)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.1 * max((line[tower] for line in lines for tower in towers if tower in line), default=1))
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("nats per token", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -50,7 +52,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: 
     written = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "zippkit", "svg.fonttype": "none"}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return _inside_page(written.getvalue(), name, f"Loss of {name}").replace(INK, "currentColor")
+    return _inside_page(written.getvalue(), name, f"Loss, {name}").replace(INK, "currentColor")
 
 
 def mask_picture(masks: Masks, row: int, name: str) -> str:
@@ -59,10 +61,6 @@ def mask_picture(masks: Masks, row: int, name: str) -> str:
         file = Path(folder) / "masks.svg"
         masks.save(file, row)
         return _inside_page(file.read_text(encoding="utf-8"), name, f"Masks of row {row}")
-
-
-def _colours(n: int) -> list[str]:
-    return [COLOURS[i % len(COLOURS)] for i in range(n)]
 
 
 def _inside_page(svg: str, name: str, label: str) -> str:

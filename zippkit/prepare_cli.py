@@ -57,7 +57,7 @@ def _split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, An
             raise DataError(f"option {option!r}: expected key=value, as in max_digits=5")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise DataError(f"option {option!r}: the value is not valid YAML") from error
         if key.startswith("units."):
             units[key.removeprefix("units.")] = parsed

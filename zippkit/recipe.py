@@ -11,7 +11,7 @@ from pydantic import Field
 
 from zippkit.config import Strict
 from zippkit.errors import Problem, SpecError, ZippkitError, did_you_mean
-from zippkit.load import beside, check_spec, load_spec, resolve_paths
+from zippkit.load import beside, load_spec, spec_of
 from zippkit.spec import CompositionSpec, Name, TowerSpec
 from zippkit.validation import Complaint, validate
 from zippkit.yaml_file import Document, Place, read_yaml
@@ -198,22 +198,17 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Document, list[Pr
     inside = [setting for setting in overrides if setting.startswith("spec.")]
     document = read_yaml(path, [setting for setting in overrides if setting not in inside])
     given = document.data.get("spec")
-    if isinstance(given, str):
-        # Overrides reach into the spec's own file, and its problems are told with that file's lines.
-        try:
-            document.data["spec"] = load_spec(
-                beside(given, path), [setting.removeprefix("spec.") for setting in inside]
-            )
-        except SpecError as error:
-            return document, list(error.problems)
-        return document, []
-    document = read_yaml(path, overrides)
-    if "spec" not in document.data:
-        return document, []
-    spec, complaints = check_spec(resolve_paths(document.data["spec"], path))
-    if not complaints:
-        document.data["spec"] = spec
-    return document, [document.problem(("spec", *place), message) for place, message in complaints]
+    if not isinstance(given, str):
+        document = read_yaml(path, overrides)
+    try:
+        if isinstance(given, str):
+            # Overrides reach into the spec's own file, and its problems are told with that file's lines.
+            document.data["spec"] = load_spec(beside(given, path), [s.removeprefix("spec.") for s in inside])
+        elif "spec" in document.data:
+            document.data["spec"] = spec_of(document, ("spec",))
+    except SpecError as error:
+        return document, list(error.problems)
+    return document, []
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

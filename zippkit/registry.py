@@ -69,7 +69,9 @@ def config_class(group: Group, name: str) -> Any:
     if getattr(found, "implementation", ""):
         return found
     if not isinstance(getattr(found, "Config", None), type):
-        raise UnknownKindError(f"kind {name!r} is a {type(found).__name__} without a `Config` class; expected a Tower or Link")
+        raise UnknownKindError(
+            f"kind {name!r} is a {type(found).__name__} without a `Config` class; expected a Tower or Link"
+        )
     return found.Config
 
 

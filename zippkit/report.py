@@ -60,7 +60,8 @@ class _Finished:
 def write_report(run: Path) -> Path:
     """Prove the certificates on a finished run and write ``report.html`` into it, whole or not at all.
 
-    The page is one file, for HTML and for XML readers alike. What the run does not have yet is left out with a sentence.
+    The page is one file, for HTML and for XML readers alike. What the run does not have yet is left out, with a
+    sentence that says so.
 
     Returns:
         The page.
@@ -99,30 +100,38 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], classes: Seque
         return tag("tr", *(tag(cell, text, class_=name) for text, name in zip(cells, classes, strict=True)))
 
     body = tag("tbody", *(row(cells, "td") for cells in rows))
-    return tag("div", tag("table", tag("thead", row(columns, "th")), body), class_="scroll")
+    head = [tag("thead", row(columns, "th"))] if any(columns) else []
+    return tag("div", tag("table", *head, body), class_="scroll")
 
 
 def _sections(it: _Finished) -> Iterator[Markup]:
     yield tag("header", tag("p", "zippkit report", class_="kicker"), tag("h1", it.recipe.name), *_summary(it))
-    parts: dict[str, Callable[[_Finished], Iterator[Markup]]] = {
-        "Architecture": _architecture,
-        "Masks": _masks,
-        "Training": _training,
-        "Word error rate": _word_error_rates,
-        "What each tower kept": _retention,
-        "Certificates": _certificates,
-        "Examples": _examples,
-        "Time": _seconds,
-        "How it was made": _origin,
-    }
-    for title, part in parts.items():
-        yield tag("section", tag("h2", title), *part(it))
+    yield _section("Architecture", _architecture(it))
+    yield _section("Masks", _masks(it))
+    yield _section("Training", _training(it))
+    if it.scores is None:
+        command = tag("code", f"zippkit eval {it.run.path}")
+        yield _section("Results", [tag("p", "Not scored yet: ", command, ", then this report again.")])
+    else:
+        yield _section("Word error rate", _word_error_rates(it.scores))
+        yield _section("What each tower kept", _retention(it.scores))
+    yield _section("Certificates", _certificates(it.proofs))
+    if it.scores is not None:
+        yield _section("Examples", _examples(it.scores))
+    yield _section("Time", _seconds(it.run.read_json("seconds.json")))
+    yield _section("How it was made", _origin(it))
+
+
+def _section(title: str, parts: Iterable[str]) -> Markup:
+    return tag("section", tag("h2", title), *parts)
 
 
 def _summary(it: _Finished) -> Iterator[Markup]:
     """One paragraph and three tiles: what was learnt, what was kept, what is proved."""
     spec, sites = it.zipped.spec, it.zipped.graph.sites
-    sentences = [f"{spec.name} zips {len(spec.towers)} towers ({', '.join(spec.towers)}) at {len(sites)} sites."]
+    sentences = [
+        f"{spec.name} zips {len(spec.towers)} towers ({', '.join(spec.towers)}) at {_count(len(sites), 'site')}."
+    ]
     tiles: list[tuple[str, str, str]] = []
     for score in it.scores["tasks"] if it.scores else ():
         before, after, n = f"{score['wer_before']:.1%}", f"{score['wer']:.1%}", len(score["answers"])
@@ -133,11 +142,11 @@ def _summary(it: _Finished) -> Iterator[Markup]:
     moved = [row["tower"] for row in frozen if row["after"] != row["before"]]
     if frozen:
         names = ", ".join(row["tower"] for row in frozen)
-        kept = f"changed its loss: {', '.join(moved)}." if moved else "kept its own loss to the last bit."
-        sentences.append(f"What is frozen ({names}) {kept}")
-        tiles.append(
-            ("changed" if moved else "0 exactly", f"change of the frozen: {names}", "bad" if moved else "good")
-        )
+        unchanged = "is unchanged: its loss alone and zipped differs by 0 exactly"
+        kept = f"CHANGED: {', '.join(moved)}" if moved else unchanged
+        sentences.append(f"What is frozen ({names}) {kept}.")
+        verdict = ("CHANGED", "bad") if moved else ("0 exactly", "good")
+        tiles.append((verdict[0], f"change of the frozen: {names}", verdict[1]))
     if it.scores is None:
         sentences.append("It has not been scored yet.")
     proofs = it.proofs["certificates"]
@@ -148,6 +157,10 @@ def _summary(it: _Finished) -> Iterator[Markup]:
     yield tag("p", " ".join(sentences), class_="summary")
     boxes = (tag("div", tag("b", big, class_=look), tag("span", small), class_="tile") for big, small, look in tiles)
     yield tag("div", *boxes, class_="tiles")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _arrowed(task: str) -> str:
@@ -166,8 +179,11 @@ def _masks(it: _Finished) -> Iterator[Markup]:
     masks = mask_views(it.zipped.graph, batch, names)
     legend = " Each row may attend to its coloured columns; the number at a token is its place in the whole sequence."
     yield tag("p", words, legend)
-    for row in range(batch.size):
-        yield tag("figure", tag("div", Markup(mask_picture(masks, row, f"mask-{row}")), class_="paper"))
+    pictures = [Markup(mask_picture(masks, row, f"mask-{row}")) for row in range(batch.size)]
+    first, *others = (tag("figure", tag("div", picture, class_="paper")) for picture in pictures)
+    yield first
+    for other in others:
+        yield tag("details", tag("summary", "The second example"), other)
 
 
 def _mask_batch(it: _Finished) -> tuple[Batch, dict[str, Callable[[int], str]], str]:
@@ -211,38 +227,32 @@ def _training(it: _Finished) -> Iterator[Markup]:
     if not phases:
         yield tag("p", "The run has no metrics.")
         return
-    from zippkit.plots import loss_curve
+    from zippkit.plots import loss_curve, tower_colours
 
     panels = []
     for phase, lines in phases.items():
         name = phase.replace("pretrain.", "pre-train ")
+        legend = [
+            Markup(tag("span", " \u25cf ", style=f"color: {colour}") + markup(f"{tower} {of[0]:.2f} → {of[-1]:.2f}"))
+            for tower, colour in tower_colours(list(it.zipped.spec.towers)).items()
+            if (of := [line[tower] for line in lines if tower in line])
+        ]
         picture = Markup(loss_curve(lines, list(it.zipped.spec.towers), name))
-        panels.append(tag("figure", tag("figcaption", tag("b", name)), picture))
-    yield tag("p", "Loss on the training data, in nats per predicted token, mean of the steps between two points.")
+        panels.append(tag("figure", tag("figcaption", tag("b", name), *legend), picture))
+    yield tag("p", "Loss on the training data, in nats per predicted token; each point is a mean over steps.")
     yield tag("div", *panels, class_="panels")
 
 
-def _not_scored(it: _Finished) -> Markup:
-    command = tag("code", f"zippkit eval {it.run.path}")
-    return tag("p", "The run has not been scored yet: ", command, ", then this report again.")
-
-
-def _word_error_rates(it: _Finished) -> Iterator[Markup]:
-    if it.scores is None:
-        yield _not_scored(it)
-        return
-    rows = [(_arrowed(t["task"]), f"{t['wer_before']:.1%}", f"{t['wer']:.1%}") for t in it.scores["tasks"]]
+def _word_error_rates(scores: dict[str, Any]) -> Iterator[Markup]:
+    rows = [(_arrowed(t["task"]), f"{t['wer_before']:.1%}", f"{t['wer']:.1%}") for t in scores["tasks"]]
     yield _table(("task", "before", "after"), rows, ("name", "number", "number"))
-    words = f"On the split {it.scores['split']}. Before its training a link is the identity, so nothing passes it."
+    words = f"On the {scores['split']} split. Before its training a link is the identity, so nothing passes it."
     yield tag("p", words, class_="note")
 
 
-def _retention(it: _Finished) -> Iterator[Markup]:
-    if it.scores is None:
-        yield _not_scored(it)
-        return
+def _retention(scores: dict[str, Any]) -> Iterator[Markup]:
     rows = []
-    for row in it.scores["retention"]:
+    for row in scores["retention"]:
         change = row["after"] - row["before"]
         told = tag("span", "0 exactly", class_="good") if change == 0 else f"{change:+.4f}"
         rows.append(
@@ -251,13 +261,13 @@ def _retention(it: _Finished) -> Iterator[Markup]:
     columns = ("tower", "frozen", "alone", "zipped", "change")
     yield _table(columns, rows, ("name", "", "number", "number", "number"))
     words = (
-        "Loss on the tower's own modality, in nats per token: alone, the tower by itself before training; zipped, the same "
-        "rows through the whole composition after it."
+        "Loss on the tower's own modality, in nats per token: alone, the tower by itself before training; zipped, the "
+        "same rows through the whole composition after it."
     )
     yield tag("p", words, class_="note")
 
 
-def _certificates(it: _Finished) -> Iterator[Markup]:
+def _certificates(proofs: dict[str, Any]) -> Iterator[Markup]:
     rows = [
         (
             tag("b", proof["name"]),
@@ -265,17 +275,14 @@ def _certificates(it: _Finished) -> Iterator[Markup]:
             Markup(markup(proof["claim"]) + tag("small", proof["detail"])),
             f"{proof['seconds']:.1f}",
         )
-        for proof in it.proofs["certificates"]
+        for proof in proofs["certificates"]
     ]
     yield _table(("", "", "claim, and what was shown", "seconds"), rows, ("name", "name", "words", "number"))
 
 
-def _examples(it: _Finished) -> Iterator[Markup]:
+def _examples(scores: dict[str, Any]) -> Iterator[Markup]:
     """Wrong answers first, then some that are right."""
-    if it.scores is None:
-        yield _not_scored(it)
-        return
-    for score in it.scores["tasks"]:
+    for score in scores["tasks"]:
         pairs = [(answer, *marked(answer["reference"], answer["hypothesis"])) for answer in score["answers"]]
         wrong = [pair for pair in pairs if "<mark>" in pair[1] + pair[2]]
         right = [pair for pair in pairs if "<mark>" not in pair[1] + pair[2]]
@@ -303,12 +310,12 @@ def _with_marks(words: Sequence[str], wrong: set[int]) -> Markup:
     return Markup(" ".join(tag("mark", word) if i in wrong else markup(word) for i, word in enumerate(words)))
 
 
-def _seconds(it: _Finished) -> Iterator[Markup]:
-    seconds: Mapping[str, float] = it.run.read_json("seconds.json")
+def _seconds(seconds: Mapping[str, float]) -> Iterator[Markup]:
     longest = max(seconds.values())
     bars = (tag("span", class_="bar", style=f"width: {s / (longest or 1):.1%}") for s in seconds.values())
+    rows: list[tuple[str, str, str]]
     rows = [(phase, f"{s:.1f}", bar) for (phase, s), bar in zip(seconds.items(), bars, strict=True)]
-    rows.append(("together", f"{sum(seconds.values()):.1f}", ""))
+    rows.append(("all", f"{sum(seconds.values()):.1f}", ""))
     yield _table(("phase", "seconds", ""), rows, ("name", "number", "bars"))
 
 
@@ -320,7 +327,7 @@ def _origin(it: _Finished) -> Iterator[Markup]:
         "zippkit": version("zippkit"),
         "git commit": _commit(),
         "python, torch": f"{platform.python_version()}, {torch.__version__}",
-        "processor": f"{os.cpu_count()} × {_processor()}",
+        "processor": f"{os.cpu_count()} x {_processor()}",
         "device": backend().name,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

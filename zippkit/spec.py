@@ -24,14 +24,15 @@ Activation = Literal["relu", "gelu", "silu"]
 Action = Literal["freeze", "train"]
 TAKEN_NAMES = frozenset(
     """
-    add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval extra_repr
-    float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules mtia
-    named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer
-    register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook
-    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter
-    register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory
-    state_dict to to_empty train training type update values xpu zero_grad total gradient_norm
-    """.split()
+    add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval
+    extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys
+    load_state_dict modules mtia named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+    register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to
+    to_empty train training type update values xpu zero_grad total gradient_norm
+    """.split()  # noqa: SIM905 (sixty lines of one word each otherwise)
 )
 """What `torch.nn.ModuleDict` calls its own attributes, and what a step calls its own losses."""
 
@@ -51,7 +52,8 @@ class InputProjection(Strict):
     width: int | None = Field(None, gt=0, description="Hidden width; the tower's width if left out.")
     activation: Activation = Field("relu", description="After each linear layer.")
     residual: bool = Field(
-        True, description="Add the MLP to the embedding, starting at zero; false replaces the embedding, as the paper does."
+        True,
+        description="Add the MLP to the embedding, starting at zero; false replaces the embedding, as the paper does.",
     )
 
 
@@ -74,7 +76,9 @@ class TowerSpec(Strict):
     freeze: bool | dict[str, Action] = Field(
         False, description="true, false, or rules `pattern: freeze | train`; every parameter matches exactly one."
     )
-    input_projection: InputProjection | None = Field(None, description="MLP right after the embedding; none if left out.")
+    input_projection: InputProjection | None = Field(
+        None, description="MLP right after the embedding; none if left out."
+    )
 
     @field_validator("freeze", mode="plain")
     @classmethod
@@ -96,12 +100,16 @@ class TowerSpec(Strict):
         data = dict(self.config)
         # Path.exists raises on a name that is too long for the file system.
         if self.weights is not None and not os.path.exists(self.weights):  # noqa: PTH110
-            return None, [(("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder")]
+            return None, [
+                (("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder")
+            ]
         if self.weights is not None and self.weights.is_dir() and not self.config:
             try:
                 data = cls.from_folder(self.weights).model_dump(exclude_unset=True)
             except ValidationError as failure:
-                found = (": ".join(filter(None, (dotted(place), message))) for place, message in complaints_of(cls, failure))
+                found = (
+                    ": ".join(filter(None, (dotted(place), message))) for place, message in complaints_of(cls, failure)
+                )
                 return None, [(("weights",), f"the config in {str(self.weights)!r}: {problem}") for problem in found]
             except ValueError as error:
                 return None, [(("weights",), str(error))]
@@ -154,7 +162,11 @@ class TowerSpec(Strict):
         none = [name for name, found in matches.items() if not found]
         if none:
             wrong.append(f"no rule matches {_some(none)}; add a pattern for it")
-        wrong += [f"{name!r} is matched by {len(m)} rules ({', '.join(m)}); expected one" for name, m in matches.items() if len(m) > 1][:5]
+        wrong += [
+            f"{name!r} is matched by {len(m)} rules ({', '.join(m)}); expected one"
+            for name, m in matches.items()
+            if len(m) > 1
+        ][:5]
         if wrong:
             raise ValueError("; ".join(wrong))
         return {name: rules[found[0]] == "freeze" for name, found in matches.items()}
@@ -166,7 +178,9 @@ class LinkSpec(Strict):
     kind: str = Field(description="Registered kind of link (`zippkit links` lists them).")
     source: str = Field(alias="from", description="The tower that is read.")
     target: str = Field(alias="into", description="The tower that is rewritten.")
-    name: Name | None = Field(None, description="Needed where two links join the same towers; `<from>_to_<into>` if left out.")
+    name: Name | None = Field(
+        None, description="Needed where two links join the same towers; `<from>_to_<into>` if left out."
+    )
     every: int | None = Field(None, gt=0, description="Act after target layers i, 2i, 3i, ...")
     source_every: int | None = Field(
         None, gt=0, description="Read the source after layers j, 2j, ...; the same relative depth if left out."
@@ -217,7 +231,9 @@ class CompositionSpec(Strict):
 
     name: Name = Field(description="Name of the composition.")
     towers: dict[Name, TowerSpec] = Field(min_length=1, description="Towers by name.")
-    links: list[LinkSpec] = Field(default_factory=list, description="Links, in the order in which they act on a shared site.")
+    links: list[LinkSpec] = Field(
+        default_factory=list, description="Links, in the order in which they act on a shared site."
+    )
 
     def complaints(self) -> Iterator[Complaint]:
         """Everything wrong below the level of keys and types: kinds, configs, names, frames, freeze rules, shapes."""

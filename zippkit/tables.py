@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from zippkit.evaluate import TaskScore
 from zippkit.run_folder import RunFolder
@@ -23,9 +24,11 @@ def show(*tables: Table) -> None:
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        words = i == 0 or column == "claim"
+        table.add_column(column, justify="left" if words else "right")
     for row in rows:
-        table.add_row(*row)
+        # Text, so that square brackets are not read as styles.
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -33,7 +36,7 @@ def answers_table(task: TaskScore, n_examples: int) -> Table:
     """References beside hypotheses."""
     table = Table("example", "reference", "hypothesis", title=task.task, title_justify="left")
     for answer in task.answers[:n_examples]:
-        table.add_row(answer.id, answer.reference, answer.hypothesis)
+        table.add_row(Text(answer.id), Text(answer.reference), Text(answer.hypothesis))
     return table
 
 

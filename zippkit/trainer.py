@@ -194,7 +194,9 @@ class _PhaseRun:
             set_rate(self.optimizer, factor)
             waiting.append(step_on(batch.to(self.device.device())))
             self.step += 1
-            save = self.stop.asked or self.step % self.phase.save_every == 0 or self.step == self.phase.steps
+            # Looked at once: a signal may arrive at any moment below.
+            stop = self.stop.asked
+            save = stop or self.step % self.phase.save_every == 0 or self.step == self.phase.steps
             if save or self.step % self.phase.log_every == 0:
                 values = self._read(waiting)
                 waiting.clear()
@@ -204,7 +206,7 @@ class _PhaseRun:
                 advance(self.step, f"loss {values['total']:.3f}  {rate:.0f} tokens/s")
             if save:
                 self._save()
-            if self.stop.asked:
+            if stop:
                 raise InterruptedRunError(
                     f"stopped after step {self.step} of {self.label}; start again to go on from there"
                 )

@@ -130,7 +130,9 @@ def _parse(text: str, file: str) -> Document:
     if reader.problems:
         raise SpecError(reader.problems)
     if not isinstance(data, dict):
-        raise SpecError([Problem(file, reader.lines[()], "", f"expected a mapping of keys to values, got {type(data).__name__}")])
+        raise SpecError(
+            [Problem(file, reader.lines[()], "", f"expected a mapping of keys to values, got {type(data).__name__}")]
+        )
     return Document(file, data, reader.lines)
 
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from zippkit.data import audio
 from zippkit.data.audio import Wave
@@ -55,9 +56,7 @@ def prepare(
     """
     refuse_to_overwrite(Path(out), overwrite)
     read = reader(kind) if isinstance(kind, str) else kind
-    accepted = list(inspect.signature(read).parameters)[1:]
-    for option in set(options or ()).difference(accepted):
-        raise DataError(f"corpus kind {_name(kind)} has no option {option!r}{did_you_mean(option, accepted)}")
+    _check_options(kind, read, options or {})
     recordings = _drawn(list(read(Path(root), **(options or {}))), limit, seed)
     if not recordings:
         raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
@@ -88,6 +87,20 @@ def prepare(
         skipped=check.bad,
         overwrite=overwrite,
     )
+
+
+def _check_options(kind: str | Callable[..., Iterable[Recording]], read: Any, options: Mapping[str, Any]) -> None:
+    """Compare the options with the reader's own; types are known of zippkit's readers only."""
+    accepted = list(inspect.signature(read).parameters)[1:]
+    types = get_type_hints(read) if isinstance(kind, str) else {}
+    for option, value in options.items():
+        if option not in accepted:
+            raise DataError(f"corpus kind {_name(kind)} has no option {option!r}{did_you_mean(option, accepted)}")
+        try:
+            TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise DataError(f"corpus kind {_name(kind)}: option {option} is {value!r}: {reason}") from None
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from torch import nn
 
 from zippkit.composition import Composition
 from zippkit.verify.probe import DRAWS, batches, learn, wake
@@ -16,7 +17,7 @@ def every_parameter_is_reached(zipped: Composition) -> str:
     """Certificate C7: one dry step with a loss on every tower, on a copy in which no parameter is zero.
 
     Raises:
-        RefutedError: names the parameters whose gradient is None or all zeros.
+        RefutedError: names the parameters whose gradient is None, all zeros, or not finite.
     """
     model = copy.deepcopy(zipped.model).eval()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -27,7 +28,12 @@ def every_parameter_is_reached(zipped: Composition) -> str:
         wake(model, seed)
         for batch in batches(zipped, seed):
             learn(zipped, model, batch)
-        missed = [name for name in missed if (grad := trained[name].grad) is None or not grad.any()]
+        missed = [name for name in missed if not _is_reached(trained[name])]
     if missed:
-        raise RefutedError(f"no gradient reaches {some(missed)}")
+        raise RefutedError(f"no gradient (or zero, or not finite) reaches {some(missed)}")
     return f"{len(trained)} trained parameters" if trained else "nothing is trained"
+
+
+def _is_reached(parameter: nn.Parameter) -> bool:
+    grad = parameter.grad
+    return grad is not None and bool(grad.any()) and bool(grad.isfinite().all())

@@ -17,7 +17,7 @@ from zippkit.graph import LinkSite
 from zippkit.model import ZippedModel
 from zippkit.plan import Plan
 
-DRAWS = 3
+DRAWS = 8
 """How often a probe that found nothing is drawn again: a ReLU may be shut, or a token without effect, once."""
 
 

@@ -1,0 +1,118 @@
+"""A dataset seen through tasks, and what is refused before a step is taken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import WORDS, examples, spec, write_data
+
+from zippkit.config import TowerConfig
+from zippkit.data.dataset import Dataset, write_dataset
+from zippkit.data.text import ByteTokenizer, train_words
+from zippkit.errors import DataError
+from zippkit.recipe import Task
+from zippkit.spec import CompositionSpec
+from zippkit.tasks import TaskData, check_tokenizers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_data(tmp_path_factory.mktemp("tasks") / "data")
+
+
+def towers(**changes: dict[str, object]) -> dict[str, TowerConfig]:
+    made = spec()
+    for name, change in changes.items():
+        made["towers"][name]["config"] |= change
+    return {name: tower.settings for name, tower in CompositionSpec.model_validate(made).towers.items()}
+
+
+def test_a_task_gives_its_segments_in_order_and_the_loss_to_the_last(data: Dataset) -> None:
+    task = TaskData(Task(("speech",), "text"), data, data.split("train"))
+    assert len(task) == 24
+    for i, example in enumerate(examples(24, 0)):
+        speech, text = task.segments(i)
+        assert (speech.tower, speech.loss, text.tower, text.loss) == ("speech", False, "text", True)
+        assert np.array_equal(speech.tokens, example.items["speech"])
+        assert text.tokens == [3 + WORDS.index(word) for word in str(example.items["text"]).split()]
+        (prompt,) = task.prompt(i)
+        assert (prompt.tower, prompt.tokens.tolist()) == ("speech", speech.tokens.tolist())
+        assert task.lengths[i] == len(speech.tokens) >= len(text.tokens)
+    assert task.ids([3, 1]) == ("0-003", "0-001")
+
+
+def test_a_tower_s_own_modality_is_a_task_without_a_prompt(data: Dataset) -> None:
+    task = TaskData(Task((), "text"), data, data.split("test"))
+    assert task.prompt(0) == []
+    assert [segment.loss for segment in task.segments(0)] == [True]
+    assert task.lengths.tolist() == [len(str(example.items["text"]).split()) for example in examples(6, 1)]
+
+
+def test_data_that_fit_are_taken(data: Dataset) -> None:
+    check_tokenizers(data, towers())
+    check_tokenizers(data, towers(), data.fingerprints)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": {"vocab_size": 6}}, "text has 7 token ids, the tower 6; expected towers.text.config.vocab_size: 7"),
+        ({"speech": {"vocab_size": 7}}, "speech has 8 token ids, the tower 7"),
+    ],
+)
+def test_a_vocabulary_that_is_too_small(data: Dataset, changes: dict[str, dict[str, object]], message: str) -> None:
+    made = towers()
+    for name, change in changes.items():
+        made[name] = made[name].model_copy(update=change)
+    with pytest.raises(DataError, match=message):
+        check_tokenizers(data, made)
+
+
+def test_another_frame_or_a_modality_that_is_not_there(data: Dataset) -> None:
+    made = towers()
+    frame = made["speech"].frame
+    with pytest.raises(
+        DataError, match=r"text begins with 1 and ends with 2, .* expected towers.text.frame: {begin: 1, end: 2}"
+    ):
+        check_tokenizers(data, made | {"text": made["text"].model_copy(update={"frame": frame})})
+    with pytest.raises(DataError, match=r"no modality is called 'spech'; did you mean 'speech'\?"):
+        check_tokenizers(data, {"spech": made["speech"]})
+
+
+def test_tokens_of_another_tokenizer(data: Dataset, tmp_path: Path) -> None:
+    same_size = write_data(tmp_path / "words", words=[*WORDS[:-1], "zero"])
+    with pytest.raises(DataError, match=r"its text tokens were made by another tokenizer \([0-9a-f]{12}\)"):
+        check_tokenizers(same_size, towers(), data.fingerprints)
+    units = train_words(WORDS)
+    splits = {"train": examples(4, 0)}
+    assert (
+        check_tokenizers(write_dataset(tmp_path / "same", splits, {"text": units}), towers(), data.fingerprints) is None
+    )
+    with pytest.raises(DataError, match="text has 258 token ids"):
+        check_tokenizers(write_dataset(tmp_path / "bytes", splits, {"text": ByteTokenizer()}), towers())
+
+
+def test_a_sequence_that_is_too_long_is_named(data: Dataset) -> None:
+    task = TaskData(Task(("speech",), "text"), data, data.split("train"))
+    longest = int(task.lengths.argmax())
+    n_tokens = int(task.lengths[longest]) + 2
+    task.check_lengths(towers(speech={"max_len": n_tokens}, text={"max_len": 6}))
+    n_long = int((task.lengths + 2 > n_tokens - 1).sum())
+    expected = (
+        f"example 0-{longest:03d} has {n_tokens} speech tokens, and {n_long} of 24 examples have more than the "
+        f"{n_tokens - 1} that the tower takes"
+    )
+    with pytest.raises(DataError, match=expected):
+        task.check_lengths(towers(speech={"max_len": n_tokens - 1}))
+    with pytest.raises(DataError, match=r"6 text tokens, .* more than the 5"):
+        task.check_lengths(towers(text={"max_len": 5}))
+    task.check_lengths({name: config.model_copy(update={"max_len": None}) for name, config in towers().items()})
+
+
+def test_a_tower_that_comes_twice_needs_room_for_both(data: Dataset) -> None:
+    task = TaskData(Task(("text", "speech"), "text"), data, data.split("train"))
+    with pytest.raises(DataError, match="12 text tokens"):
+        task.check_lengths(towers(text={"max_len": 11}))
+    task.check_lengths(towers(text={"max_len": 12}))
