@@ -113,7 +113,7 @@ def _folder() -> Path:
 def finished_run() -> Path:
     """A run of a pre-training phase and a main one; look at it, but leave it as it is."""
     folder = _folder() / "finished"
-    phase = {"steps": 60, "batch_size": 12, "learning_rate": 2e-2, "save_every": 50}
+    phase = {"steps": 100, "batch_size": 12, "learning_rate": 2e-2, "save_every": 90}
     train(tiny_recipe(folder, phase, pretrain={"text": phase}), folder / "run")
     return folder / "run"
 
@@ -149,3 +149,9 @@ def demo_run() -> Path:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     train(load_recipe(folder / "recipe.yaml"), folder / "run")
     return folder / "run"
+
+
+def copied(run: Path, to: Path) -> Path:
+    """A copy of a run, its recipe and data beside it, to write into."""
+    shutil.copytree(run.parent, to)
+    return to / run.name

@@ -61,7 +61,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             }
             # A parameter that no step has reached yet has no state.
             if state:
-                if set(state) != {"step", "exp_avg", "exp_avg_sq"} or state["exp_avg"].shape != parameter.shape:
+                shapes = {key: tensor.shape for key, tensor in state.items()}
+                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
                     raise CheckpointError(f"{source}: the optimizer's state of {name} does not fit")
                 optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
     if left:
