@@ -20,7 +20,7 @@ import zippkit
 from zippkit.backend import backend
 from zippkit.batch import Batch, Segment
 from zippkit.composition import Composition
-from zippkit.generate import generate_batch
+from zippkit.generation import generate_batch
 from zippkit.optimizer import build_optimizer
 from zippkit.recipe import Phase, learning_rates
 from zippkit.step import build_step

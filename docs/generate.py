@@ -24,7 +24,7 @@ from zippkit import registry
 from zippkit.diagram import mermaid, svg
 from zippkit.errors import ZippkitError
 from zippkit.graph import build_graph
-from zippkit.load import check_spec, spec_of
+from zippkit.loading import check_spec, spec_of
 from zippkit.spec import CompositionSpec
 from zippkit.yaml_file import Place, read_yaml
 

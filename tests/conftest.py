@@ -1,77 +1,16 @@
-"""What the tests share: one hypothesis profile, tiny specs, and compositions whose links are not the identity."""
+"""One hypothesis profile and one thread for all tests."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-
-import zippkit
-from zippkit.spec import CompositionSpec
 
 # Derandomised: a run of the tests is a check of the code, not a lottery. Raise `max_examples` to go hunting.
 settings.register_profile(
     "zippkit", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("zippkit")
-
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-
-SPEC = """\
-name: tiny
-towers:
-  text:
-    kind: decoder
-    config: {vocab_size: 20, dim: 16, n_layers: 4, n_heads: 2}
-    frame: {begin: 18, end: 19}
-    freeze: true
-  speech:
-    kind: decoder
-    config: {vocab_size: 30, dim: 24, n_layers: 6, n_heads: 2}
-    frame: {begin: 28, end: 29}
-links:
-  - {kind: gated_cross_attention, from: speech, into: text, every: 2, config: {n_heads: 2}}
-  - {kind: gated_cross_attention, from: text, into: speech, every: 3, config: {n_heads: 2}}
-"""
-"""A sound spec; the tests break it line by line."""
-
-
-def tower(n_layers: int = 4, dim: int = 16, vocab_size: int = 20, config: Any = None, **more: Any) -> dict[str, Any]:
-    """A decoder whose last two ids are its frame."""
-    settings = {"vocab_size": vocab_size, "dim": dim, "n_layers": n_layers, "n_heads": 2, "ffn_dim": 2 * dim}
-    frame = {"begin": vocab_size - 2, "end": vocab_size - 1}
-    return {"kind": "decoder", "config": settings | (config or {}), "frame": frame, **more}
-
-
-def link(source: str, target: str, /, **more: Any) -> dict[str, Any]:
-    """A gated cross-attention; ``into`` and ``from`` cannot be Python keywords."""
-    base = {"kind": "gated_cross_attention", "from": source, "into": target, "config": {"n_heads": 2, "ffn_mult": 2}}
-    return base | more
-
-
-def make_spec(towers: dict[str, Any], links: list[dict[str, Any]] | None = None) -> CompositionSpec:
-    return CompositionSpec.model_validate({"name": "tiny", "towers": towers, "links": links or []})
-
-
-def make(towers: dict[str, Any], links: list[dict[str, Any]] | None = None) -> zippkit.Composition:
-    """A composition whose every parameter is random, gates included, so that its links do something."""
-    zipped = zippkit.compile(make_spec(towers, links))
-    randomise(zipped.model)
-    return zipped
-
-
-@torch.no_grad()
-def randomise(module: torch.nn.Module, seed: int = 0) -> None:
-    """Every parameter to a random value of a size at which states neither vanish nor explode."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        is_scale = "norm" in name and name.endswith("weight")
-        width = parameter.shape[-1] if parameter.dim() == 2 and "embed" not in name else 1
-        parameter.copy_(1 + 0.2 * noise if is_scale else noise / width**0.5)
 
 
 @pytest.fixture(autouse=True, scope="session")

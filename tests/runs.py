@@ -23,6 +23,7 @@ from zippkit.trainer import train
 from zippkit.weights import read_tensors
 
 DEMO = Path(__file__).parents[1] / "recipes" / "demo"
+SOUND = min((DEMO / "audio").glob("*.wav"))
 WORDS = ("four", "one", "three", "two")
 """In the order of their ids, which start at 3."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import link, make, make_spec, tower
+from compositions import link, make, make_spec, tower
 
 import zippkit
 from zippkit.checkpoint import (
@@ -27,7 +27,7 @@ from zippkit.checkpoint import (
 )
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 from zippkit.weights import write_tensors
 
 LINKS = [link("speech", "text", every=1)]

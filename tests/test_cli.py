@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 from pydantic import BaseModel
-from runs import DEMO, command, copied, demo_run, finished_run, spec, tiny_recipe, write_recipe, zippkit
+from runs import DEMO, SOUND, command, copied, demo_run, finished_run, spec, tiny_recipe, write_recipe, zippkit
 
 from zippkit import cli
 from zippkit.config import Strict
@@ -28,7 +28,6 @@ from zippkit.spec import CompositionSpec
 from zippkit.trainer import train
 
 SPEC, RECIPE = DEMO / "spec.yaml", DEMO / "recipe.yaml"
-SOUND = DEMO / "audio" / "two_five_zero.wav"
 COMMANDS = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
 
 

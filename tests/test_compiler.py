@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SPEC, link, make_spec, tower
+from compositions import SPEC, link, make_spec, tower
 from zippkit_towers.decoder_config import DecoderConfig
 
 import zippkit
@@ -16,7 +16,7 @@ from zippkit.checkpoint import write_tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, SpecError
 from zippkit.layers import ResidualMLP
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 from zippkit.registry import UnknownKindError
 from zippkit.spec import CompositionSpec
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHARED_DATA, make_spec, randomise, tower
+from compositions import SHARED_DATA, make_spec, randomise, tower
 from torch import Tensor
 from zippkit_towers.decoder import Decoder
 from zippkit_towers.decoder_config import DecoderConfig
@@ -17,7 +17,7 @@ from zippkit_towers.decoder_config import DecoderConfig
 from zippkit.batch import TowerBatch
 from zippkit.compiler import build_tower
 from zippkit.errors import CheckpointError, SpecError
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 from zippkit.masks import cache_mask
 from zippkit.spec import TowerSpec
 from zippkit.weights import read_tensors, write_tensors

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 import networkx as nx
 import pytest
-from conftest import link, make_spec, tower
+from compositions import link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

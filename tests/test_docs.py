@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SPEC
+from compositions import SPEC
 
 from zippkit.diagram import drawn_sites
 from zippkit.spec import CompositionSpec, InputProjection, LinkSpec, Projection, Site, TowerSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import link, make_spec, tower
+from compositions import link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

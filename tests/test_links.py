@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomise
+from compositions import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from conftest import link, make_spec, tower
+from compositions import link, make_spec, tower
 from zippkit_towers.decoder_config import DecoderConfig
 
 from zippkit.batch import Batch, Segment, collate

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import link, make, tower
+from compositions import link, make, tower
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F

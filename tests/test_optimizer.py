@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import link, make, tower
+from compositions import link, make, tower
 from torch import Tensor
 
 from zippkit.composition import Composition

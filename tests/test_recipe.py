@@ -12,7 +12,7 @@ from runs import spec, write_recipe
 
 from zippkit.compiler import build_model
 from zippkit.errors import SpecError, ZippkitError
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 from zippkit.recipe import (
     LEARNING_RATE_FROZEN,
     LEARNING_RATE_UNFROZEN,

@@ -14,10 +14,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from conftest import link, tower
+from compositions import link, tower
 
 import zippkit.plots
 import zippkit.report
+from zippkit.certificates import Certificate, Report, verify
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.text import train_words
@@ -28,7 +29,6 @@ from zippkit.plots import loss_curve
 from zippkit.recipe import load_recipe
 from zippkit.report import marked, write_report
 from zippkit.run_folder import RunFolder
-from zippkit.verify import Certificate, Report, verify
 
 HOSTILE = "</td><script>alert('x')</script> & \x00\x1b[31m \ud800 \ufffe"
 HTML = "{http://www.w3.org/1999/xhtml}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import DEMO, demo_run, finished_run
+from runs import DEMO, SOUND, demo_run, finished_run
 
 import zippkit.speak
 from zippkit.batch import Segment
@@ -17,8 +17,6 @@ from zippkit.data.dataset import Dataset
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import ZippkitError
 from zippkit.speak import answer
-
-SOUND = DEMO / "audio" / "two_five_zero.wav"
 
 
 def answers(run: Path, **given: Any) -> list[str]:

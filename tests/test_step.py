@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import link, make, tower
+from compositions import link, make, tower
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from zippkit.backend import CPU, backend

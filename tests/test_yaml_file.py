@@ -7,7 +7,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from conftest import SPEC
+from compositions import SPEC
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

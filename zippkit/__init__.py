@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zippkit.batch import Segment as Segment
+    from zippkit.certificates import verify as verify
     from zippkit.composition import Composition as Composition
     from zippkit.composition import compile as compile
+    from zippkit.composition import load as load
     from zippkit.errors import SpecError as SpecError
     from zippkit.errors import ZippkitError as ZippkitError
-    from zippkit.load import load_spec as load_spec
+    from zippkit.generation import generate as generate
+    from zippkit.loading import load_spec as load_spec
     from zippkit.spec import CompositionSpec as CompositionSpec
 
 # Imported on first use: `zippkit check` must not wait for torch.
@@ -22,7 +25,10 @@ _HOMES = {
     "SpecError": "errors",
     "ZippkitError": "errors",
     "compile": "composition",
-    "load_spec": "load",
+    "generate": "generation",
+    "load": "composition",
+    "load_spec": "loading",
+    "verify": "certificates",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

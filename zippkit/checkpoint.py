@@ -14,7 +14,7 @@ import yaml
 from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, SpecError
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 from zippkit.spec import CompositionSpec
 from zippkit.tower import Tower
 from zippkit.weights import load_into, read_tensors, write_tensors

@@ -76,7 +76,7 @@ def plan(
     Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
     """
     from zippkit.graph import build_graph
-    from zippkit.load import load_spec
+    from zippkit.loading import load_spec
     from zippkit.plan import build_plan
     from zippkit.recipe import Task
 
@@ -100,7 +100,7 @@ def diagram(
     """
     from zippkit.diagram import write_diagram
     from zippkit.graph import build_graph
-    from zippkit.load import load_spec
+    from zippkit.loading import load_spec
 
     spec = load_spec(file, overrides or ())
     write_diagram(spec, build_graph(spec), out)
@@ -113,9 +113,9 @@ def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False)
 
     Example: zippkit verify recipes/demo/spec.yaml
     """
+    from zippkit.certificates import verify as prove
     from zippkit.composition import compile, load
-    from zippkit.load import load_spec
-    from zippkit.verify import verify as prove
+    from zippkit.loading import load_spec
 
     report = prove(load(file) if file.is_dir() else compile(load_spec(file, overrides or ())))
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
@@ -131,7 +131,7 @@ def recipe(file: SpecFile, overrides: Overrides = None) -> None:
     """
     import yaml
 
-    from zippkit.load import load_spec
+    from zippkit.loading import load_spec
     from zippkit.recipe import derived_recipe, dump
 
     print(yaml.safe_dump(dump(derived_recipe(load_spec(file, overrides or ()))), sort_keys=False), end="")
@@ -201,7 +201,7 @@ def generate(
 ) -> None:
     """Continue sound or text in other modalities.
 
-    Example: zippkit generate runs/demo recipes/demo/audio/two_five_zero.wav
+    Example: zippkit generate runs/demo recipes/demo/audio/seven_nine_eight.wav
     """
     from zippkit.speak import answer
 

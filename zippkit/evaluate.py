@@ -13,7 +13,7 @@ from zippkit.backend import backend
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
-from zippkit.generate import generate_batch
+from zippkit.generation import generate_batch
 from zippkit.progress import progress
 from zippkit.recipe import Recipe, Task
 from zippkit.run_folder import RunFolder

@@ -14,19 +14,16 @@ def frozen_hashes(model: ZippedModel) -> dict[str, str]:
     return fingerprint(model.frozen_tensors().items())
 
 
-def moved(before: Mapping[str, str], model: ZippedModel) -> list[str]:
-    """Names of the frozen tensors that are not what they were."""
-    after = frozen_hashes(model)
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-
-
 def check_frozen(before: Mapping[str, str], model: ZippedModel) -> None:
     """Compare with hashes taken earlier.
 
     Raises:
-        ZippkitError: names every frozen tensor that moved.
+        ZippkitError: names every tensor that moved, and those that are not frozen any more or were not then.
     """
-    names = moved(before, model)
-    if names:
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        raise ZippkitError(f"frozen tensors have changed, so this run is stopped and not saved: {shown}")
+    after = frozen_hashes(model)
+    wrong = [f"{name} has moved" for name in before if name in after and after[name] != before[name]]
+    wrong += [f"{name} is not frozen any more" for name in before if name not in after]
+    wrong += [f"{name} was not frozen at first" for name in after if name not in before]
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise ZippkitError(f"frozen weights must not change: {shown}")

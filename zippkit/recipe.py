@@ -11,7 +11,7 @@ from pydantic import Field
 
 from zippkit.config import Strict
 from zippkit.errors import Problem, SpecError, ZippkitError, did_you_mean
-from zippkit.load import beside, load_spec, spec_of
+from zippkit.loading import beside, load_spec, spec_of
 from zippkit.spec import CompositionSpec, Name, TowerSpec
 from zippkit.validation import Complaint, validate
 from zippkit.yaml_file import Document, Place, read_yaml

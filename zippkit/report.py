@@ -22,6 +22,7 @@ import torch
 
 from zippkit.backend import backend
 from zippkit.batch import Batch, Segment
+from zippkit.certificates import verify
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.diagram import svg
@@ -31,7 +32,6 @@ from zippkit.metrics import read_metrics
 from zippkit.recipe import Recipe
 from zippkit.run_folder import RunFolder
 from zippkit.tasks import TaskData, check_tokenizers
-from zippkit.verify import verify
 
 MOST_EXAMPLES, MOST_WRONG = 20, 15
 """Answers shown for a task, and how many of them may be wrong while there are right ones to show."""

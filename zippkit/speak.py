@@ -11,7 +11,7 @@ from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import ZippkitError
-from zippkit.generate import generate
+from zippkit.generation import generate
 from zippkit.run_folder import RunFolder
 
 

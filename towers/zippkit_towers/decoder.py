@@ -99,8 +99,8 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), index, context)
-        hidden = hidden + self.mlp(self.post_attention_layernorm(hidden))
-        return hidden
+        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + fed
 
 
 class Decoder(Tower):

@@ -24,7 +24,7 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
     Raises:
         DataError: the file is missing, broken, cut short, has no samples, or holds NaN or infinity.
     """
-    import soundfile  # noqa: PLC0415
+    import soundfile
 
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file")
@@ -57,7 +57,7 @@ def _riff_is_cut(path: Path) -> bool:
 
 def write_audio(path: str | Path, wave: Wave, rate: int) -> None:
     """Write 16-bit PCM in the format that the suffix names (.wav, .flac); samples beyond +-1 are clipped."""
-    import soundfile  # noqa: PLC0415
+    import soundfile
 
     soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
 
@@ -66,7 +66,7 @@ def resample(wave: Wave, rate: int, to: int) -> Wave:
     """``wave`` from ``rate`` to ``to`` Hz, band-limited; unchanged where the two are equal."""
     if rate == to:
         return wave
-    import librosa  # noqa: PLC0415
+    import librosa
 
     resampled: Wave = librosa.resample(wave, orig_sr=rate, target_sr=to, res_type="soxr_hq")
     return resampled.astype(np.float32)
@@ -78,7 +78,7 @@ def mel_filters(rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
     Raises:
         DataError: a filter is narrower than a frequency bin and would always read zero.
     """
-    import librosa  # noqa: PLC0415
+    import librosa
 
     with warnings.catch_warnings():
         # Said below as an error, with the fix.
@@ -94,7 +94,7 @@ def mel_filters(rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
 
 def log_mel(wave: Wave, filters: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
     """(T, n_mels) natural logarithm of mel magnitudes, one frame every ``hop`` samples, T = 1 + N // hop."""
-    import librosa  # noqa: PLC0415
+    import librosa
 
     n_fft = 2 * (filters.shape[1] - 1)
     padded = np.pad(wave, (0, max(0, n_fft - len(wave))))
@@ -108,7 +108,7 @@ def mel_to_sound(mel: NDArray[np.float32], rate: int, n_fft: int, hop: int, *, s
 
     Griffin and Lim (1984), in the fast variant of Perraudin et al. (2013); phases start as ``seed`` draws them.
     """
-    import librosa  # noqa: PLC0415
+    import librosa
 
     if len(mel) < 2:
         return np.zeros(0, np.float32)

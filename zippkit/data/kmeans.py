@@ -57,8 +57,8 @@ def cluster(
     Raises:
         DataError: there are fewer different rows than clusters.
     """
-    from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415
-    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     n_different = len({hash(row.tobytes()) for row in rows})
     if n_different < n_clusters:

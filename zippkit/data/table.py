@@ -68,7 +68,7 @@ class Split:
         Raises:
             DataError: no such modality.
         """
-        import pyarrow.compute as pc  # noqa: PLC0415
+        import pyarrow.compute as pc
 
         if modality not in self.modalities:
             raise DataError(f"{self.path}: no modality {modality!r}{did_you_mean(modality, self.modalities)}")
@@ -79,7 +79,7 @@ class Split:
 
     @cached_property
     def _columns(self) -> dict[str, pyarrow.Array]:
-        import pyarrow.parquet  # noqa: PLC0415
+        import pyarrow.parquet
 
         try:
             table = pyarrow.parquet.read_table(self.path)
@@ -117,7 +117,7 @@ def write_rows(path: Path, examples: Iterable[Example]) -> tuple[int, dict[str, 
     Raises:
         DataError: no examples, equal ids, modalities that differ between examples, or ids outside 0 to 65535.
     """
-    import pyarrow.parquet  # noqa: PLC0415
+    import pyarrow.parquet
 
     stream = iter(examples)
     first = next(stream, None)

@@ -122,7 +122,7 @@ class FileTokenizer:
 
 def train_words(texts: Iterable[str]) -> FileTokenizer:
     """One id per word that occurs in ``texts``, words being what spaces part; others read as ``<unk>``."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers  # noqa: PLC0415
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
     begin, end = FRAME_TOKENS[0]
     special = [UNKNOWN, begin, end]
@@ -150,7 +150,7 @@ def load_text_tokenizer(
     """
     if str(path) == "bytes":
         return ByteTokenizer()
-    from tokenizers import Tokenizer  # noqa: PLC0415
+    from tokenizers import Tokenizer
 
     file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
     try:

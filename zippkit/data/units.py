@@ -164,7 +164,7 @@ class UnitTokenizer:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, the config in its metadata."""
-        from safetensors.numpy import save_file  # noqa: PLC0415
+        from safetensors.numpy import save_file
 
         tensors: dict[str, NDArray[Any]] = {"codebook": self.codebook, "mean": self.mean, "std": self.std}
         save_file(tensors, path, metadata={_METADATA_KEY: self.config.model_dump_json()})
@@ -176,7 +176,7 @@ class UnitTokenizer:
         Raises:
             DataError: the file is missing, cut short, or something else.
         """
-        from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+        from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="numpy") as file:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from zippkit.batch import TowerBatch, collate
+from zippkit.certificates.probe import Draws, jitter
+from zippkit.certificates.report import some
 from zippkit.config import Frame, LinkConfig, TowerConfig
 from zippkit.layers import mlp
 from zippkit.links.base import Link, Memory
 from zippkit.masks import cross_mask
 from zippkit.testing.checks import differs, off, repeated, run_checks, unreached
-from zippkit.verify.probe import Draws, jitter
-from zippkit.verify.report import some
 
 ROWS = ("stst", "tsts", "t", "s", "ts", "st")
 """Segments of source and target: rows in which all, some or no target tokens see something, padding on both sides."""

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from zippkit.batch import Batch, TowerBatch, collate
+from zippkit.certificates.probe import Draws, jitter, real
+from zippkit.certificates.report import some
 from zippkit.config import Frame, TowerConfig
 from zippkit.masks import cache_mask, describe_self, self_mask
 from zippkit.testing.checks import SkippedCheck, columns, differs, off, repeated, run_checks, unreached
-from zippkit.tower import Tower
-from zippkit.verify.probe import Draws, jitter, real
-from zippkit.verify.report import some
-from zippkit.verify.unimodal import run_alone
+from zippkit.tower import Tower, tower_logits
 from zippkit.weights import write_tensors
 
 
@@ -71,7 +70,7 @@ class _Case:
 
     @torch.no_grad()
     def logits(self, inputs: TowerBatch) -> Tensor:
-        return run_alone(self.tower, inputs)
+        return tower_logits(self.tower, inputs)
 
 
 @torch.no_grad()
@@ -170,7 +169,7 @@ def _stepped(tower: Tower, inputs: TowerBatch, n_given: int) -> Tensor:
 def _gradients(case: _Case) -> Iterator[str]:
     tower = copy.deepcopy(case.tower)
     jitter(p for p in tower.parameters() if p.requires_grad and not p.any())
-    loss = run_alone(tower, case.inputs(2, 1, 2)).float().square().sum()
+    loss = tower_logits(tower, case.inputs(2, 1, 2)).float().square().sum()
     if not loss.requires_grad:
         raise SkippedCheck("every parameter is frozen")
     loss.backward()  # type: ignore[no-untyped-call]

@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
 
+from zippkit.certificates.probe import batches, learn
+from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
-from zippkit.model import ZippedModel
-from zippkit.verify.probe import batches, learn
-from zippkit.verify.report import RefutedError, some
-from zippkit.weights import fingerprint
+from zippkit.frozen import check_frozen, frozen_hashes
 
 STEPS = 2
-
-
-def frozen_hashes(model: ZippedModel) -> dict[str, str]:
-    """SHA-256 of every frozen parameter and buffer, by name."""
-    return fingerprint(model.frozen_tensors().items())
-
-
-def check_frozen(before: Mapping[str, str], model: ZippedModel) -> None:
-    """Compare with what `frozen_hashes` gave at the start.
-
-    Raises:
-        ZippkitError: names every tensor that moved, and those that are not frozen any more or were not then.
-    """
-    after = frozen_hashes(model)
-    wrong = [f"{name} has moved" for name in before if name in after and after[name] != before[name]]
-    wrong += [f"{name} is not frozen any more" for name in before if name not in after]
-    wrong += [f"{name} was not frozen at first" for name in after if name not in before]
-    if wrong:
-        raise ZippkitError(f"frozen weights must not change: {some(wrong)}")
 
 
 @torch.enable_grad()

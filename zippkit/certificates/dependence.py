@@ -7,11 +7,11 @@ from torch import Tensor
 
 from zippkit import masks
 from zippkit.batch import Batch, TowerBatch
+from zippkit.certificates.probe import Draws, knows, layouts, position, real
+from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
 from zippkit.graph import LinkSite
 from zippkit.plan import Op, Plan
-from zippkit.verify.probe import Draws, knows, layouts, position, real
-from zippkit.verify.report import RefutedError
 
 
 def check_order(zipped: Composition) -> None:

@@ -1,6 +1,6 @@
 """C1: no position sees the future, through any chain of links.
 
-First on the plan and its masks alone (`zippkit.verify.dependence`), then on a copy whose links are awake: every token
+First on the plan and its masks alone (`dependence.py`), then on a copy whose links are awake: every token
 is replaced in turn, and whatever must not notice has to stay as it is to the last bit. To agree that far, two runs must
 have the same shapes and every row its own place in the batch, so each trial is a pair of such batches.
 """
@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from zippkit.batch import Batch
-from zippkit.composition import Composition
-from zippkit.graph import LinkSite
-from zippkit.model import ZippedModel
-from zippkit.plan import Op, Plan
-from zippkit.verify.dependence import check_dependence, check_order
-from zippkit.verify.probe import (
+from zippkit.certificates.dependence import check_dependence, check_order
+from zippkit.certificates.probe import (
     DRAWS,
     Draws,
     acting_sites,
@@ -33,7 +29,11 @@ from zippkit.verify.probe import (
     wake,
     woken,
 )
-from zippkit.verify.report import RefutedError
+from zippkit.certificates.report import RefutedError
+from zippkit.composition import Composition
+from zippkit.graph import LinkSite
+from zippkit.model import ZippedModel
+from zippkit.plan import Op, Plan
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
+from zippkit.certificates.probe import DRAWS, batches, learn, wake
+from zippkit.certificates.report import RefutedError, some
 from zippkit.composition import Composition
-from zippkit.verify.probe import DRAWS, batches, learn, wake
-from zippkit.verify.report import RefutedError, some
 
 
 @torch.enable_grad()

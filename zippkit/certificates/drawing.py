@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from zippkit import diagram
+from zippkit.certificates.probe import acting_sites
+from zippkit.certificates.report import RefutedError, some
 from zippkit.composition import Composition
 from zippkit.graph import LinkSite
-from zippkit.verify.probe import acting_sites
-from zippkit.verify.report import RefutedError, some
 
 
 def diagrams_draw_the_sites(zipped: Composition) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import link, make, tower
+from compositions import link, make, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from zippkit_towers.decoder_config import DecoderConfig
@@ -17,7 +17,7 @@ from zippkit_towers.decoder_config import DecoderConfig
 from zippkit.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
-from zippkit.generate import generate, generate_batch
+from zippkit.generation import generate, generate_batch
 from zippkit.tower import tower_logits
 
 MAX_LEN = 15

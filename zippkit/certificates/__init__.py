@@ -7,16 +7,16 @@ from collections.abc import Callable, Collection
 
 import torch
 
+from zippkit.certificates.causality import sees_no_future
+from zippkit.certificates.drawing import diagrams_draw_the_sites
+from zippkit.certificates.frozen import frozen_tensors_rest
+from zippkit.certificates.gradients import every_parameter_is_reached
+from zippkit.certificates.report import Certificate, RefutedError, Report
+from zippkit.certificates.unimodal import towers_alone_are_untouched
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError, did_you_mean
-from zippkit.verify.causality import sees_no_future
-from zippkit.verify.drawing import diagrams_draw_the_sites
-from zippkit.verify.frozen import check_frozen, frozen_hashes, frozen_tensors_rest
-from zippkit.verify.gradients import every_parameter_is_reached
-from zippkit.verify.report import Certificate, RefutedError, Report
-from zippkit.verify.unimodal import towers_alone_are_untouched
 
-__all__ = ["CERTIFICATES", "Certificate", "Report", "check_frozen", "frozen_hashes", "verify"]
+__all__ = ["CERTIFICATES", "Certificate", "Report", "verify"]
 
 Prove = Callable[[Composition], str]
 """Says what was shown, or raises RefutedError; leaves the composition as it is. The caller forks the random state."""

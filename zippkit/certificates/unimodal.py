@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zippkit import masks
-from zippkit.batch import Batch, TowerBatch
+from zippkit.batch import Batch
+from zippkit.certificates.probe import Draws, acting_sites, mixed_rows, position, real, through, to_device, woken
+from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
 from zippkit.model import ZippedModel
 from zippkit.plan import Plan
-from zippkit.tower import Tower
-from zippkit.verify.probe import Draws, acting_sites, mixed_rows, position, real, through, to_device, woken
-from zippkit.verify.report import RefutedError
+from zippkit.tower import tower_logits
 
 
 @torch.no_grad()
@@ -35,14 +34,6 @@ def towers_alone_are_untouched(zipped: Composition) -> str:
     return f"{len(zipped.graph.towers)} towers, in batches of their own and beside multimodal rows"
 
 
-def run_alone(tower: Tower, inputs: TowerBatch) -> Tensor:
-    """Logits (B, T, V) of a tower by itself."""
-    hidden, context = tower.start(inputs, masks.self_mask(inputs, tower.config.causal))
-    for index in range(tower.config.n_layers):
-        hidden = tower.layer(index, hidden, context)
-    return tower.head(hidden)
-
-
 @dataclass(frozen=True)
 class _Case:
     """One tower's unimodal rows in one batch."""
@@ -56,7 +47,7 @@ class _Case:
     def demand_equal(self, where: str) -> None:
         """The zipped model must give these rows the logits that the tower alone gives the same batch."""
         name, inputs = self.name, self.batch.towers[self.name]
-        expected = run_alone(self.model.tower(name), inputs)
+        expected = tower_logits(self.model.tower(name), inputs)
         wrong = self._differing(self.model(self.batch)[name], expected).nonzero()
         if len(wrong):
             place = position(name, inputs, *wrong[0].tolist())
@@ -74,7 +65,7 @@ class _Case:
         others = real(inputs)
         others[list(self.rows)] = False
         changed = self.draws.changed(self.batch, {name: others}).towers[name]
-        if self._differing(run_alone(model.tower(name), changed), expected).any():
+        if self._differing(tower_logits(model.tower(name), changed), expected).any():
             return f"{name} mixes the rows of a batch"
         if self._differs(through(model.plan, name), expected):
             projected = name in model.input_projections

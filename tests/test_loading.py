@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SPEC
+from compositions import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zippkit.errors import SpecError, ZippkitError
-from zippkit.load import load_spec
+from zippkit.loading import load_spec
 
 
 @pytest.fixture(scope="session")

@@ -9,23 +9,24 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from conftest import link, make_spec, tower
+from compositions import link, make_spec, tower
 from torch import Tensor, nn
 from zippkit_towers.decoder import Context, Decoder
 from zippkit_towers.decoder_config import DecoderConfig
 
 import zippkit
 from zippkit import diagram, masks, registry
+from zippkit.certificates import verify
+from zippkit.certificates.probe import Draws
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
+from zippkit.frozen import check_frozen, frozen_hashes
 from zippkit.graph import LinkSite
 from zippkit.links.base import Memory
 from zippkit.links.gated_cross_attention import GatedCrossAttention
 from zippkit.masks import Staircase, Step
 from zippkit.model import ZippedModel
 from zippkit.plan import Plan
-from zippkit.verify import check_frozen, frozen_hashes, verify
-from zippkit.verify.probe import Draws
 from zippkit.weights import fingerprint
 
 RULES = {"layers.0.*": "freeze", "layers.[1-9].*": "train", "embed*": "freeze", "norm*": "train"}
@@ -326,6 +327,7 @@ def test_a_self_mask_that_is_off_is_caught(place: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(place, everything)
     if "self_mask" in place:
         monkeypatch.setattr("zippkit.model.self_mask", everything)
+        monkeypatch.setattr("zippkit.tower.self_mask", everything)
     name, detail = only_failure(two())
     assert name == "C1"
     assert "first at `layer text[1]`" in detail
