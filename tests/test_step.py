@@ -159,3 +159,21 @@ def test_the_device_is_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert backend("auto").device() == backend("cuda").device() == torch.device("cuda")
     assert backend("cpu").device() == torch.device("cpu")
+
+
+def test_a_phase_asks_its_device_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dynamo's own checks and torch's eager kernels, so that nothing but the numbers is compared."""
+    asked: list[Any] = []
+
+    def compile_eagerly(self: CPU, function: Any) -> Any:
+        asked.append(function)
+        return torch.compile(function, dynamic=False, fullgraph=True, backend="eager")
+
+    monkeypatch.setattr(CPU, "compile", compile_eagerly)
+    zipped = small()
+    batch = bucketed(zipped, 0)
+    plain = prepared(small())[1](batch)
+    assert not asked
+    compiled = prepared(zipped, compile=True)[1](batch)
+    assert len(asked) == 1
+    assert torch.allclose(plain["total"], compiled["total"])

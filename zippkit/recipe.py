@@ -77,6 +77,7 @@ class Phase(Strict):
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
+    compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
 

@@ -24,9 +24,14 @@ def build_step(model: ZippedModel, optimizer: torch.optim.Optimizer, phase: Phas
     """
     parameters: list[Any] = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def step(batch: Batch) -> dict[str, Tensor]:
+    def forward(batch: Batch) -> dict[str, Tensor]:
         with backend.autocast(phase.precision):
-            losses = loss(model(batch), batch)
+            return loss(model(batch), batch)
+
+    losses_of = backend.compile(forward) if phase.compile else forward
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        losses = losses_of(batch)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(parameters, phase.clip)
         optimizer.step()
