@@ -201,7 +201,7 @@ def generate(
 ) -> None:
     """Continue sound or text in other modalities.
 
-    Example: zippkit generate runs/demo recipes/demo/audio/seven_nine_eight.wav
+    Example: zippkit generate runs/demo recipes/demo/audio/two_five_zero.wav
     """
     from zippkit.speak import answer
 

@@ -32,7 +32,7 @@ def build_step(model: ZippedModel, optimizer: torch.optim.Optimizer, phase: Phas
 
     def step(batch: Batch) -> dict[str, Tensor]:
         losses = losses_of(batch)
-        losses["total"].backward()  # type: ignore[no-untyped-call]
+        losses["total"].backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, phase.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

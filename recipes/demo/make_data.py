@@ -4,7 +4,7 @@ Needs the Debian packages: ``apt-get install festival festvox-us-slt-hts``. Run 
 
     python recipes/demo/make_data.py --overwrite
 
-takes about eight minutes and writes ``data/`` (the dataset folder) and ``audio/`` (a few test strings to listen to).
+takes about three minutes and writes ``data/`` (the dataset folder) and ``audio/`` (a few test strings to listen to).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from zippkit.errors import DataError, ZippkitError
 
 HERE = Path(__file__).parent
 VOICE = "cmu_us_slt_arctic_hts"
-COUNTS = {"train": 4000, "dev": 100, "test": 200}
+COUNTS = {"train": 1000, "dev": 100, "test": 200}
 UNITS = UnitConfig(sample_rate=16_000, window=6, stride=4, n_units=1024)
 N_TO_LISTEN_TO = 3
 

@@ -213,7 +213,7 @@ def test_real_prompts(kathleen: Path, tmp_path: Path, stories260k: Path) -> None
 def test_the_embedded_dataset() -> None:
     dataset = Dataset.open(DEMO / "data")
     dataset.verify()
-    assert {name: len(dataset.split(name)) for name in dataset.splits} == {"train": 4000, "dev": 100, "test": 200}
+    assert {name: len(dataset.split(name)) for name in dataset.splits} == {"train": 1000, "dev": 100, "test": 200}
     said = [example.items["text"] for name in dataset.splits for example in dataset.split(name)]
     assert len(set(said)) == 1300
     assert sum(path.stat().st_size for path in DEMO.rglob("*") if path.is_file()) < 3_000_000

@@ -51,13 +51,21 @@ def _build(config: TowerConfig) -> Tower:
 
 
 class _Case:
-    """A tower, and batches for it."""
+    """A tower as it was built, a copy of it in which every layer matters, and batches for it."""
 
     def __init__(self, tower: Tower) -> None:
-        self.tower = tower
+        self.built = tower
         self.config = tower.config
         self.towers = {"it": self.config.model_copy(update={"frame": self.config.frame or Frame(begin=0, end=1)})}
         self.draws = Draws(self.towers)
+        self.tower = self._woken()
+
+    def _woken(self) -> Tower:
+        """With parameters moved: a fresh tower's attention can be too weak, or zero, for its faults to show."""
+        woken = copy.deepcopy(self.built)
+        jitter(woken.parameters())
+        finite = tower_logits(woken, self.inputs(1, 2)).isfinite().all()
+        return woken if finite else self.built
 
     def inputs(self, *n_segments: int) -> TowerBatch:
         """A row for each number of segments."""
@@ -76,7 +84,7 @@ class _Case:
 @torch.no_grad()
 def _shapes(case: _Case) -> Iterator[str]:
     inputs = case.inputs(1, 2)
-    tower, expected = case.tower, (*inputs.tokens.shape, case.config.dim)
+    tower, expected = case.built, (*inputs.tokens.shape, case.config.dim)
     hidden, context = tower.start(inputs, self_mask(inputs, case.config.causal))
     if hidden.shape != expected:
         yield f"start gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
@@ -168,7 +176,6 @@ def _stepped(tower: Tower, inputs: TowerBatch, n_given: int) -> Tensor:
 
 def _gradients(case: _Case) -> Iterator[str]:
     tower = copy.deepcopy(case.tower)
-    jitter(p for p in tower.parameters() if p.requires_grad and not p.any())
     loss = tower_logits(tower, case.inputs(2, 1, 2)).float().square().sum()
     if not loss.requires_grad:
         raise SkippedCheck("every parameter is frozen")
