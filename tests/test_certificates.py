@@ -93,6 +93,36 @@ class Counting(Decoder):
         return super().layer(index, hidden, context)
 
 
+class CountingInTraining(Counting):
+    """Sound in a tower that is frozen, which stays in evaluation mode."""
+
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        calls = self.calls.clone()
+        hidden = super().layer(index, hidden, context)
+        self.calls.copy_(self.calls if self.training else calls)
+        return hidden
+
+
+class UnnamedConfig(DecoderConfig):
+    def parameter_names(self) -> None:
+        return None
+
+
+class Following(Decoder):
+    """A parameter becomes what another one is, which only shows once that one has been trained."""
+
+    Config = UnnamedConfig
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.fast = nn.Parameter(torch.ones(()))
+        self.slow = nn.Parameter(torch.ones(()))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        self.slow.data.copy_(self.fast.data)
+        return super().head(hidden) * self.fast
+
+
 class WithDeadParameter(Decoder):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
@@ -137,8 +167,17 @@ class DoesNothing(GatedCrossAttention):
 KINDS = {
     cls.__name__: cls
     for cls in (
-        *(WholeDecoder, AcrossSegments, Peeking, PeekingHead, Mixing, Noisy, Overflowing, Counting, WithDeadParameter),
-        *(WithZeroHead, Broken, SeesEverything, SeesPadding, ShiftsBlindPositions, DoesNothing),
+        *(WholeDecoder, AcrossSegments, Peeking, PeekingHead, Mixing, Noisy, Overflowing, Counting, CountingInTraining),
+        *(
+            Following,
+            WithDeadParameter,
+            WithZeroHead,
+            Broken,
+            SeesEverything,
+            SeesPadding,
+            ShiftsBlindPositions,
+            DoesNothing,
+        ),
     )
 }
 
@@ -169,7 +208,9 @@ SOUND: dict[str, Callable[[], Composition]] = {
     "three towers, six links": three,
     "one tower": lambda: zippkit.compile(make_spec({"text": tower(2)})),
     "one frozen tower": lambda: zippkit.compile(make_spec({"text": tower(2, freeze=True)})),
-    "towers without links": lambda: zippkit.compile(make_spec({"text": tower(2), "speech": tower(2, freeze=True)})),
+    "towers without links": lambda: zippkit.compile(
+        make_spec({"text": tower(2, input_projection={}), "speech": tower(2, freeze=True)})
+    ),
     "everything frozen": lambda: three(freeze=True),
     "freeze rules": lambda: two({"freeze": RULES}, {"freeze": RULES}),
     "input projections": lambda: three(input_projection={}, freeze=True),
@@ -376,6 +417,19 @@ def test_a_plan_that_does_not_know_its_own_needs_is_not_believed(kind: str, word
     assert words in c1.detail
 
 
+def test_a_frozen_buffer_that_training_mode_moves_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    zipped = two({"kind": "CountingInTraining", **FROZEN})
+    assert verify(zipped).passed
+    monkeypatch.setattr(ZippedModel, "train", nn.Module.train)
+    assert only_failure(zipped) == ("C3", "frozen weights must not change: towers.text.calls has moved")
+
+
+def test_a_frozen_parameter_that_follows_a_trained_one_is_caught() -> None:
+    rules = {"slow": "freeze", "fast": "train", "*.weight": "train"}
+    zipped = two({"kind": "Following", "freeze": rules})
+    assert only_failure(zipped) == ("C3", "frozen weights must not change: towers.text.slow has moved")
+
+
 @pytest.mark.parametrize("residual", [True, False])
 def test_an_input_projection_that_is_not_bypassed_is_named(residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     start = ZippedModel._start
@@ -467,10 +521,12 @@ def test_what_a_third_party_raises_is_a_failure_and_no_crash() -> None:
 
 
 def test_nothing_of_the_users_changes() -> None:
-    zipped = two({"input_projection": {}, "kind": "Counting", **FROZEN})
+    zipped = two({"input_projection": {}, "kind": "Counting", **FROZEN}, {"kind": "Noisy"})
     zipped.model.train()
     before = fingerprint(zipped.model.state_dict().items())
     modes = [module.training for module in zipped.model.modules()]
+    # Not the state that any fixed seed gives.
+    torch.rand(3)
     state = torch.random.get_rng_state()
     verify(zipped)
     assert fingerprint(zipped.model.state_dict().items()) == before

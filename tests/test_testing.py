@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -57,6 +58,10 @@ def test_the_tower_and_the_random_state_stay_as_they_are() -> None:
     assert tower.training
     assert all(p.grad is None for p in tower.parameters())
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_tower_with_a_parameter_that_has_a_range_is_checked_as_it_is() -> None:
+    assert check_tower(ConstrainedScale(UnnamedConfig(vocab_size=10, dim=16, n_layers=1, n_heads=2))) == []
 
 
 class WithoutCache(Decoder):
@@ -156,6 +161,33 @@ class LosesState(Decoder):
         return super().head(hidden * self.scale)
 
 
+class LoadsNothing(Decoder):
+    """Always starts from the same weights, so that only a tower whose weights have moved shows it."""
+
+    def _initialise(self) -> None:
+        for parameter in self.parameters():
+            nn.init.constant_(parameter, 0.1)
+
+    def load_weights(self, path: Path) -> None:
+        pass
+
+
+class ConstrainedScale(Decoder):
+    """Sound: its logits are finite only where a parameter is between 1 and 1.2."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.scale = nn.Parameter(torch.full((64,), 1.05))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return super().head(hidden) * torch.sqrt((self.scale - 1) * (1.2 - self.scale)).mean()
+
+
+class UnnamedConfig(DecoderConfig):
+    def parameter_names(self) -> None:
+        return None
+
+
 class WrongNames(DecoderConfig):
     def parameter_names(self) -> list[str]:
         return [name.replace("norm.weight", "norm.scale") for name in super().parameter_names()]
@@ -193,6 +225,7 @@ TOWER_FAULTS: dict[str, tuple[type[Decoder], list[str]]] = {
         ["no gradient reaches forgotten", "parameter_names() leaves out forgotten"],
     ),
     "loses state": (LosesState, ["a tower that is saved and loaded gives other logits"]),
+    "loads nothing": (LoadsNothing, ["a tower that is saved and loaded gives other logits"]),
 }
 
 
