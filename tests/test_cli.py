@@ -16,7 +16,7 @@ import pytest
 import typer
 import yaml
 from pydantic import BaseModel
-from runs import DEMO, SOUND, command, copied, demo_run, finished_run, spec, tiny_recipe, write_recipe, zippkit
+from tiny_runs import DEMO, SOUND, command, copied, demo_run, finished_run, spec, tiny_recipe, write_recipe, zippkit
 
 from zippkit import cli
 from zippkit.config import Strict

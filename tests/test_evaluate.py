@@ -11,7 +11,7 @@ from typing import Any
 import jiwer
 import pytest
 import torch
-from runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
+from tiny_runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
 from torch.nn import functional as F
 
 import zippkit.evaluate

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from runs import finished_run
+from tiny_runs import finished_run
 
 from zippkit.metrics import Metrics, read_metrics
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import spec, write_recipe
+from tiny_runs import spec, write_recipe
 
 from zippkit.compiler import build_model
 from zippkit.errors import SpecError, ZippkitError

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import DEMO, SOUND, demo_run, finished_run
+from tiny_runs import DEMO, SOUND, demo_run, finished_run
 
 import zippkit.speak
 from zippkit.batch import Segment

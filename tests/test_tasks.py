@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import WORDS, examples, spec, write_data
+from tiny_runs import WORDS, examples, spec, write_data
 
 from zippkit.config import TowerConfig
 from zippkit.data.dataset import Dataset, write_dataset

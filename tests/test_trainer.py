@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import command, finished_run, saved, tiny_recipe, write_data, write_recipe
+from tiny_runs import command, finished_run, saved, tiny_recipe, write_data, write_recipe
 
 import zippkit.trainer
 from zippkit.batch import Batch
