@@ -149,8 +149,13 @@ def test_a_second_signal_ends_at_once(whole: Path, tmp_path: Path, monkeypatch: 
         interrupt(model)
 
     on_step(monkeypatch, 5, twice)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe_of(whole), tmp_path)
+    # A shell starts its background jobs with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe_of(whole), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert RunFolder(tmp_path).checkpoints("train")[-1].name == "step-000004"
 
 
