@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import zippkit
+from zippkit.batch import Batch, Segment
 from zippkit.spec import CompositionSpec
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -64,3 +65,17 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
         is_scale = "norm" in name and name.endswith("weight")
         width = parameter.shape[-1] if parameter.dim() == 2 and "embed" not in name else 1
         parameter.copy_(1 + 0.2 * noise if is_scale else noise / width**0.5)
+
+
+def bucketed(zipped: zippkit.Composition, seed: int) -> Batch:
+    """Other lengths and tokens for each seed, in buckets of one shape; rows of one and of two modalities."""
+    numbers = torch.Generator().manual_seed(seed)
+
+    def segment(name: str) -> Segment:
+        length = int(torch.randint(1, 6, (), generator=numbers))
+        return Segment(name, torch.randint(0, 18, (length,), generator=numbers))
+
+    rows = [["speech", "text"], ["text", "speech", "text"], ["text"], ["speech"]]
+    return zipped.collate(
+        [[segment(name) for name in row] for row in rows], multiple=16, ids=[f"{seed}.{i}" for i in range(4)]
+    )

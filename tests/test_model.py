@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from compositions import link, make, tower
+from compositions import bucketed, link, make, tower
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from zippkit.batch import Batch, Segment, TowerBatch
+from zippkit.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError
 from zippkit.graph import LinkSite
@@ -319,20 +319,6 @@ def small() -> Composition:
     """As little as shows everything that a compiler might stumble over; it traces each layer."""
     towers = {"text": tower(2, 8, freeze=True, **RESIDUAL), "speech": tower(2, 8, **PAPER)}
     return make(towers, [link("speech", "text", every=2), link("text", "speech", every=2)])
-
-
-def bucketed(zipped: Composition, seed: int) -> Batch:
-    """Other lengths and tokens for each seed, in buckets of one shape; rows of one and of two modalities."""
-    numbers = torch.Generator().manual_seed(seed)
-
-    def segment(name: str) -> Segment:
-        length = int(torch.randint(1, 6, (), generator=numbers))
-        return Segment(name, torch.randint(0, 18, (length,), generator=numbers))
-
-    rows = [["speech", "text"], ["text", "speech", "text"], ["text"], ["speech"]]
-    return zipped.collate(
-        [[segment(name) for name in row] for row in rows], multiple=16, ids=[f"{seed}.{i}" for i in range(4)]
-    )
 
 
 def test_a_step_runs_on_fake_tensors() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from compositions import link, make, tower
+from compositions import bucketed, link, make, tower
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from zippkit.backend import CPU, backend
-from zippkit.batch import Batch, Segment, TowerBatch
+from zippkit.batch import Batch, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.loss import loss
@@ -23,18 +23,6 @@ from zippkit.step import Step, build_step
 def small() -> Composition:
     towers = {"text": tower(1, 8, freeze=True, input_projection={}), "speech": tower(2, 8)}
     return make(towers, [link("speech", "text", every=1), link("text", "speech", every=2)])
-
-
-def bucketed(zipped: Composition, seed: int) -> Batch:
-    """Other lengths and tokens for each seed, in buckets of one shape; rows of one and of two modalities."""
-    numbers = torch.Generator().manual_seed(seed)
-
-    def segment(name: str) -> Segment:
-        length = int(torch.randint(1, 6, (), generator=numbers))
-        return Segment(name, torch.randint(0, 18, (length,), generator=numbers))
-
-    rows = [["speech", "text"], ["text", "speech", "text"], ["text"], ["speech"]]
-    return zipped.collate([[segment(name) for name in row] for row in rows], multiple=16)
 
 
 def prepared(zipped: Composition, **more: Any) -> tuple[torch.optim.Adam, Step]:
