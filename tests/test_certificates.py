@@ -16,6 +16,7 @@ from zippkit_towers.decoder_config import DecoderConfig
 
 import zippkit
 from zippkit import diagram, masks, registry
+from zippkit.batch import TowerBatch
 from zippkit.certificates import verify
 from zippkit.certificates.probe import Draws
 from zippkit.composition import Composition
@@ -145,22 +146,22 @@ class Broken(Decoder):
 class SeesEverything(GatedCrossAttention):
     """Ignores the target's order."""
 
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        return super().read(target, order + 1000, positions, memory)
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        return super().read(target, replace(tokens, order=tokens.order + 1000), memory)
 
 
 class SeesPadding(GatedCrossAttention):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        return super().read(target, order, positions, Memory(memory.order.clamp(min=0), memory.tensors))
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        return super().read(target, tokens, Memory(memory.order.clamp(min=0), memory.tensors))
 
 
 class ShiftsBlindPositions(GatedCrossAttention):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        return super().read(target, order, positions, memory) + self.feed_forward[-1].bias
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        return super().read(target, tokens, memory) + self.feed_forward[-1].bias
 
 
 class DoesNothing(GatedCrossAttention):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         return target
 
 

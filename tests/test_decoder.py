@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def stories() -> Path:
 
 def inputs(tokens: Tensor, positions: Tensor | None = None) -> TowerBatch:
     """A batch of one tower's tokens; a decoder looks at nothing but tokens and positions."""
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens) if positions is None else positions
-    return TowerBatch(tokens, positions, positions, torch.zeros_like(tokens), positions, tokens)
+    alone = TowerBatch.alone(tokens)
+    return alone if positions is None else replace(alone, positions=positions, places=positions)
 
 
 def forward(decoder: Decoder, batch: TowerBatch, mask: Tensor | None = None, cache: Any = None) -> Tensor:

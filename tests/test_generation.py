@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zippkit_towers.decoder_config import DecoderConfig
 
-from zippkit.batch import Segment
+from zippkit.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation import generate, generate_batch
@@ -208,9 +208,9 @@ class Counted:
     def count_writes(self, name: str, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         write = module.write
 
-        def counted(source: torch.Tensor, order: torch.Tensor, positions: torch.Tensor) -> Any:
-            self.written[name] += int((order >= 0).sum())
-            return write(source, order, positions)
+        def counted(source: torch.Tensor, tokens: TowerBatch) -> Any:
+            self.written[name] += int((tokens.order >= 0).sum())
+            return write(source, tokens)
 
         monkeypatch.setattr(module, "write", counted)
 

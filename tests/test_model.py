@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from zippkit.batch import Segment, TowerBatch
+from zippkit.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError
 from zippkit.graph import LinkSite
@@ -326,10 +326,7 @@ def test_a_step_runs_on_fake_tensors() -> None:
     real = bucketed(small(), 0)
     with FakeTensorMode() as mode:
         zipped = small()
-        towers = {
-            name: TowerBatch(**{f.name: mode.from_tensor(getattr(tower, f.name)) for f in fields(tower)})
-            for name, tower in real.towers.items()
-        }
+        towers = {name: tower.mapped(mode.from_tensor) for name, tower in real.towers.items()}
         batch = replace(real, towers=towers, multimodal=mode.from_tensor(real.multimodal))
         logits = zipped.model(batch)
         zipped.loss(logits, batch)["total"].backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from compositions import bucketed, link, make, tower
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from zippkit.backend import CPU, backend
-from zippkit.batch import Batch, TowerBatch
+from zippkit.batch import Batch
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.loss import loss
@@ -32,10 +32,7 @@ def prepared(zipped: Composition, **more: Any) -> tuple[torch.optim.Adam, Step]:
 
 
 def faked(batch: Batch, mode: FakeTensorMode) -> Batch:
-    towers = {
-        name: TowerBatch(**{f.name: mode.from_tensor(getattr(tower, f.name)) for f in fields(tower)})
-        for name, tower in batch.towers.items()
-    }
+    towers = {name: tower.mapped(mode.from_tensor) for name, tower in batch.towers.items()}
     return replace(batch, towers=towers, multimodal=mode.from_tensor(batch.multimodal))
 
 

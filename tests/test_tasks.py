@@ -9,7 +9,8 @@ import pytest
 from tiny_runs import WORDS, examples, spec, write_data
 
 from zippkit.config import TowerConfig
-from zippkit.data.dataset import Dataset, write_dataset
+from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
+from zippkit.data.images import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.errors import DataError
 from zippkit.recipe import Task
@@ -116,3 +117,29 @@ def test_a_tower_that_comes_twice_needs_room_for_both(data: Dataset) -> None:
     with pytest.raises(DataError, match="12 text tokens"):
         task.check_lengths(towers(text={"max_len": 11}))
     task.check_lengths(towers(text={"max_len": 12}))
+
+
+def test_a_task_passes_over_examples_that_lack_one_of_its_modalities(tmp_path: Path) -> None:
+    shown = [Example(f"shown{i}", "", 0.0, {"text": "one two", "image": np.full(i, 3)}) for i in range(1, 4)]
+    said = [Example(f"said{i}", "", 0.0, {"text": "three", "speech": np.full(i, 2)}) for i in range(1, 3)]
+    tokenizers: dict[str, Tokenizer] = {
+        "text": train_words(WORDS),
+        "image": PixelTokenizer(),
+        "speech": PixelTokenizer(1, 8),
+    }
+    mixed = [shown[0], said[0], shown[1], said[1], shown[2]]
+    dataset = write_dataset(tmp_path / "data", {"train": mixed}, tokenizers, partial=True)
+    split = dataset.split("train")
+    task = TaskData(Task(("text",), "image"), dataset, split)
+    assert task.ids(range(len(task))) == ("shown1", "shown2", "shown3")
+    assert task.lengths.tolist() == [2, 2, 3]
+    text, image = task.segments(2)
+    assert text.tokens == train_words(WORDS).encode("one two") and image.tokens.tolist() == [3, 3, 3]
+    assert task.example(1).id == "shown2"
+    assert len(TaskData(Task((), "text"), dataset, split)) == 5
+    with pytest.raises(
+        DataError, match=r"none of 5 .* task 'speech -> image' needs \(there are 5 text, 3 image, 2 speech"
+    ):
+        TaskData(Task(("speech",), "image"), dataset, split)
+    with pytest.raises(DataError, match="shown3 has 5 image tokens, and 1 of 3"):
+        task.check_lengths(towers(text={"max_len": 9}) | {"image": towers(speech={"max_len": 4})["speech"]})

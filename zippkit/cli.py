@@ -214,9 +214,11 @@ def generate(
 
 @app.command()
 def prepare(
-    corpus: Annotated[str, typer.Argument(help="librispeech, libritts, pairs (.wav/.flac + .txt) or fsdd.")],
-    root: Annotated[Path, typer.Argument(help="Folder of the corpus.")],
+    corpus: Annotated[
+        str, typer.Argument(help="librispeech, libritts, pairs (.wav/.flac + .txt), fsdd, or handwritten (images).")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Dataset folder to write.")],
+    root: Annotated[Path | None, typer.Argument(help="Folder of the corpus; handwritten has none.")] = None,
     options: Annotated[
         list[str] | None, typer.Argument(help="The reader's options and the units', as in max_digits=5 units.stride=2")
     ] = None,
@@ -230,7 +232,7 @@ def prepare(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
-    """Turn a speech corpus into a dataset folder of units and transcripts.
+    """Turn a corpus into a dataset folder: speech as units, images as grey levels, with their transcripts.
 
     Example: zippkit prepare fsdd path/to/recordings -o data/fsdd --text words max_digits=5 units.sample_rate=8000
     """

@@ -6,14 +6,16 @@ import torch
 from torch import nn
 
 from zippkit import registry
+from zippkit.contrast import ContrastHead
 from zippkit.errors import Problem, SpecError
 from zippkit.graph import Graph, build_graph
 from zippkit.layers import ResidualMLP, mlp
 from zippkit.links.base import Link
 from zippkit.model import ZippedModel
 from zippkit.plan import build_plan
-from zippkit.spec import CompositionSpec, InputProjection, LinkSpec, TowerSpec
+from zippkit.spec import CompositionSpec, Contrast, InputProjection, LinkSpec, TowerSpec
 from zippkit.tower import Tower
+from zippkit.vocabulary import AddedVocabulary
 
 
 def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower:
@@ -25,10 +27,14 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
     """
     cls: type[Tower] = registry.implementation(registry.TOWERS, spec.kind)
     tower = cls(spec.settings)
-    if spec.weights is not None and load_weights:
-        if not spec.weights.exists():
-            raise SpecError([Problem(place, 0, "weights", f"{str(spec.weights)!r} does not exist")])
-        tower.load_weights(spec.weights)
+    try:
+        weights = (spec.weights or spec.settings.weights_path()) if load_weights else None
+    except ValueError as error:
+        raise SpecError([Problem(place, 0, "config.path", str(error))]) from error
+    if weights is not None:
+        if not weights.exists():
+            raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
+        tower.load_weights(weights)
     parameters = dict(tower.named_parameters())
     try:
         frozen = spec.frozen(parameters)
@@ -44,12 +50,41 @@ def _input_projection(spec: InputProjection, dim: int) -> nn.Module:
     return ResidualMLP(widths, spec.activation) if spec.residual else mlp(widths, spec.activation, activate_last=True)
 
 
-def _link(spec: LinkSpec, graph: Graph) -> Link:
-    source_dim, target_dim = graph.towers[spec.source].dim, graph.towers[spec.target].dim
-    wanted = spec.projection
-    projection = mlp((source_dim, *[wanted.width or target_dim] * (wanted.depth - 1), target_dim), wanted.activation)
-    cls: type[Link] = registry.implementation(registry.LINKS, spec.kind)
-    return cls(spec.settings, source_dim, target_dim, projection)
+class _Links:
+    """Builds a link for each site; projections that sites share are built once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._shared: dict[object, nn.Module] = {}
+
+    def build(self, spec: LinkSpec) -> Link:
+        source_dim, target_dim = (self.graph.towers[name].dim for name in (spec.source, spec.target))
+        cls: type[Link] = registry.implementation(registry.LINKS, spec.kind)
+        return cls(spec.settings, source_dim, target_dim, self._projection(spec, source_dim, target_dim))
+
+    def _projection(self, spec: LinkSpec, source_dim: int, target_dim: int) -> nn.Module:
+        if not spec.settings.projects:
+            return nn.Identity()
+        wanted = spec.projection
+        inner = [wanted.width or target_dim] * (wanted.depth - 1)
+        widths = (spec.settings.projected_dim(source_dim), *inner, target_dim)
+        shared: dict[str, object] = {"sites": spec.label, "directions": frozenset((spec.source, spec.target))}
+        if wanted.share == "none":
+            return mlp(widths, wanted.activation)
+        key = (shared[wanted.share], widths, wanted.activation)
+        if key not in self._shared:
+            self._shared[key] = mlp(widths, wanted.activation)
+        return self._shared[key]
+
+
+def _vocabulary(spec: TowerSpec) -> AddedVocabulary:
+    config = spec.settings
+    return AddedVocabulary(config.vocab_size or 0, sum(v.size for v in spec.extend_vocabulary.values()), config.dim)
+
+
+def _contrast(spec: Contrast, graph: Graph) -> ContrastHead:
+    dims = (graph.towers[spec.source].dim, graph.towers[spec.target].dim)
+    return ContrastHead(spec.source, dims, spec.width, spec.weight)
 
 
 def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True) -> tuple[ZippedModel, Graph]:
@@ -69,5 +104,8 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
             if tower.input_projection is not None
         }
         links_by_name = {link.label: link for link in spec.links}
-        links = {site: _link(links_by_name[site.link], graph) for site in graph.sites}
-    return ZippedModel(build_plan(graph), towers, projections, links), graph
+        build = _Links(graph).build
+        links = {site: build(links_by_name[site.link]) for site in graph.sites}
+        vocabularies = {name: _vocabulary(tower) for name, tower in spec.towers.items() if tower.extend_vocabulary}
+        contrasts = {contrast.label: _contrast(contrast, graph) for contrast in spec.contrastive}
+    return ZippedModel(build_plan(graph), towers, projections, links, vocabularies, contrasts), graph

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from zippkit import loss as _loss
 from zippkit.batch import Batch, Segment, collate
-from zippkit.checkpoint import MANIFEST, Checkpoint, read_checkpoint, restore, write_checkpoint
+from zippkit.checkpoint import Checkpoint, fill, read_checkpoint, restore, write_checkpoint
 from zippkit.compiler import build_model
 from zippkit.errors import CheckpointError
 from zippkit.graph import Graph
 from zippkit.mask_view import Masks, mask_views
 from zippkit.model import ZippedModel
+from zippkit.parts import Transfer, checkpoint_folder, compare
 from zippkit.plan import Plan
 from zippkit.recipe import Recipe, derived_recipe
+from zippkit.references import find_references, source_of
 from zippkit.spec import CompositionSpec
 
 
@@ -28,15 +30,25 @@ class Composition:
     spec: CompositionSpec
     graph: Graph
     model: ZippedModel
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    """Where the weights of each tower that has any came from."""
+    transfer: Transfer | None = None
+    """What was taken from the checkpoint that it was grown from (`load`)."""
 
     @property
     def plan(self) -> Plan:
         """Every operation in order, before a batch prunes it."""
         return self.model.plan
 
-    def collate(self, examples: Sequence[Sequence[Segment]], multiple: int = 1, ids: Sequence[str] = ()) -> Batch:
+    def collate(
+        self,
+        examples: Sequence[Sequence[Segment]],
+        multiple: int = 1,
+        ids: Sequence[str] = (),
+        then: Sequence[str] = (),
+    ) -> Batch:
         """Examples, each a list of segments in linear order, to one padded batch (see `zippkit.batch.collate`)."""
-        return collate(examples, self.graph.towers, multiple, ids)
+        return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, then)
 
     def masks(self, batch: Batch) -> Masks:
         """Each tower's and each link's mask: a few integers per segment, a dense rendering, text and pictures."""
@@ -49,15 +61,21 @@ class Composition:
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Nats per predicted token, of each tower and ``total`` (see `zippkit.loss.loss`)."""
-        return _loss.loss(logits, batch)
+        return _loss.loss(logits, batch, self.model.contrast_weights)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, copy_towers: bool = False) -> None:
         """Write weights, standalone spec and manifest; complete or not at all.
+
+        A frozen tower that still is, bit for bit, what its source holds is named by place and hash, and the folder
+        needs that source to be loaded. With ``copy_towers`` the source's files are copied, byte for byte, and the
+        folder stands alone.
 
         Raises:
             CheckpointError: the folder holds something that is not a checkpoint.
         """
-        write_checkpoint(Path(folder), Checkpoint(self.spec, self.model.state_dict()))
+        references = find_references(self.spec, self.model, self.sources)
+        checkpoint = Checkpoint(self.spec, self.model.state_dict(), references=references)
+        write_checkpoint(Path(folder), checkpoint, copy_towers=copy_towers)
 
 
 def compile(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True) -> Composition:
@@ -68,21 +86,48 @@ def compile(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True) 
         CheckpointError: weights that do not fit.
     """
     model, graph = build_model(spec, seed=seed, load_weights=load_weights)
-    return Composition(spec, graph, model)
+    found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else {}
+    return Composition(spec, graph, model, {name: source for name, source in found.items() if source is not None})
 
 
-def load(path: str | Path) -> Composition:
+def load(
+    path: str | Path,
+    *,
+    spec: CompositionSpec | None = None,
+    towers: Mapping[str, str | Path] | None = None,
+    seed: int = 0,
+) -> Composition:
     """The composition that `Composition.save` wrote, or the finished model of a run folder.
 
+    Args:
+        path: a checkpoint or a run.
+        spec: another composition, to grow into or to take apart: towers, input projections, links and adapters are
+            taken over by name, what is only in ``spec`` starts fresh, and what is only in the checkpoint is left out
+            (`Composition.transfer` tells).
+        towers: where frozen towers are, by name, if not where they were when the checkpoint was written.
+        seed: what new parts depend on.
+
     Raises:
-        CheckpointError: not there, cut short, changed, or of another composition.
+        CheckpointError: not there, cut short, changed, of another composition, or without its towers; every tower that
+            is missing or is another one is named.
+        SpecError: everything that is wrong with ``spec``.
     """
-    folder = Path(path)
-    if not (folder / MANIFEST).exists() and (folder / "recipe.yaml").exists():
-        if not (folder / "model").exists():
-            raise CheckpointError(f"{folder}: this run is not finished; start its recipe again to go on")
-        folder = folder / "model"
-    checkpoint = read_checkpoint(folder)
+    folder = checkpoint_folder(Path(path))
+    checkpoint = read_checkpoint(folder, towers)
+    if spec is not None:
+        return _grown(folder, checkpoint, spec, seed)
     zipped = compile(checkpoint.spec, load_weights=False)
     restore(zipped.model, checkpoint, zipped.spec, folder)
-    return zipped
+    return replace(zipped, sources=checkpoint.sources)
+
+
+def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: int) -> Composition:
+    """The composition of ``spec``, with everything of the checkpoint that is in both."""
+    transfer, misfits = compare(checkpoint.spec, spec)
+    if misfits:
+        raise CheckpointError("\n".join(f"{folder}: cannot be taken over: {misfit}" for misfit in misfits))
+    zipped = compile(spec, seed=seed)
+    fill(zipped.model, checkpoint, folder, transfer.taken)
+    new = {name: source for name, source in zipped.sources.items() if f"towers.{name}" in transfer.new}
+    taken = {name: source for name, source in checkpoint.sources.items() if f"towers.{name}" in transfer.taken}
+    return replace(zipped, sources=new | taken, transfer=transfer)

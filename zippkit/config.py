@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Strict(BaseModel):
@@ -38,6 +42,13 @@ class Frame(Strict):
     end: int = Field(ge=0, description="Token that closes a segment; generation of the segment stops here.")
 
 
+class AttentionShape(NamedTuple):
+    """The heads of a tower's attention; two towers share theirs where key heads and widths are the same."""
+
+    n_kv_heads: int
+    head_width: int
+
+
 class TowerConfig(Strict):
     """Base of every tower's ``Config``. Keep it in a file without torch and ``zippkit check`` stays fast."""
 
@@ -45,12 +56,19 @@ class TowerConfig(Strict):
     """``module:Class`` of the Tower, where an entry point names this Config instead of the Tower itself."""
     causal: ClassVar[bool] = True
     """False: a position sees its whole segment, and others see the segment once it is complete."""
+    continuous: ClassVar[bool] = False
+    """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss."""
 
     dim: int = Field(gt=0, description="Width of the hidden states.")
     n_layers: int = Field(gt=0, le=10_000, description="Number of layers; depth runs from 0 (the embedding) to this.")
     vocab_size: int | None = Field(None, gt=0, description="Number of token ids; none for continuous inputs.")
     max_len: int | None = Field(None, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
     frame: Frame | None = Field(None, description="Begin and end ids; the spec's `frame` goes before it.")
+
+    @property
+    def shared_attention(self) -> AttentionShape | None:
+        """The shape of an attention that other towers can join (`zippkit.tower.SharedAttention`); None: none can."""
+        return None
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -66,9 +84,34 @@ class TowerConfig(Strict):
             )
         return cls.model_validate(read_json(file).get("config"))
 
+    def weights_path(self) -> Path | None:
+        """Where the pre-trained weights are, if the config itself tells; the spec's `weights` goes before it.
+
+        Raises:
+            ValueError: they are not there.
+        """
+        return None
+
+    def n_states(self, values: NDArray[np.float32]) -> int:
+        """How many states a continuous tower makes of one segment's inputs.
+
+        Raises:
+            ValueError: inputs of another shape than the tower takes, or too short for a single state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not continuous")
+
+    def example_inputs(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of a continuous tower, for its checks: about ``size`` states where their number can vary."""
+        raise NotImplementedError(f"{type(self).__name__} is not continuous")
+
     def parameter_names(self) -> list[str] | None:
         """The tower's parameter names, so that freeze rules are checked without torch; None: checked at compile."""
         return None
+
+
+Acts = Literal["after_layer", "before_layer", "embedding", "attention"]
+"""Where a link acts: on the state after the target's layer, or on the one before it; on places among the target's own
+tokens, at its embedding; or inside the attention of the target's layer, which then sees the source's keys too."""
 
 
 class LinkConfig(Strict):
@@ -76,6 +119,27 @@ class LinkConfig(Strict):
 
     implementation: ClassVar[str] = ""
     """``module:Class`` of the Link, where an entry point names this Config instead of the Link itself."""
+    projects: ClassVar[bool] = True
+    """False: the link has no use for the spec's ``projection``."""
+
+    @property
+    def acts(self) -> Acts:
+        """Where the link acts; see `Acts`."""
+        return "after_layer"
+
+    @property
+    def by_segment(self) -> bool:
+        """Whether a source's segment is read as a whole, once it is complete."""
+        return self.acts == "embedding"
+
+    def projected_dim(self, source_dim: int) -> int:
+        """Width of what the projection is given."""
+        return source_dim
+
+    def places(self, n_tokens: int) -> int:
+        """How many places a source's segment of so many tokens, begin and end included, takes in the target's own
+        sequence; only for a link that acts on the embedding."""
+        raise NotImplementedError(f"{type(self).__name__} takes no places in the target's sequence")
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
         """One message for each way in which this link cannot join the two towers' shapes."""

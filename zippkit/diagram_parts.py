@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,14 +50,20 @@ def tower_parts(spec: CompositionSpec, graph: Graph, tower: str) -> Iterator[Par
     projection = spec.towers[tower].input_projection
     if projection is not None:
         yield Part("input_projection", tower, 0, f"input projection, {mlp_label(projection.depth)}")
-    yield from (Part("tap", tower, 0, link) for depth, link in taps if depth == 0)
+    yield from _links_at(spec, tower, 0, taps, sites)
     for layers in _layers(tower, config, {depth for depth, _ in taps} | {site.target_depth for site in sites}):
         yield layers
-        yield from (Part("tap", tower, depth, link) for depth, link in taps if depth == layers.depth)
-        for site in sites:
-            if site.target_depth == layers.depth:
-                yield Part("site", tower, layers.depth, words(link_of(spec, site).kind), site=site)
-    yield Part("head", tower, config.n_layers, "head")
+        yield from _links_at(spec, tower, layers.depth, taps, sites)
+    yield Part("head", tower, config.n_layers, "states" if config.continuous else "head")
+
+
+def _links_at(
+    spec: CompositionSpec, tower: str, at: int, taps: Iterable[tuple[int, str]], sites: Iterable[LinkSite]
+) -> Iterator[Part]:
+    yield from (Part("tap", tower, depth, link) for depth, link in taps if depth == at)
+    for site in sites:
+        if site.target_depth == at:
+            yield Part("site", tower, at, words(link_of(spec, site).kind), site=site)
 
 
 def link_of(spec: CompositionSpec, site: LinkSite) -> LinkSpec:

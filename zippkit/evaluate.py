@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zippkit.backend import backend
-from zippkit.composition import Composition, compile, load
+from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation import generate_batch
@@ -19,7 +19,7 @@ from zippkit.recipe import Recipe, Task
 from zippkit.run_folder import RunFolder
 from zippkit.tasks import TaskData, check_tokenizers
 from zippkit.tower import tower_logits
-from zippkit.trainer import trained_spec
+from zippkit.trainer import starting_point
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     after = load(run.path)
     device = backend(recipe.device).device()
     after.model.to(device)
-    before = compile(trained_spec(recipe, run), seed=recipe.seed)
+    before = starting_point(recipe, run)
     before.model.to(device)
     dataset = Dataset.open(data or recipe.data)
     check_tokenizers(dataset, after.graph.towers, run.fingerprints())
@@ -111,12 +111,11 @@ def _text_tasks(recipe: Recipe, dataset: Dataset) -> list[Task]:
 def _score(
     task: Task, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
 ) -> TaskScore:
-    examples = dataset.split(split)
-    data = TaskData(task, dataset, examples)
+    data = TaskData(task, dataset, dataset.split(split))
     indices = list(range(min(len(data), recipe.evaluate.limit or len(data))))
     if not indices:
         raise DataError(f"{dataset.path}: split {split!r} is empty")
-    references = [str(examples[i].items[task.target]) for i in indices]
+    references = [str(data.example(i).items[task.target]) for i in indices]
     decode = dataset.text_tokenizer(task.target).decode
     found: list[list[str]] = []
     for zipped, what in ((before, "before"), (after, "after")):

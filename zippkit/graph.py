@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import networkx as nx
 
-from zippkit.config import TowerConfig
+from zippkit.config import Acts, TowerConfig
 from zippkit.errors import Problem, SpecError
+from zippkit.fit import misfits
+from zippkit.layout import Insert, Layout, Modality
 from zippkit.spec import CompositionSpec, LinkSpec
 from zippkit.validation import Complaint
 from zippkit.yaml_file import dotted
 
-Node = tuple[str, int]
-"""A tower and a depth: its state after that many layers, before any link rewrites it."""
+Node = tuple[str, float]
+"""A tower and a depth: its state after that many layers before any link rewrites it; half a layer more stands for the
+state that its links have rewritten, of which the next layer's attention is made."""
 
 
 @dataclass(frozen=True, order=True)
@@ -28,6 +32,7 @@ class LinkSite:
     source_depth: int
     target: str
     target_depth: int
+    acts: Acts = field(default="after_layer", compare=False)
 
     def __str__(self) -> str:
         return f"{self.link}.{self.index}: {self.source}[{self.source_depth}] -> {self.target}[{self.target_depth}]"
@@ -40,7 +45,10 @@ class Graph:
     towers: dict[str, TowerConfig]
     sites: tuple[LinkSite, ...]
     """In spec order; several sites of one target depth act in this order."""
-    states: nx.DiGraph[Node]
+    layout: Layout
+    """What the composition asks of a sequence."""
+    contrasts: tuple[tuple[str, tuple[str, int]], ...] = ()
+    """Each contrastive loss, and a tower and depth whose state it compares; two entries for each."""
 
 
 def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> Iterator[LinkSite | Complaint]:
@@ -57,8 +65,10 @@ def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> 
                     ("links", i, "sites", j, "into"),
                     f"depth {site.target} of {link.target!r}, which has {target.n_layers} layers",
                 )
-            yield LinkSite(link.label, j, link.source, site.source, link.target, site.target)
+            yield _site(link, j, site.source, site.target)
         return
+    if link.settings.acts == "embedding":
+        yield _site(link, 0, source.n_layers, 0)
     if link.every is None:
         return
     depths = range(link.every, target.n_layers + 1, link.every)
@@ -72,10 +82,27 @@ def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> 
             f"{link.source_every}) has only {have} to read; expected at most {source.n_layers // max(len(depths), 1)}",
         )
     for j, depth in enumerate(depths):
-        yield LinkSite(link.label, j, link.source, _source_depth(link, j, depth, source, target), link.target, depth)
+        source_depth = _source_depth(link, j, depth, source, target)
+        if source_depth > source.n_layers:
+            yield (
+                ("links", i, "every"),
+                f"attention is shared at one depth, but {link.source!r} has only {source.n_layers} layers; "
+                "expected `sites` that both have",
+            )
+            return
+        yield _site(link, j, source_depth, depth)
+
+
+def _site(link: LinkSpec, index: int, source_depth: int, layer: int) -> LinkSite:
+    acts = link.settings.acts
+    # The state before a layer is the one after the layer before it.
+    depth = layer - 1 if acts == "before_layer" else layer
+    return LinkSite(link.label, index, link.source, source_depth, link.target, depth, acts)
 
 
 def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, target: TowerConfig) -> int:
+    if link.settings.acts == "attention":
+        return depth
     if link.source_depth == "final":
         return source.n_layers
     if link.source_every:
@@ -87,10 +114,10 @@ def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, t
 def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
     """The graph of a spec, or everything that keeps it from having one."""
     towers = {name: config for name, tower in spec.towers.items() if (config := tower.resolved[0]) is not None}
-    complaints = list(spec.complaints())
+    complaints = [*spec.complaints(), *misfits(spec)]
     sites: list[LinkSite] = []
     for i, link in enumerate(spec.links):
-        placed = link.source in towers and link.target in towers
+        placed = link.source in towers and link.target in towers and link.resolved[0] is not None
         for found in _sites(i, link, towers[link.source], towers[link.target]) if placed else ():
             if isinstance(found, LinkSite):
                 sites.append(found)
@@ -100,18 +127,43 @@ def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
         return None, complaints
     states: nx.DiGraph[Node] = nx.DiGraph()
     for name, tower in towers.items():
-        # One node past the last layer stands for the head, which reads what the last site wrote.
-        nx.add_path(states, [(name, depth) for depth in range(tower.n_layers + 2)])
-    states.add_edges_from(((s.source, s.source_depth), (s.target, s.target_depth + 1)) for s in sites)
+        nx.add_path(states, [(name, half / 2) for half in range(2 * tower.n_layers + 2)])
+    for s in sites:
+        inside = s.acts == "attention"
+        source, target = (s.source_depth - 0.5, s.target_depth) if inside else (s.source_depth, s.target_depth + 0.5)
+        states.add_edge((s.source, source), (s.target, target))
     try:
         cycle = nx.find_cycle(states)
     except nx.NetworkXNoCycle:
-        return Graph(towers, tuple(sites), states), []
+        contrasts = tuple(
+            (contrast.label, (name, towers[name].n_layers if depth is None else depth))
+            for contrast in spec.contrastive
+            for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
+        )
+        return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
     # Steps inside one tower say nothing; the path is told by the states that another tower reads.
     crossings = [edge for edge in cycle if edge[0][0] != edge[1][0]] or cycle
     nodes = [edge[0] for edge in crossings]
-    path = " -> ".join(f"{tower}[{depth}]" for tower, depth in [*nodes, nodes[0]])
+    path = " -> ".join(f"{tower}[{math.ceil(depth)}]" for tower, depth in [*nodes, nodes[0]])
     return None, [(("links",), f"the links cannot be ordered, each of these needs the one before it: {path}")]
+
+
+def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:
+    """What the links ask of a sequence, and the modalities that towers host behind their own ids."""
+    hosted: dict[str, Modality] = {}
+    for host, tower in spec.towers.items():
+        first = towers[host].vocab_size or 0
+        for name, added in tower.extend_vocabulary.items():
+            hosted[name] = Modality(host, first, added.size, added.frame)
+            first += added.size
+    at_embedding = [link for link in spec.links if link.settings.acts == "embedding"]
+    in_attention = [link for link in spec.links if link.settings.acts == "attention"]
+    return Layout(
+        inserts=tuple(Insert(link.source, link.target, link.settings.places) for link in at_embedding),
+        shared=frozenset(name for link in in_attention for name in (link.source, link.target)),
+        clocks=frozenset(frozenset((link.source, link.target)) for link in spec.links if link.clock == "sync"),
+        hosted=hosted,
+    )
 
 
 def build_graph(spec: CompositionSpec) -> Graph:

@@ -27,11 +27,14 @@ def beside(path: str, file: str | Path) -> str:
 
 
 def resolve_paths(data: Any, file: str | Path) -> Any:
-    """The spec's data with the ``weights`` of its towers found beside ``file``."""
+    """The spec's data with the ``weights`` of its towers, and the ``path`` in their configs, found beside ``file``."""
     towers = data.get("towers") if isinstance(data, dict) else None
     for tower in towers.values() if isinstance(towers, dict) else ():
         if isinstance(tower, dict) and isinstance(tower.get("weights"), str):
             tower["weights"] = beside(tower["weights"], file)
+        config = tower.get("config") if isinstance(tower, dict) else None
+        if isinstance(config, dict) and isinstance(config.get("path"), str):
+            config["path"] = beside(config["path"], file)
     return data
 
 

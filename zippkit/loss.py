@@ -9,13 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zippkit.batch import IGNORE, Batch
+from zippkit.contrast import contrast_loss
 from zippkit.errors import DataError
 
 
-def loss(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Mean nats per predicted token of each tower, and ``total``, the mean over the tokens of all towers.
+def loss(logits: Mapping[str, Tensor], batch: Batch, contrasts: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+    """Mean nats per predicted token of each tower, and ``total``: the mean over the tokens of all towers, and what
+    contrastive losses add.
 
     A tower without any target in this batch has a loss of 0.
+
+    Args:
+        logits: what the model gave.
+        batch: what it was given.
+        contrasts: weights of the contrastive losses that are among the logits, by name.
 
     Raises:
         DataError: there are no logits at all, because no segment of the batch asks for a loss.
@@ -25,7 +32,11 @@ def loss(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     losses: dict[str, Tensor] = {}
     nats: list[Tensor] = []
     counts: list[Tensor] = []
+    weights = contrasts or {}
     for name, values in logits.items():
+        if name in weights:
+            losses[name] = contrast_loss(values)
+            continue
         targets = batch.towers[name].targets
         flat, wanted = values.flatten(0, 1).float(), targets.flatten()
         total = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum")
@@ -33,5 +44,9 @@ def loss(logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         losses[name] = total / count.clamp(min=1)
         nats.append(total)
         counts.append(count)
-    losses["total"] = torch.stack(nats).sum() / torch.stack(counts).sum().clamp(min=1)
+    total = torch.stack(nats).sum() / torch.stack(counts).sum().clamp(min=1)
+    for name, weight in weights.items():
+        if name in losses:
+            total = total + weight * losses[name]
+    losses["total"] = total
     return losses

@@ -11,7 +11,10 @@ True always means "may attend".
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -84,32 +87,36 @@ class Staircase:
         return "\n\n".join(rows)
 
 
-def _segments(batch: TowerBatch, row: int) -> list[tuple[int, int, int]]:
-    """(start, stop, order of the first token) of each segment of a row."""
-    ids = batch.segment[row].tolist()
-    starts = [t for t, segment in enumerate(ids) if segment >= 0 and (t == 0 or ids[t - 1] != segment)]
-    n_tokens = sum(segment >= 0 for segment in ids)
-    stops = [*starts[1:], n_tokens] if starts else []
-    return [(start, stop, int(batch.order[row, start])) for start, stop in zip(starts, stops, strict=True)]
+def _runs(values: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
+    """(start, stop) of each run of equal values."""
+    stop = 0
+    for _, run in groupby(values):
+        start, stop = stop, stop + len(list(run))
+        yield start, stop
+
+
+def _real(batch: TowerBatch, column: str, row: int) -> list[int]:
+    """A row's values without its padding."""
+    n_tokens = int((batch.segment[row] >= 0).sum())
+    values: list[int] = getattr(batch, column)[row, :n_tokens].tolist()
+    return values
 
 
 def describe_cross(target: TowerBatch, source: TowerBatch) -> Staircase:
-    """The staircase of a link: each segment of the target sees the source's segments before it."""
+    """The staircase of a link: each segment of the target, or each of its tokens where the two advance together, sees
+    the source's tokens before it."""
     rows = []
     for row in range(len(target.tokens)):
-        keys = _segments(source, row)
-        rows.append(
-            tuple(
-                Step(start, stop, 0, max((k_stop for _, k_stop, k_order in keys if k_order < order), default=0))
-                for start, stop, order in _segments(target, row)
-            )
-        )
+        visible = _real(source, "visible", row)
+        n_seen = [bisect_left(visible, order) for order in _real(target, "order", row)]
+        steps = _runs(list(zip(_real(target, "segment", row), n_seen, strict=True)))
+        rows.append(tuple(Step(start, stop, 0, n_seen[start]) for start, stop in steps))
     return Staircase(tuple(rows), target.tokens.shape[1], source.tokens.shape[1])
 
 
 def describe_self(batch: TowerBatch, causal: bool) -> Staircase:
     """The mask of a tower's own tokens: everything before, or a whole segment where the tower is not causal."""
-    rows = (_segments(batch, row) for row in range(len(batch.tokens)))
-    steps = tuple(tuple(Step(start, stop, 0 if causal else start, stop) for start, stop, _ in row) for row in rows)
+    rows = (_runs(_real(batch, "segment", row)) for row in range(len(batch.tokens)))
+    steps = tuple(tuple(Step(start, stop, 0 if causal else start, stop) for start, stop in row) for row in rows)
     n_tokens = batch.tokens.shape[1]
     return Staircase(steps, n_tokens, n_tokens, causal)

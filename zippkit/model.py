@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch import Batch, TowerBatch
+from zippkit.contrast import ContrastHead
 from zippkit.graph import LinkSite
 from zippkit.links.base import Link, Memory
+from zippkit.links.joint_attention import attend_jointly
 from zippkit.masks import cache_mask, self_mask
 from zippkit.plan import Op, Plan
-from zippkit.tower import Tower
+from zippkit.tower import Projected, SharedAttention, Tower
+from zippkit.vocabulary import AddedVocabulary
 
 
 @dataclass
@@ -27,22 +30,21 @@ class Decoding:
     """How many slots of each tower's cache are in use in the longest row, the new tokens included."""
     memories: dict[LinkSite, Memory] = field(default_factory=dict)
     """What the links keep of their finished segments."""
-    pending: dict[LinkSite, list[Memory]] = field(default_factory=dict)
-    """What they keep of the segments that are not finished; nobody reads it before `commit`."""
+    pending: dict[LinkSite, list[tuple[Tensor, TowerBatch]]] = field(default_factory=dict)
+    """States and tokens of segments that are not finished; nobody reads them before they are (`ZippedModel.commit`)."""
 
-    def commit(self) -> None:
-        """Let the towers that advance from now on see what was written."""
-        for site, written in self.pending.items():
-            earlier = [self.memories[site]] if site in self.memories else []
-            self.memories[site] = Memory.join([*earlier, *written])
-        self.pending.clear()
+    def keep(self, site: LinkSite, memory: Memory) -> Memory:
+        """Add to what a link keeps; all of it."""
+        earlier = [self.memories[site]] if site in self.memories else []
+        self.memories[site] = Memory.join([*earlier, memory])
+        return self.memories[site]
 
 
 class ZippedModel(nn.Module):
-    """Towers, input projections and links, run in the plan's order.
+    """Towers, links and what goes with them, run in the plan's order.
 
-    State-dict keys are ``towers.<name>.…`` (the tower's own names), ``input_projections.<name>.…`` and
-    ``links.<name>.<site>.…``.
+    State-dict keys are ``towers.<name>.…`` (the tower's own names), ``input_projections.<name>.…``,
+    ``vocabularies.<tower>.…``, ``links.<name>.<site>.…`` and ``contrastive.<name>.…``.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class ZippedModel(nn.Module):
         towers: Mapping[str, Tower],
         input_projections: Mapping[str, nn.Module],
         links: Mapping[LinkSite, Link],
+        vocabularies: Mapping[str, AddedVocabulary] | None = None,
+        contrasts: Mapping[str, ContrastHead] | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -60,6 +64,9 @@ class ZippedModel(nn.Module):
         for site, link in links.items():
             by_name.setdefault(site.link, nn.ModuleList()).append(link)
         self.links = nn.ModuleDict(by_name)
+        self.vocabularies = nn.ModuleDict(vocabularies or {})
+        self.contrastive = nn.ModuleDict(contrasts or {})
+        self._inserted_into = {site.target for site in links if site.acts == "embedding"}
 
     def link(self, site: LinkSite) -> Link:
         """The module that acts at a site."""
@@ -67,6 +74,11 @@ class ZippedModel(nn.Module):
 
     def tower(self, name: str) -> Tower:
         return cast("Tower", self.towers[name])
+
+    @property
+    def contrast_weights(self) -> dict[str, float]:
+        """Weight of each contrastive loss beside that of the tokens."""
+        return {name: cast("ContrastHead", head).weight for name, head in self.contrastive.items()}
 
     def sites(self) -> set[tuple[str, int]]:
         """Link name and index of every link module that exists."""
@@ -96,13 +108,19 @@ class ZippedModel(nn.Module):
         def trains(op: Op) -> bool:
             if op.site is not None:
                 return _trainable(self.link(op.site))
-            return towers[op.tower] or (op.kind == "start" and op.tower in projected)
+            if op.kind == "pool":
+                return True
+            added = op.tower in self.vocabularies and op.kind in ("start", "head")
+            return towers[op.tower] or added or (op.kind == "start" and op.tower in projected)
 
         return plan.gradient_free(trains)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits (B, T, V) of each tower on which the batch asks for a loss; nothing else is computed."""
-        plan = self.plan.prune(heads=set(batch.outputs), sees=batch.sees)
+        """Logits (B, T, V) of each tower on which the batch asks for a loss, and (B, B) of each contrastive loss
+        between towers that are there; nothing else is computed."""
+        missing = {op.contrast for op in self.plan.ops if op.contrast and op.tower not in batch.towers}
+        contrasts = self.contrastive.keys() - missing if batch.outputs else set()
+        plan = self.plan.prune(heads=set(batch.outputs), sees=batch.sees, contrasts=contrasts)
         return self.run(plan, batch.towers, batch.multimodal)
 
     def run(
@@ -126,7 +144,11 @@ class ZippedModel(nn.Module):
         hidden: dict[str, Tensor] = {}
         context: dict[str, Any] = {}
         logits: dict[str, Tensor] = {}
+        projected: dict[str, Projected] = {}
+        joined: dict[str, list[Memory]] = {}
+        pooled: dict[str, list[tuple[Tensor, Tensor]]] = {}
         memories: dict[LinkSite, Memory] = {} if decoding is None else dict(decoding.memories)
+        read = {op.site for op in plan.ops if op.kind == "read"}
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:
@@ -134,34 +156,98 @@ class ZippedModel(nn.Module):
             with torch.set_grad_enabled(with_gradient and op not in gradient_free):
                 if op.kind == "start":
                     hidden[tower], context[tower] = self._start(tower, inputs[tower], multimodal, decoding)
+                elif op.kind == "project":
+                    projected[tower] = self._sharing(tower).project(op.depth - 1, hidden[tower], context[tower])
+                elif op.kind == "layer" and tower in projected:
+                    order, others = inputs[tower].order, joined.pop(tower, [])
+                    parts = projected.pop(tower)
+                    hidden[tower] = self._joint_layer(op, hidden[tower], context[tower], parts, order, others)
                 elif op.kind == "layer":
                     hidden[tower] = self.tower(tower).layer(op.depth - 1, hidden[tower], context[tower])
                 elif op.kind == "head":
-                    logits[tower] = self.tower(tower).head(hidden[tower])
+                    logits[tower] = self._head(tower, hidden[tower])
+                elif op.kind == "pool" and op.contrast is not None:
+                    head = cast("ContrastHead", self.contrastive[op.contrast])
+                    pooled.setdefault(op.contrast, []).append(head.pool(tower, hidden[tower], inputs[tower]))
+                    if len(pooled[op.contrast]) == 2:
+                        logits[op.contrast] = head.compare(*pooled[op.contrast])
                 elif op.kind == "write" and op.site is not None:
-                    tokens = inputs[tower]
-                    memories[op.site] = self.link(op.site).write(hidden[tower], tokens.visible, tokens.positions)
-                    if decoding is not None:
-                        decoding.pending.setdefault(op.site, []).append(memories[op.site])
+                    states = _keys_and_values(projected[tower]) if op.inside else hidden[tower]
+                    self._write(op.site, states, inputs[tower], memories, decoding, op.site in read)
+                elif op.site is not None and op.inside:
+                    joined.setdefault(tower, []).append(memories[op.site])
                 elif op.site is not None:
-                    tokens = inputs[tower]
-                    link = self.link(op.site)
-                    hidden[tower] = link.read(hidden[tower], tokens.order, tokens.positions, memories[op.site])
+                    hidden[tower] = self.link(op.site).read(hidden[tower], inputs[tower], memories[op.site])
         return logits
+
+    def _write(
+        self,
+        site: LinkSite,
+        states: Tensor,
+        tokens: TowerBatch,
+        memories: dict[LinkSite, Memory],
+        decoding: Decoding | None,
+        read_now: bool,
+    ) -> None:
+        if decoding is None:
+            memories[site] = self.link(site).write(states, tokens)
+        elif read_now:
+            memories[site] = decoding.keep(site, self.link(site).write(states, tokens))
+        else:
+            decoding.pending.setdefault(site, []).append((states, tokens))
+
+    def commit(self, decoding: Decoding) -> None:
+        """The segments that were written are finished: the towers that advance from now on see them."""
+        for site, parts in decoding.pending.items():
+            states = torch.cat([states for states, _ in parts], dim=1)
+            decoding.keep(site, self.link(site).write(states, TowerBatch.join([tokens for _, tokens in parts])))
+        decoding.pending.clear()
+
+    def _sharing(self, name: str) -> SharedAttention:
+        return cast("SharedAttention", self.towers[name])
+
+    def _joint_layer(
+        self, op: Op, hidden: Tensor, context: Any, parts: Projected, order: Tensor, others: list[Memory]
+    ) -> Tensor:
+        """A layer whose attention sees what other towers have written besides its own tokens."""
+        tower, index = self._sharing(op.tower), op.depth - 1
+        keys, values, mask = tower.remember(index, parts, context)
+        attended = attend_jointly(parts.queries, (keys, values), mask, order, others)
+        return tower.close(index, hidden, attended, context)
+
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
+        """A tower's tokens without ids that it does not know itself."""
+        if name not in self.vocabularies:
+            return inputs
+        return cast("AddedVocabulary", self.vocabularies[name]).known(inputs)
+
+    def _head(self, name: str, hidden: Tensor) -> Tensor:
+        logits = self.tower(name).head(hidden)
+        if name not in self.vocabularies:
+            return logits
+        return cast("AddedVocabulary", self.vocabularies[name]).head(logits, hidden)
 
     def _start(
         self, name: str, inputs: TowerBatch, multimodal: Tensor | bool, decoding: Decoding | None
     ) -> tuple[Tensor, Any]:
-        tower = self.tower(name)
-        if decoding is None or name not in decoding.caches:
-            hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
-        else:
-            mask = cache_mask(inputs.positions, decoding.n_slots[name])
-            hidden, context = tower.start(inputs, mask, decoding.caches[name])
+        tower, mask, cache = self.tower(name), self_mask(inputs, self.tower(name).config.causal), None
+        if decoding is not None and name in decoding.caches:
+            mask, cache = cache_mask(inputs.positions, decoding.n_slots[name]), decoding.caches[name]
+        hidden, context = tower.start(self.known(name, inputs), mask, cache)
+        if name in self.vocabularies:
+            hidden = cast("AddedVocabulary", self.vocabularies[name]).start(tower, inputs, hidden)
         if name in self.input_projections and multimodal is not False:
             projected = self.input_projections[name](hidden)
             hidden = projected if multimodal is True else torch.where(multimodal[:, None, None], projected, hidden)
+        if name in self._inserted_into:
+            empty = tower.placed(torch.zeros_like(hidden), inputs)
+            hidden = torch.where(inputs.inserted[:, :, None], empty, hidden)
         return hidden, context
+
+
+def _keys_and_values(projected: Projected) -> Tensor:
+    """(B, T, 2, H, K), as `zippkit.links.joint_attention` keeps them."""
+    return torch.stack([projected.keys, projected.values], dim=1).permute(0, 3, 1, 2, 4)
 
 
 def _trainable(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +10,8 @@ import networkx as nx
 
 from zippkit.graph import Graph, LinkSite
 
-Kind = Literal["start", "layer", "write", "read", "head"]
-_RANK: dict[Kind, int] = {"start": 0, "layer": 1, "write": 2, "read": 3, "head": 4}
+Kind = Literal["start", "project", "layer", "write", "read", "pool", "head"]
+_RANK: dict[Kind, int] = {"start": 0, "project": 1, "layer": 4, "write": 5, "read": 6, "pool": 7, "head": 8}
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,32 @@ class Op:
 
     ``start`` embeds a tower's tokens, ``layer`` runs its layer number ``depth``, ``write`` puts a source's state after
     ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, and ``head`` gives
-    logits.
+    logits. Where towers share the attention of their layers ``depth``, ``project`` makes a tower's own queries, keys
+    and values, ``write`` hands keys and values on, ``read`` takes another tower's, and ``layer`` attends over them all.
+    ``pool`` takes the state after ``depth`` layers for the contrastive loss ``contrast``.
     """
 
     kind: Kind
     tower: str
     depth: int
     site: LinkSite | None = None
+    contrast: str | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is part of shared attention, so that it comes before the layer ``depth`` is done."""
+        return self.kind == "project" or (self.site is not None and self.site.acts == "attention")
+
+    @property
+    def rank(self) -> int:
+        """Its place among the operations of one depth."""
+        return _RANK[self.kind] - (3 if self.site is not None and self.inside else 0)
 
     def __str__(self) -> str:
+        if self.contrast is not None:
+            return f"{self.kind:<5} {self.tower}[{self.depth}] for {self.contrast}"
         if self.site is None:
-            return f"{self.kind:<5} {self.tower}" + (f"[{self.depth}]" if self.kind == "layer" else "")
+            return f"{self.kind:<5} {self.tower}" + (f"[{self.depth}]" if self.kind in ("layer", "project") else "")
         other = (
             f"for {self.site.target}" if self.kind == "write" else f"from {self.site.source}[{self.site.source_depth}]"
         )
@@ -54,6 +69,7 @@ class Plan:
         writes: Set[LinkSite] = frozenset(),
         given: Set[LinkSite] = frozenset(),
         layers: Set[str] = frozenset(),
+        contrasts: Set[str] = frozenset(),
     ) -> Plan:
         """Only the operations that some wanted output depends on.
 
@@ -64,6 +80,7 @@ class Plan:
             writes: sites whose memory is wanted, for a tower that reads it later.
             given: sites whose memory is there already.
             layers: towers whose every layer is to run, to fill its cache, without logits.
+            contrasts: contrastive losses that are wanted.
         """
         needs: dict[Op, set[Op]] = {}
         dropped: dict[Op, Op] = {}
@@ -81,7 +98,9 @@ class Plan:
         wanted = [
             op
             for op in needs
-            if (op.kind == "head" and op.tower in heads) or (op.kind == "write" and op.site in writes)
+            if (op.kind == "head" and op.tower in heads)
+            or (op.kind == "write" and op.site in writes)
+            or op.contrast in contrasts
         ]
         wanted += [last[tower] for tower in layers]
         reached: set[Op] = set()
@@ -110,21 +129,38 @@ class Plan:
 
 
 def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
+    inside = [site for site in graph.sites if site.acts == "attention"]
+    outside = [site for site in graph.sites if site.acts != "attention"]
     for tower, config in graph.towers.items():
         state = Op("start", tower, 0)
         yield state, set()
         for depth in range(config.n_layers + 1):
-            if depth:
-                state, before = Op("layer", tower, depth), state
+            if any((tower, depth) in ((s.source, s.source_depth), (s.target, s.target_depth)) for s in inside):
+                before, state = state, Op("project", tower, depth)
                 yield state, {before}
-            for site in graph.sites:
-                if (site.source, site.source_depth) == (tower, depth):
-                    yield Op("write", tower, depth, site), {state}
-            for site in graph.sites:
-                if (site.target, site.target_depth) == (tower, depth):
-                    before, state = state, Op("read", tower, depth, site)
-                    yield state, {before, Op("write", site.source, site.source_depth, site)}
-        yield Op("head", tower, config.n_layers), {state}
+                state = yield from _sites(inside, tower, depth, state)
+            if depth:
+                before, state = state, Op("layer", tower, depth)
+                yield state, {before}
+            for contrast, taken in graph.contrasts:
+                if taken == (tower, depth):
+                    yield Op("pool", tower, depth, contrast=contrast), {state}
+            state = yield from _sites(outside, tower, depth, state)
+        if not config.continuous:
+            yield Op("head", tower, config.n_layers), {state}
+
+
+def _sites(sites: Iterable[LinkSite], tower: str, depth: int, state: Op) -> Generator[tuple[Op, set[Op]], None, Op]:
+    """What the links do with a tower's state at one depth; returns the operation that leaves it."""
+    sites = list(sites)
+    for site in sites:
+        if (site.source, site.source_depth) == (tower, depth):
+            yield Op("write", tower, depth, site), {state}
+    for site in sites:
+        if (site.target, site.target_depth) == (tower, depth):
+            before, state = state, Op("read", tower, depth, site)
+            yield state, {before, Op("write", site.source, site.source_depth, site)}
+    return state
 
 
 def build_plan(graph: Graph) -> Plan:
@@ -136,10 +172,10 @@ def build_plan(graph: Graph) -> Plan:
     for read in (op for op in needs if op.kind == "read"):
         # A source is read as it was before any link rewrote it.
         program.add_edges_from(
-            (op, read) for op in needs if op.kind == "write" and (op.tower, op.depth) == (read.tower, read.depth)
+            (op, read)
+            for op in needs
+            if op.kind in ("write", "pool") and (op.tower, op.depth, op.inside) == (read.tower, read.depth, read.inside)
         )
     place = {tower: i for i, tower in enumerate(graph.towers)}
-    ops = tuple(
-        nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, _RANK[op.kind], place[op.tower]))
-    )
+    ops = tuple(nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, op.rank, place[op.tower])))
     return Plan(ops, tuple((op, frozenset(needs[op])) for op in ops))

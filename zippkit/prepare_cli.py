@@ -1,4 +1,4 @@
-"""``zippkit prepare``: words of the command line to a call of `zippkit.data.prepare.prepare`."""
+"""``zippkit prepare``: words of the command line to a call of `prepare` or `prepare_pictures`."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from typing import Any
 
 import yaml
 
+from zippkit.data.dataset import Dataset
+from zippkit.data.pictures import PICTURE_READERS, prepare_pictures
 from zippkit.data.prepare import prepare
+from zippkit.data.readers import READERS
 from zippkit.data.units import UnitConfig
-from zippkit.errors import DataError, ZippkitError
+from zippkit.errors import DataError, ZippkitError, did_you_mean
 from zippkit.progress import progress
 from zippkit.validation import validate
 
 
 def run_prepare(
-    corpus: str, root: Path, out: Path, options: Sequence[str], units: Path | None, flags: Mapping[str, Any]
+    corpus: str, root: Path | None, out: Path, options: Sequence[str], units: Path | None, flags: Mapping[str, Any]
 ) -> str:
     """Prepare a dataset; returns what to print.
 
     Raises:
         ZippkitError: options that no reader or unit config knows, and all that `prepare` raises.
     """
+    if corpus in PICTURE_READERS:
+        return _told(_pictures(corpus, root, out, options, units, flags))
+    if corpus not in READERS:
+        raise DataError(f"no corpus kind {corpus!r}{did_you_mean(corpus, [*READERS, *PICTURE_READERS])}")
+    if root is None:
+        raise DataError(f"corpus kind {corpus} needs its folder, as in `prepare {corpus} path/to/it -o {out}`")
     reading, unit_settings = _split_options(options)
     if units is not None and unit_settings:
         raise ZippkitError(
@@ -42,8 +51,23 @@ def run_prepare(
             progress=lambda done, total, what: advance(0, f"{what} {done}/{total}" if total else f"{what} {done}"),
             **flags,
         )
+    return _told(dataset)
+
+
+def _pictures(
+    corpus: str, root: Path | None, out: Path, options: Sequence[str], units: Path | None, flags: Mapping[str, Any]
+) -> Dataset:
+    """Prepare a corpus of images, which comes with a library and has no use for what is about sound."""
+    unused = [f"{root}"] * (root is not None) + list(options) + ["--units"] * (units is not None)
+    unused += [f"--{name.replace('_', '-')}" for name in ("resample", "skip_bad") if flags[name]]
+    if unused:
+        raise DataError(f"corpus kind {corpus} holds images and needs no folder; remove {', '.join(unused)}")
+    return prepare_pictures(corpus, out, **{name: flags[name] for name in ("text", "limit", "seed", "overwrite")})
+
+
+def _told(dataset: Dataset) -> str:
+    out, n_skipped = dataset.path, len(dataset.manifest.skipped)
     sizes = ", ".join(f"{len(dataset.split(name))} {name}" for name in dataset.splits)
-    n_skipped = len(dataset.manifest.skipped)
     return f"{out}: {sizes}" + (f"; {n_skipped} bad recordings left out, see {out}/manifest.json" if n_skipped else "")
 
 

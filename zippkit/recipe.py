@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -12,6 +12,7 @@ from pydantic import Field
 from zippkit.config import Strict
 from zippkit.errors import Problem, SpecError, ZippkitError, did_you_mean
 from zippkit.loading import beside, load_spec, spec_of
+from zippkit.parts import SPEC, checkpoint_folder, compare
 from zippkit.spec import CompositionSpec, Name, TowerSpec
 from zippkit.validation import Complaint, validate
 from zippkit.yaml_file import Document, Place, read_yaml
@@ -108,6 +109,11 @@ class Recipe(Strict):
     spec: CompositionSpec = Field(description="The composition: a path to its YAML, or the spec itself.")
     data: Annotated[Path, Field(strict=False)] = Field(description="Dataset folder, as `zippkit prepare` writes it.")
     seed: int = Field(0, ge=0, description="Seed of new parameters and of the order of examples.")
+    start_from: Annotated[Path, Field(strict=False)] | None = Field(
+        None,
+        description="A finished run or a checkpoint, of which every tower, link and projection that is also in this "
+        "spec is taken by name; what is new starts fresh.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
     split: str = Field("train", description="Split to train on.")
     pretrain: dict[Name, Phase] = Field(
@@ -155,6 +161,22 @@ class Recipe(Strict):
                 message = f"no such parameter group{did_you_mean(group, known)}"
                 found.append(((*place, "learning_rates", group), message))
         return found
+
+    def start_complaints(self) -> Iterator[Complaint]:
+        """What does not fit between the spec and what it starts from."""
+        if self.start_from is None:
+            return
+        try:
+            spec = load_spec(checkpoint_folder(self.start_from) / SPEC)
+            transfer, misfits = compare(spec, self.spec)
+        except ZippkitError as error:
+            yield ("start_from",), f"not a finished run or a checkpoint: {error}"
+            return
+        for misfit in misfits:
+            yield ("start_from",), misfit
+        for name in self.pretrain:
+            if f"towers.{name}" in transfer.taken:
+                yield ("pretrain", name), f"tower {name!r} comes trained from {self.start_from}; remove one of the two"
 
 
 def linked_tasks(spec: CompositionSpec) -> list[Task]:
@@ -212,19 +234,23 @@ def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Document, list[Pr
     return document, []
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, started: bool = False) -> Recipe:
     """Read and check a recipe with its spec; ``overrides`` are ``key.path=value``.
+
+    A run that has ``started`` has taken over what it started from, which may be gone by now.
 
     Raises:
         SpecError: every problem found, with file, line and key.
     """
     document, problems = _read(path, overrides)
-    if isinstance(document.data.get("data"), str):
-        document.data["data"] = beside(document.data["data"], path)
+    for key in ("data", "start_from"):
+        if isinstance(document.data.get(key), str):
+            document.data[key] = beside(document.data[key], path)
     recipe, complaints = validate(Recipe, document.data)
     # What is wrong with the spec has been told already, place by place.
     complaints = [(place, message) for place, message in complaints if place[0] != "spec" or not problems]
     complaints += recipe.complaints() if recipe is not None else []
+    complaints += recipe.start_complaints() if recipe is not None and not started else []
     problems += [document.problem(place, message) for place, message in complaints]
     if recipe is None or problems:
         raise SpecError(problems)

@@ -4,7 +4,7 @@
 
     recipe.yaml           the recipe with its spec, as it was started
     tokenizers/           what turned the data into tokens, and turns tokens back
-    towers/<name>/        towers pre-trained by this run
+    towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
     checkpoints/<phase>/  step-000200, ... (the last two)
     model/                the finished composition
     metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
@@ -72,7 +72,7 @@ class RunFolder:
         """
         if not self.recipe_file.exists():
             raise ZippkitError(f"{self.path}: no run is there (recipe.yaml is missing)")
-        return load_recipe(self.recipe_file)
+        return load_recipe(self.recipe_file, started=True)
 
     def begin(self, recipe: Recipe) -> None:
         """Start the run, or find that it is the same one that was started before.
@@ -102,6 +102,8 @@ class RunFolder:
 
         data = dump(recipe)
         data["data"] = relative(recipe.data)
+        if recipe.start_from is not None:
+            data["start_from"] = relative(recipe.start_from)
         for name, tower in recipe.spec.towers.items():
             if tower.weights is not None:
                 data["spec"]["towers"][name]["weights"] = relative(tower.weights)

@@ -9,6 +9,8 @@ from zippkit.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
+from zippkit.data.images import PixelTokenizer
+from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import ZippkitError
 from zippkit.generation import generate
@@ -23,7 +25,7 @@ def answer(
     out: Path | None,
     max_tokens: int,
 ) -> Iterator[str]:
-    """Generate from sound or text, a line for each new segment; sound is written to ``out``.
+    """Generate from sound or text, a line for each new segment; sound is written to ``out``, images are drawn.
 
     Raises:
         ZippkitError: not exactly one of sound and text, a file that cannot be used, no tower that could answer.
@@ -42,6 +44,8 @@ def answer(
         tokenizer = tokenizers.get(segment.tower)
         if tokenizer is None:
             yield f"{segment.tower}: {' '.join(map(str, segment.tokens))}"
+        elif isinstance(tokenizer, PixelTokenizer):
+            yield f"{segment.tower}:\n{tokenizer.drawn(segment.tokens)}"
         elif not isinstance(tokenizer, UnitTokenizer):
             yield f"{segment.tower}: {tokenizer.decode(segment.tokens)}"
         elif out is not None:
@@ -72,7 +76,7 @@ def _hear(tokenizers: Mapping[str, Tokenizer], audio: Path) -> Segment:
 
 def _read(tokenizers: Mapping[str, Tokenizer], text: str) -> Segment:
     for name, tokenizer in tokenizers.items():
-        if not isinstance(tokenizer, UnitTokenizer):
+        if isinstance(tokenizer, ByteTokenizer | FileTokenizer):
             return Segment(name, tokenizer.encode(text))
     raise ZippkitError("none of the run's towers reads text")
 

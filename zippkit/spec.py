@@ -43,6 +43,11 @@ class Projection(Strict):
     depth: int = Field(3, ge=1, le=16, description="Linear layers; 1 is a linear map. The paper's is 3.")
     width: int | None = Field(None, gt=0, description="Hidden width; the target's width if left out.")
     activation: Activation = Field("relu", description="Between the linear layers.")
+    share: Literal["none", "sites", "directions"] = Field(
+        "none",
+        description="One projection for each site; `sites`: one for all sites of the link; `directions`: one for all "
+        "links between the two towers, which must be of one width.",
+    )
 
 
 class InputProjection(Strict):
@@ -61,7 +66,24 @@ class Site(Strict):
     """One place where a link acts: the target reads, after its layer `into`, the source as it is after layer `from`."""
 
     source: int = Field(alias="from", ge=0, description="Source depth; 0 is its embedding.")
-    target: int = Field(alias="into", ge=1, description="Target depth: acts after this layer.")
+    target: int = Field(
+        alias="into",
+        ge=0,
+        description="Target layer: acts after it (or before it, or inside it, as the kind does); 0 is the embedding.",
+    )
+
+
+class Vocabulary(Strict):
+    """Token ids that a tower is given besides its own."""
+
+    size: int = Field(ge=2, description="Number of ids, begin and end included.")
+    begin: int | None = Field(None, ge=0, description="Id that opens a segment; the last but one if left out.")
+    end: int | None = Field(None, ge=0, description="Id that closes a segment; the last if left out.")
+
+    @property
+    def frame(self) -> Frame:
+        begin = self.size - 2 if self.begin is None else self.begin
+        return Frame(begin=begin, end=self.size - 1 if self.end is None else self.end)
 
 
 class TowerSpec(Strict):
@@ -79,6 +101,19 @@ class TowerSpec(Strict):
     input_projection: InputProjection | None = Field(
         None, description="MLP right after the embedding; none if left out."
     )
+    extend_vocabulary: dict[Name, Vocabulary] = Field(
+        default_factory=dict,
+        description="Modalities that this tower reads and writes too, such as `speech: 1026`: so many ids are added "
+        "behind its own (the last two are begin and end), with trained rows of their own in embedding and head.",
+    )
+
+    @field_validator("extend_vocabulary", mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        """A plain number is a size."""
+        if not isinstance(value, dict):
+            return value
+        return {name: {"size": given} if type(given) is int else given for name, given in value.items()}
 
     @field_validator("freeze", mode="plain")
     @classmethod
@@ -132,7 +167,10 @@ class TowerSpec(Strict):
         if config is None:
             return
         place: Place = ("frame",) if self.frame else ()
-        if config.frame is None:
+        if config.continuous:
+            if config.frame is not None:
+                yield place, f"kind {self.kind!r} reads no tokens, so it has no begin and end ids; remove `frame`"
+        elif config.frame is None:
             yield (), "the model has no begin and end ids of its own; expected `frame: {begin: ..., end: ...}`"
         elif config.frame.begin == config.frame.end:
             yield place, f"begin and end are both {config.frame.begin}; expected two different ids"
@@ -190,6 +228,11 @@ class LinkSpec(Strict):
     )
     sites: list[Site] | None = Field(None, min_length=1, description="Explicit sites instead of `every`.")
     projection: Projection = Field(default_factory=Projection, description="The MLP on the source's states.")
+    clock: Literal["turns", "sync"] = Field(
+        "turns",
+        description="`sync`: neighbouring segments of the two towers are simultaneous, token by token, and each tower "
+        "sees the other's tokens up to the same time (dGSLM).",
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="The kind's own settings.")
 
     @property
@@ -217,13 +260,53 @@ class LinkSpec(Strict):
         """What is wrong inside this link: its kind and config, and whatever contradicts itself."""
         if self.source == self.target:
             yield ("into",), f"a link joins two towers, but `from` and `into` are both {self.source!r}"
+        config, complaints = self.resolved
+        yield from complaints
+        acts = config.acts if config else "after_layer"
+        if acts == "embedding":
+            yield from self._complaints_at_embedding()
+            return
         if (self.every is None) == (self.sites is None):
             yield (), "expected either `every` or `sites`" + (", got both" if self.sites else ", got neither")
         if self.sites is not None and (self.source_every or self.source_depth):
             yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
         if self.source_every and self.source_depth:
             yield ("source",), "expected either `source_every` or `source: final`, got both"
-        yield from self.resolved[1]
+        for i, site in enumerate(self.sites or ()):
+            if site.target == 0:
+                yield ("sites", i, "into"), "0 is the embedding, but this kind acts on layers; expected 1 or more"
+            if acts == "attention" and site.source != site.target:
+                yield ("sites", i, "from"), f"attention is shared at one depth; expected {site.target}"
+        if acts == "attention" and (self.source_every or self.source_depth):
+            key = "source_every" if self.source_every else "source"
+            yield (key,), f"kind {self.kind!r} shares the attention of layers of one depth; remove `{key}`"
+        if config and not config.projects and "projection" in self.model_fields_set:
+            yield ("projection",), f"kind {self.kind!r} projects nothing; remove `projection`"
+
+    def _complaints_at_embedding(self) -> Iterator[Complaint]:
+        for key, given in (("every", self.every), ("source_every", self.source_every)):
+            if given is not None:
+                yield (key,), f"kind {self.kind!r} acts once, at the target's embedding; remove `{key}`"
+        if self.sites is not None and (len(self.sites) > 1 or self.sites[0].target != 0):
+            yield ("sites",), f"kind {self.kind!r} acts once, at the embedding; expected one site with `into: 0`"
+
+
+class Contrast(Strict):
+    """A contrastive loss between two towers: a row's states of one are to find the same row's of the other (CoCa)."""
+
+    source: str = Field(alias="from", description="A tower; its states are averaged over the row.")
+    target: str = Field(alias="into", description="A tower; the state of the row's last token stands for the row.")
+    source_depth: int | None = Field(None, ge=0, description="After how many layers; all if left out.")
+    target_depth: int | None = Field(
+        None, ge=0, description="After how many layers, before any link rewrites the state; all if left out."
+    )
+    width: int = Field(64, gt=0, description="Width in which the two are compared.")
+    weight: float = Field(1.0, gt=0, description="Of this loss beside that of the tokens.")
+    name: Name | None = Field(None, description="`<from>_<into>_contrast` if left out.")
+
+    @property
+    def label(self) -> str:
+        return self.name or f"{self.source}_{self.target}_contrast"
 
 
 class CompositionSpec(Strict):
@@ -234,6 +317,15 @@ class CompositionSpec(Strict):
     links: list[LinkSpec] = Field(
         default_factory=list, description="Links, in the order in which they act on a shared site."
     )
+    contrastive: list[Contrast] = Field(
+        default_factory=list, description="Contrastive losses between towers, besides the loss on tokens."
+    )
+
+    @property
+    def modalities(self) -> dict[str, str]:
+        """Everything that a segment can be of, and the tower that reads it: towers, and what they host."""
+        hosted = {name: host for host, tower in self.towers.items() for name in tower.extend_vocabulary}
+        return {name: name for name in self.towers} | hosted
 
     def complaints(self) -> Iterator[Complaint]:
         """Everything wrong below the level of keys and types: kinds, configs, names, frames, freeze rules, shapes."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from zippkit.batch import Segment
 from zippkit.config import TowerConfig
 from zippkit.data.dataset import Dataset
-from zippkit.data.table import Split
+from zippkit.data.table import Example, Split
 from zippkit.errors import DataError, did_you_mean
 from zippkit.recipe import Task
 
@@ -57,21 +57,37 @@ def _short(fingerprint: str | None) -> str:
 
 
 class TaskData:
-    """One task over one split."""
+    """One task over one split: those of its examples that have all of the task's modalities."""
 
     def __init__(self, task: Task, dataset: Dataset, split: Split) -> None:
+        """Look which examples there are, and turn their text into ids.
+
+        Raises:
+            DataError: no example has all of the task's modalities.
+        """
         self.task = task
         self._split = split
-        self.names = [example.id for example in split]
+        self._places = split.having(task.modalities)
+        if not len(self._places):
+            known = dataset.manifest.modalities
+            each = ", ".join(f"{len(split.having([name]))} {name}" for name in known)
+            raise DataError(
+                f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
+            )
+        self.names = [split[int(place)].id for place in self._places]
         # Text is turned into ids once; units are ids already.
         self._texts: dict[str, list[list[int]]] = {}
         for name in task.modalities:
             if dataset.manifest.modalities[name].is_text:
                 encode = dataset.text_tokenizer(name).encode
-                self._texts[name] = [encode(str(example.items[name])) for example in split]
+                self._texts[name] = [encode(str(self.example(i).items[name])) for i in range(len(self))]
 
     def __len__(self) -> int:
-        return len(self._split)
+        return len(self._places)
+
+    def example(self, index: int) -> Example:
+        """The example as the dataset has it."""
+        return self._split[int(self._places[index])]
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -82,7 +98,7 @@ class TaskData:
     def _lengths(self, name: str) -> NDArray[np.int64]:
         if name in self._texts:
             return np.array([len(ids) for ids in self._texts[name]], dtype=np.int64)
-        return self._split.lengths(name)
+        return self._split.lengths(name)[self._places]
 
     def check_lengths(self, towers: Mapping[str, TowerConfig]) -> None:
         """Look for sequences that a tower cannot take, before anything is computed.
@@ -107,7 +123,7 @@ class TaskData:
         return tuple(self.names[i] for i in indices)
 
     def _tokens(self, name: str, index: int) -> Any:
-        return self._texts[name][index] if name in self._texts else self._split[index].items[name]
+        return self._texts[name][index] if name in self._texts else self.example(index).items[name]
 
     def prompt(self, index: int) -> list[Segment]:
         """The segments that are given."""

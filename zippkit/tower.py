@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -45,6 +45,12 @@ class Tower(nn.Module, ABC):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V) from the last layer's states, final norm included."""
 
+    def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
+        """States (B, T, D) that come from elsewhere than the embedding, as `start` would have placed them: a tower that
+        adds learned positions to its embedding adds them here."""
+        del inputs
+        return states
+
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty cache of ``max_len`` slots in each row."""
         raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")
@@ -58,9 +64,42 @@ class Tower(nn.Module, ABC):
         load_into(self, read_tensors(path), str(path))
 
 
-def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
-    """Logits (B, T, V) of a tower by itself, without links or input projection."""
+class Projected(NamedTuple):
+    """What a layer's attention is made of."""
+
+    queries: Tensor
+    """(B, H, T, K), positions applied."""
+    keys: Tensor
+    """(B, H_kv, T, K), positions applied."""
+    values: Tensor
+    """(B, H_kv, T, K)"""
+
+
+class SharedAttention(ABC):
+    """For a Tower whose attention others can join (`TowerConfig.shared_attention`): its layer in three parts, which
+    together do what `Tower.layer` does. Positions are ``inputs.places``."""
+
+    @abstractmethod
+    def project(self, index: int, hidden: Tensor, context: Any) -> Projected:
+        """Queries, keys and values of the new tokens, from (B, T, D) states."""
+
+    @abstractmethod
+    def remember(self, index: int, projected: Projected, context: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, H_kv, S, K) of all tokens so far, and the mask (B, T, S); None is plain causal."""
+
+    @abstractmethod
+    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Any) -> Tensor:
+        """The layer's state (B, T, D), from the one before it and what was attended to, (B, T, H * K)."""
+
+
+def tower_states(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """States (B, T, D) after every layer of a tower by itself, without links or input projection."""
     hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
     for index in range(tower.config.n_layers):
         hidden = tower.layer(index, hidden, context)
-    return tower.head(hidden)
+    return hidden
+
+
+def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """Logits (B, T, V) of a tower by itself, without links or input projection; only for a tower that has a head."""
+    return tower.head(tower_states(tower, inputs))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,15 +17,17 @@ from typing import Any
 from torch import Tensor
 
 from zippkit.backend import Backend, backend
-from zippkit.checkpoint import MANIFEST, Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
-from zippkit.composition import Composition, compile
+from zippkit.checkpoint import Checkpoint, read_checkpoint, read_manifest, restore, write_checkpoint, write_tower
+from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.frozen import check_frozen, frozen_hashes
 from zippkit.metrics import Metrics
 from zippkit.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from zippkit.parts import MANIFEST, checkpoint_folder
 from zippkit.progress import progress
 from zippkit.recipe import Phase, Recipe, Task, learning_rates, single_tower
+from zippkit.references import copy_source, find_references, frozen_towers
 from zippkit.run_folder import RunFolder
 from zippkit.sampler import Sampler
 from zippkit.spec import CompositionSpec
@@ -45,6 +50,7 @@ def train(recipe: Recipe, out: Path) -> None:
     device = backend(recipe.device)
     dataset = Dataset.open(recipe.data)
     tasks = _task_data(recipe, dataset)
+    _check_start(recipe, run, dataset)
     run.begin(recipe)
     run.keep_tokenizers(dataset)
     with _stop_signals() as stop:
@@ -58,11 +64,11 @@ def train(recipe: Recipe, out: Path) -> None:
                 run.add_seconds(f"pre-train {name}", time.monotonic() - began)
         if not run.model.exists():
             began = time.monotonic()
-            zipped = compile(trained_spec(recipe, run), seed=recipe.seed)
+            zipped = _keep_frozen_towers(_beginning(recipe, run), run)
             all_tasks = [tasks[task] for task in recipe.tasks()]
             phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
             phase_run.finish()
-            write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False))
+            write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False), root=run.path)
             run.add_seconds("train", time.monotonic() - began)
 
 
@@ -88,6 +94,65 @@ def trained_spec(recipe: Recipe, run: RunFolder) -> CompositionSpec:
     return CompositionSpec.model_validate(
         {**recipe.spec.model_dump(by_alias=True, exclude_unset=True), "towers": data}, strict=False
     )
+
+
+def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
+    """The composition as it is before the main phase's first step.
+
+    Raises:
+        CheckpointError: what the recipe starts from is gone, or does not fit.
+    """
+    spec = trained_spec(recipe, run)
+    if recipe.start_from is None:
+        return compile(spec, seed=recipe.seed)
+    return load(recipe.start_from, spec=spec, seed=recipe.seed)
+
+
+def _beginning(recipe: Recipe, run: RunFolder) -> Composition:
+    if recipe.start_from is None or not run.checkpoints("train"):
+        zipped = starting_point(recipe, run)
+        if zipped.transfer is not None:
+            print(f"start_from {recipe.start_from}\n{zipped.transfer}", file=sys.stderr)
+        return zipped
+    # Everything that was taken over stands in the run by now.
+    return compile(trained_spec(recipe, run), seed=recipe.seed)
+
+
+def _check_start(recipe: Recipe, run: RunFolder, dataset: Dataset) -> None:
+    """The tokens of towers that are taken over must mean what they meant.
+
+    Raises:
+        ZippkitError: another tokenizer.
+    """
+    if recipe.start_from is None or run.recipe_file.exists():
+        return
+    known = read_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
+    for name, fingerprint in dataset.fingerprints.items():
+        if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
+            raise ZippkitError(
+                f"{recipe.start_from}: tower {name!r} was trained with another tokenizer than that of {dataset.path}; "
+                "prepare the data with the one in its tokenizers/"
+            )
+
+
+def _keep_frozen_towers(zipped: Composition, run: RunFolder) -> Composition:
+    """Frozen towers that have no source outside of any run, written into the run once, so that its checkpoints need not
+    repeat them and it can be moved."""
+    sources = dict(zipped.sources)
+    for name in frozen_towers(zipped.model):
+        folder, source = run.tower(name), sources.get(name)
+        if source is not None and not (source / "tower.json").is_file():
+            continue
+        if not (folder / "tower.json").exists():
+            temporary = folder.with_name(f".{name}.tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            if name in find_references(zipped.spec, zipped.model, sources) and source is not None:
+                copy_source(source, temporary)
+            else:
+                write_tower(temporary, zipped.model.tower(name), zipped.spec.towers[name].kind)
+            temporary.rename(folder)
+        sources[name] = folder.absolute()
+    return replace(zipped, sources=sources)
 
 
 class _Stop:
@@ -146,6 +211,8 @@ class _PhaseRun:
         saved = run.checkpoints(label)
         if saved:
             self._resume(saved[-1])
+        # Once is enough: that frozen tensors rest is checked at every save.
+        self.references = find_references(zipped.spec, self.model, zipped.sources)
 
     def _resume(self, folder: Path) -> None:
         checkpoint = read_checkpoint(folder)
@@ -163,12 +230,12 @@ class _PhaseRun:
         check_frozen(self.frozen, self.model)
         extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, "frozen": self.frozen}
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
-        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra)
+        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references)
 
     def _save(self) -> None:
         folder = self.run.checkpoint(self.label, self.step)
         if not folder.exists():
-            write_checkpoint(folder, self.checkpoint())
+            write_checkpoint(folder, self.checkpoint(), root=self.run.path)
             self.run.drop_old_checkpoints(self.label)
 
     def finish(self) -> None:

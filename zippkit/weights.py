@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zippkit.config import read_json
 from zippkit.errors import CheckpointError
+
+SAME = "same"
+"""Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
+because safetensors writes several in any order, and equal tensors are to make equal files."""
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -22,19 +27,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"{path}: expected a .safetensors file; pickled checkpoints can run code and are never opened"
         )
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            same = json.loads((file.metadata() or {}).get(SAME, "{}"))
+        return tensors | {name: tensors[other] for name, other in same.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); was it cut short?") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a folder's ``model.safetensors`` or sharded index.
+def weight_files(path: Path) -> list[Path]:
+    """The files that `read_tensors` reads.
 
     Raises:
-        CheckpointError: nothing there, a shard missing, cut short, or a pickle.
+        CheckpointError: nothing there, or a shard missing.
     """
     if not path.is_dir():
-        return _read_file(path)
+        return [path]
     index = path / "model.safetensors.index.json"
     if index.exists():
         try:
@@ -44,16 +52,25 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         missing = [shard for shard in shards if not (path / shard).exists()]
         if missing:
             raise CheckpointError(f"{path}: shards are missing: {', '.join(missing)}")
-        return {name: tensor for shard in shards for name, tensor in _read_file(path / shard).items()}
+        return [path / shard for shard in shards]
     single = path / "model.safetensors"
     if single.exists():
-        return _read_file(single)
+        return [single]
     others = sorted(
         file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
     )
     raise CheckpointError(
         f"{path}: expected model.safetensors or model.safetensors.index.json, found {others or 'neither'}"
     )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a folder's ``model.safetensors`` or sharded index.
+
+    Raises:
+        CheckpointError: nothing there, a shard missing, cut short, or a pickle.
+    """
+    return {name: tensor for file in weight_files(path) for name, tensor in _read_file(file).items()}
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -77,10 +94,33 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name, then rename it."""
+    """Write a safetensors file under a temporary name, then rename it; equal tensors make equal files.
+
+    A tensor that goes by several names (tied weights, a projection that sites share) is written once.
+    """
+    known: dict[object, str] = {}
+    storages: set[int] = set()
+    written: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        first = known.setdefault(identity(tensor), name) if tensor.numel() else name
+        if first != name:
+            same[name] = first
+            continue
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        # What only overlaps with another tensor gets memory of its own, and so does a part of a larger one.
+        apart = storage.data_ptr() in storages or storage.nbytes() != own.numel() * own.element_size()
+        storages.add(storage.data_ptr())
+        written[name] = own.clone() if apart else own
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    save_file(written, temporary, {SAME: json.dumps(same)} if same else None)
     temporary.replace(path)
+
+
+def identity(tensor: Tensor) -> object:
+    """Equal for two tensors that are the same numbers in the same memory."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
@@ -88,8 +128,20 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     hashes = {}
     for name, tensor in tensors:
         flat = tensor.detach().cpu().contiguous().flatten()
-        content = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(content)
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
         hashes[name] = digest.hexdigest()
     return hashes
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """One SHA-256 for all tensors of a module, their names among it."""
+    lines = (f"{name} {digest}\n" for name, digest in sorted(fingerprint(state.items()).items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

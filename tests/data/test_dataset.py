@@ -14,8 +14,9 @@ from sounds import tone
 
 from zippkit.data import dataset as dataset_module
 from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
+from zippkit.data.images import PixelTokenizer
 from zippkit.data.manifest import sha256_of
-from zippkit.data.text import train_words
+from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError
 
@@ -270,3 +271,41 @@ def test_tokenizers_that_do_not_fit_are_refused(tmp_path: Path, units: UnitToken
     framed = [Example("a", "", 0.0, {"speech": np.array([units.begin, 3])})]
     with pytest.raises(DataError, match="speech has id 16, its tokenizer only 16 units"):
         write_dataset(tmp_path / "data", {"train": framed}, {"speech": units})
+
+
+MIXED = [
+    Example("a", "", 0.0, {"speech": np.array([3, 15])}),
+    Example("b", "", 0.0, {"text": "two", "image": np.array([0, 16, 4])}),
+    Example("c", "", 0.0, {"image": np.array([], int), "text": "", "speech": np.array([1])}),
+]
+
+
+def test_an_example_may_lack_a_modality_when_told(tmp_path: Path, units: UnitTokenizer) -> None:
+    tokenizers: dict[str, Tokenizer] = {"text": ByteTokenizer(), "speech": units, "image": PixelTokenizer()}
+    splits = {"train": MIXED, "dev": MIXED[1:2]}
+    dataset = write_dataset(tmp_path / "data", splits, tokenizers, partial=True)
+    train = Dataset.open(tmp_path / "data").split("train")
+    assert dataset.modalities == ("text", "speech", "image")
+    assert [set(example.items) for example in train] == [set(example.items) for example in MIXED]
+    assert all(map(same, train, MIXED))
+    assert train.lengths("speech").tolist() == [2, 0, 1] and train.lengths("text").tolist() == [0, 3, 0]
+    assert train.having(["text"]).tolist() == [1, 2] and train.having(["speech", "image"]).tolist() == [2]
+    assert dataset.split("dev").having(["speech"]).tolist() == []
+    with pytest.raises(DataError, match="no modality 'speach'"):
+        train.having(["speach"])
+
+
+def test_what_may_be_lacking_has_a_tokenizer_and_is_somewhere(tmp_path: Path, units: UnitTokenizer) -> None:
+    known: dict[str, Tokenizer] = {"text": ByteTokenizer(), "image": PixelTokenizer()}
+    for splits, tokenizers, message in (
+        ({"train": MIXED}, known, "'b': image as ids, text as text, expected .*image, text only where there is any"),
+        ({"train": MIXED[:1]}, known | {"speech": units}, "tokenizer for 'text', which no example has"),
+        ({"train": [Example("x", "", 0.0)]}, known, "'x' has none of image, text"),
+        ({"train": [Example("x", "", 0.0, {"text": "y"}), Example("z", "", 0.0, {"image": "y"})]}, known, "'z': image"),
+        ({"train": [Example("x", "", 0.0, {"image": np.array([17])})]}, {"image": PixelTokenizer()}, "only 17 levels"),
+    ):
+        with pytest.raises(DataError, match=message):
+            write_dataset(tmp_path / "data", splits, tokenizers, partial=True)
+    with pytest.raises(DataError, match="'b': image as ids, text as text, expected speech as ids as in the first"):
+        write_dataset(tmp_path / "data", {"train": MIXED}, {"speech": units})
+    assert list(tmp_path.iterdir()) == []

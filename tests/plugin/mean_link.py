@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zippkit.batch import TowerBatch
 from zippkit.config import LinkConfig
 from zippkit.links.base import Link, Memory
 from zippkit.masks import cross_mask
@@ -20,10 +21,10 @@ class Mean(Link):
         super().__init__(config, source_dim, target_dim, projection)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        return Memory(order, (self.projection(source),))
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        return Memory(tokens.visible, (self.projection(source),))
 
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        seen = cross_mask(order, memory.order).to(target.dtype)
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        seen = cross_mask(tokens.order, memory.order).to(target.dtype)
         total = seen @ memory.tensors[0]
         return target + self.gate * total / seen.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from zippkit.batch import TowerBatch
 from zippkit.errors import CheckpointError
 from zippkit.layers import attend, rotary_angles, rotate, split_heads
-from zippkit.tower import Tower
+from zippkit.tower import Projected, SharedAttention, Tower
 from zippkit.weights import load_into, read_tensors
 from zippkit_towers.decoder_config import DecoderConfig
 
@@ -54,16 +54,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.dim, config.kv_heads * width, bias=False)
         self.o_proj = nn.Linear(config.n_heads * width, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, index: int, context: Context) -> Tensor:
-        q_BHTK = rotate(split_heads(self.q_proj(x_BTD), self.n_heads), context.angles)
-        k_BHSK = rotate(split_heads(self.k_proj(x_BTD), self.n_kv_heads), context.angles)
-        v_BHSK = split_heads(self.v_proj(x_BTD), self.n_kv_heads)
-        if context.cache is not None and context.mask is not None:
-            n_slots = context.mask.shape[-1]
-            k_BHSK = _extend(context.cache.keys[index], k_BHSK, context.positions, n_slots)
-            v_BHSK = _extend(context.cache.values[index], v_BHSK, context.positions, n_slots)
-        out: Tensor = self.o_proj(attend(q_BHTK, k_BHSK, v_BHSK, context.mask))
-        return out
+    def project(self, x_BTD: Tensor, context: Context) -> Projected:
+        """Queries, keys and values of the new tokens."""
+        return Projected(
+            rotate(split_heads(self.q_proj(x_BTD), self.n_heads), context.angles),
+            rotate(split_heads(self.k_proj(x_BTD), self.n_kv_heads), context.angles),
+            split_heads(self.v_proj(x_BTD), self.n_kv_heads),
+        )
 
 
 def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots: int) -> Tensor:
@@ -71,6 +68,15 @@ def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots:
     rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
     cache_BSHK[rows, positions_BT] = new_BHTK.transpose(1, 2)
     return cache_BSHK[:, :n_slots].transpose(1, 2)
+
+
+def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values of every token so far, through the cache if there is one, and their mask."""
+    if context.cache is None or context.mask is None:
+        return projected.keys, projected.values, context.mask
+    n_slots = context.mask.shape[-1]
+    keys = _extend(context.cache.keys[index], projected.keys, context.positions, n_slots)
+    return keys, _extend(context.cache.values[index], projected.values, context.positions, n_slots), context.mask
 
 
 class SwiGLU(nn.Module):
@@ -98,12 +104,23 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(config.dim, config.ffn_width)
 
     def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), index, context)
+        projected = self.project(hidden, context)
+        keys, values, mask = remember(index, projected, context)
+        return self.close(hidden, attend(projected.queries, keys, values, mask))
+
+    def project(self, hidden: Tensor, context: Context) -> Projected:
+        """What the attention is made of."""
+        projected: Projected = self.self_attn.project(self.input_layernorm(hidden), context)
+        return projected
+
+    def close(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's state, from the one before it and what was attended to."""
+        hidden = hidden + self.self_attn.o_proj(attended)
         fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + fed
 
 
-class Decoder(Tower):
+class Decoder(Tower, SharedAttention):
     """A causal decoder for any discrete tokens: text, speech units, image levels."""
 
     Config = DecoderConfig
@@ -126,13 +143,23 @@ class Decoder(Tower):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5 if residual else 0.02)
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
-        angles = rotary_angles(inputs.positions, self.config.head_width, self.config.rope_theta)
+        angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta)
         hidden: Tensor = self.embed_tokens(inputs.tokens)
         return hidden, Context(angles, mask, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         out: Tensor = self.layers[index](hidden, index, context)
         return out
+
+    def project(self, index: int, hidden: Tensor, context: Context) -> Projected:
+        return cast("Layer", self.layers[index]).project(hidden, context)
+
+    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        return remember(index, projected, context)
+
+    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Context) -> Tensor:
+        del context
+        return cast("Layer", self.layers[index]).close(hidden, attended)
 
     def head(self, hidden: Tensor) -> Tensor:
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.config import Frame, TowerConfig, read_json
+from zippkit.config import AttentionShape, Frame, TowerConfig, read_json
 
 # Keys of a llama config.json that change what the model computes, with the only values that the decoder implements.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -60,6 +60,10 @@ class DecoderConfig(TowerConfig):
     @property
     def ffn_width(self) -> int:
         return self.ffn_dim or -(-8 * self.dim // (3 * 32)) * 32
+
+    @property
+    def shared_attention(self) -> AttentionShape:
+        return AttentionShape(self.kv_heads, self.head_width)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

@@ -13,20 +13,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zippkit.batch import Batch
+from zippkit.batch import Batch, TowerBatch
 from zippkit.certificates.dependence import check_dependence, check_order
 from zippkit.certificates.probe import (
     DRAWS,
     Draws,
     acting_sites,
+    draws_for,
     knows,
-    layouts,
     mixed_rows,
+    orders,
     position,
     real,
     through,
     to_device,
     wake,
+    with_states,
     woken,
 )
 from zippkit.certificates.report import RefutedError
@@ -71,7 +73,7 @@ def sees_no_future(zipped: Composition) -> str:
 
 def _trials(zipped: Composition) -> Iterator[Trial]:
     """In an order in which each one can rely on those before it."""
-    draws = Draws(zipped.graph.towers)
+    draws = draws_for(zipped)
     mixed = to_device(zipped, mixed_rows(zipped, draws))
     n_rows = mixed.size
     all_real = {name: real(tokens) for name, tokens in mixed.towers.items()}
@@ -83,8 +85,8 @@ def _trials(zipped: Composition) -> Iterator[Trial]:
         fixed = {name: mask & ~here[name] for name, mask in all_real.items()}
         causes = [f"only row {row} of the batch, another one, does"] * n_rows
         yield Trial(mixed, draws.changed(mixed, here), fixed, causes)
-    for layout in layouts(list(zipped.graph.towers)):
-        yield _one_token_a_row(zipped, draws, layout)
+    for names in orders(zipped):
+        yield _one_token_a_row(zipped, draws, names)
     after = draws.changed(mixed, {name: ~mask for name, mask in all_real.items()})
     yield Trial(mixed, after, all_real, ["only padding does"] * n_rows)
 
@@ -94,7 +96,7 @@ def _one_token_a_row(zipped: Composition, draws: Draws, layout: list[str]) -> Tr
     row = draws.row(layout)
     single = to_device(zipped, [row])
     limits = {name: knows(tokens, zipped.graph.towers[name].causal) for name, tokens in single.towers.items()}
-    places = [(name, i) for name, tokens in single.towers.items() for i in range(tokens.tokens.shape[1])]
+    places = [(name, i) for name, tokens in single.towers.items() for i in _units(tokens)]
     before = to_device(zipped, [row] * len(places))
     where = {name: torch.zeros_like(tokens.tokens, dtype=torch.bool) for name, tokens in before.towers.items()}
     for copy, (name, i) in enumerate(places):
@@ -103,6 +105,12 @@ def _one_token_a_row(zipped: Composition, draws: Draws, layout: list[str]) -> Tr
     fixed = {name: limit < replaced[:, None] for name, limit in limits.items()}
     causes = [f"{position(name, single.towers[name], 0, i)} does" for name, i in places]
     return Trial(before, draws.changed(before, where), fixed, causes)
+
+
+def _units(tokens: TowerBatch) -> list[int]:
+    """Places of a row's tokens; of continuous inputs, which change as a whole, where each segment begins."""
+    n = tokens.tokens.shape[1]
+    return list(range(n)) if tokens.features is None else (tokens.offset[0] == 0).nonzero()[:, 0].tolist()
 
 
 def _demand(model: ZippedModel, trial: Trial) -> None:
@@ -124,17 +132,18 @@ def _violation(model: ZippedModel, trial: Trial, plan: Plan | None = None) -> st
 def _changes(model: ZippedModel, before: Batch, after: Batch, plan: Plan | None) -> dict[str, Tensor]:
     """For each tower, (B, T) bool: whose logits differ in any bit."""
     old, new = (
-        model(batch) if plan is None else model.run(plan, batch.towers, batch.multimodal) for batch in (before, after)
+        model(with_states(model, batch)) if plan is None else model.run(plan, batch.towers, batch.multimodal)
+        for batch in (before, after)
     )
     for tower, logits in old.items():
         if not logits.isfinite().all():
             raise RefutedError(f"the logits of {tower} are not finite, so nothing can be shown")
-    return {tower: (old[tower] != new[tower]).any(dim=-1) for tower in old}
+    return {tower: (old[tower] != new[tower]).any(dim=-1) for tower in old if tower in before.towers}
 
 
 def _first_violation(model: ZippedModel, trial: Trial) -> str | None:
     """Run ever more of the plan, with the heads right behind it, until something changes that must not."""
-    plan = model.plan.prune(heads=set(trial.before.outputs), sees=trial.before.sees)
+    plan = model.plan.prune(heads=set(with_states(model, trial.before).outputs), sees=trial.before.sees)
     body = [op for op in plan.ops if op.kind != "head"]
     for n, op in enumerate(body, start=1):
         started = {op.tower for op in body[:n] if op.kind == "start"}
@@ -148,14 +157,18 @@ def _first_violation(model: ZippedModel, trial: Trial) -> str | None:
 def _place(op: Op) -> str:
     if op.site is not None:
         return f"link {op.site.link}.{op.site.index}"
-    return f"layer {op.depth} of {op.tower}" if op.kind == "layer" else f"the embedding or the head of {op.tower}"
+    return (
+        f"layer {op.depth} of {op.tower}"
+        if op.kind in ("layer", "project")
+        else f"the embedding or the head of {op.tower}"
+    )
 
 
 def _demand_carrying(zipped: Composition, model: ZippedModel, site: LinkSite) -> None:
     plan = through(model.plan, site.target, [site])
     for seed in range(DRAWS):
-        draws = Draws(zipped.graph.towers, seed)
-        before = to_device(zipped, [draws.row(layout) for layout in layouts(list(zipped.graph.towers))])
+        draws = draws_for(zipped, seed)
+        before = to_device(zipped, [draws.row(names) for names in orders(zipped)])
         source = before.towers[site.source]
         after = draws.changed(before, {site.source: real(source)})
         if _changes(model, before, after, plan)[site.target].any():

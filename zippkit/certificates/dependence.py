@@ -7,7 +7,7 @@ from torch import Tensor
 
 from zippkit import masks
 from zippkit.batch import Batch, TowerBatch
-from zippkit.certificates.probe import Draws, knows, layouts, position, real
+from zippkit.certificates.probe import draws_for, knows, orders, position, real
 from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
 from zippkit.graph import LinkSite
@@ -39,13 +39,15 @@ def _check_order(plan: Plan) -> None:
             raise RefutedError(f"the plan runs `{op}` before anything was written for it")
         if op.kind == "write" and op.site is not None:
             written.add(op.site)
-        depths[op.tower] = op.depth
+        depths[op.tower] = op.depth - 1 if op.inside else op.depth
         done.add(op)
 
 
 def _depth_before(op: Op) -> int | None:
     """How many layers of the tower have to be done; None: it must not have started."""
-    return {"start": None, "layer": op.depth - 1}.get(op.kind, op.depth)
+    if op.kind == "start":
+        return None
+    return op.depth - 1 if op.kind == "layer" or op.inside else op.depth
 
 
 def check_dependence(zipped: Composition) -> None:
@@ -54,23 +56,30 @@ def check_dependence(zipped: Composition) -> None:
     Raises:
         RefutedError: names two tokens and the operation by which one comes to know of the other.
     """
-    draws = Draws(zipped.graph.towers)
-    batch = zipped.collate([draws.row(layout) for layout in layouts(list(zipped.graph.towers), rounds=4)])
+    draws = draws_for(zipped)
+    batch = zipped.collate([draws.row(names) for names in orders(zipped, rounds=4)])
     plan = zipped.plan.prune(heads=set(batch.outputs), sees=batch.sees)
     future = _future(zipped, batch)
     known: dict[str, Tensor] = {}
     memories: dict[LinkSite, Tensor] = {}
+    joined: dict[str, Tensor] = {}
     for op in plan.ops:
         own, tower = batch.towers[op.tower], op.tower
         if op.kind == "start":
-            known[tower] = _itself(batch, tower)
+            known[tower] = _itself(batch, tower, zipped.graph.towers[tower].continuous)
         elif op.kind == "layer":
-            known[tower] = _reach(_self_mask(own, zipped.graph.towers[tower].causal), known[tower])
+            attended = _reach(_self_mask(own, zipped.graph.towers[tower].causal), known[tower])
+            known[tower] = attended | joined.pop(tower, torch.zeros_like(attended))
         elif op.kind == "write" and op.site is not None:
             memories[op.site] = known[tower]
         elif op.kind == "read" and op.site is not None:
-            mask = _cross_mask(own, batch.towers[op.site.source])
-            known[tower] = known[tower] | _reach(mask, memories[op.site])
+            source = batch.towers[op.site.source]
+            mask = _inserted(own, source) if op.site.acts == "embedding" else _cross_mask(own, source)
+            found = _reach(mask, memories[op.site])
+            if op.inside:
+                joined[tower] = joined.get(tower, torch.zeros_like(found)) | found
+            else:
+                known[tower] = known[tower] | found
         leaks = (known[tower] & future[tower]).nonzero()
         if len(leaks):
             row, query, key = leaks[0].tolist()
@@ -90,11 +99,15 @@ def _future(zipped: Composition, batch: Batch) -> dict[str, Tensor]:
     }
 
 
-def _itself(batch: Batch, tower: str) -> Tensor:
-    """(B, T, N): at the embedding, a token knows of itself."""
+def _itself(batch: Batch, tower: str, continuous: bool) -> Tensor:
+    """(B, T, N): at the embedding, a token knows of itself, and a state of continuous inputs of its whole segment."""
     sizes = {name: tokens.tokens.shape[1] for name, tokens in batch.towers.items()}
-    blocks = [torch.eye(sizes[tower]) if name == tower else torch.zeros(sizes[tower], n) for name, n in sizes.items()]
-    return torch.cat(blocks, dim=1).bool().expand(batch.size, -1, -1)
+    segment = batch.towers[tower].segment
+    own = segment[:, :, None] == segment[:, None, :]
+    if not continuous:
+        own = torch.eye(sizes[tower]).bool().expand(batch.size, -1, -1)
+    blocks = [own if name == tower else own.new_zeros(batch.size, sizes[tower], n) for name, n in sizes.items()]
+    return torch.cat(blocks, dim=2)
 
 
 def _reach(mask_BTS: Tensor, known_BSN: Tensor) -> Tensor:
@@ -107,6 +120,11 @@ def _self_mask(tokens: TowerBatch, causal: bool) -> Tensor:
     mask = masks.self_mask(tokens, causal)
     dense = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
     return dense | masks.describe_self(tokens, causal).dense()
+
+
+def _inserted(target: TowerBatch, source: TowerBatch) -> Tensor:
+    """(B, T, S): the source's segment that an inserted place stands for."""
+    return target.inserted[:, :, None] & (target.segment[:, :, None] == source.segment[:, None, :])
 
 
 def _cross_mask(target: TowerBatch, source: TowerBatch) -> Tensor:

@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zippkit.batch import Batch, Segment, TowerBatch
+from zippkit.batch import Batch, Features, Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.config import TowerConfig
 from zippkit.graph import LinkSite
+from zippkit.layout import Layout, Modality, turns
 from zippkit.model import ZippedModel
-from zippkit.plan import Plan
+from zippkit.plan import Op, Plan
 
 DRAWS = 8
 """How often a probe that found nothing is drawn again: a ReLU may be shut, or a token without effect, once."""
@@ -43,59 +44,136 @@ def wake(model: nn.Module, seed: int = 0) -> None:
 
 
 def woken(model: ZippedModel) -> ZippedModel:
-    """A copy in evaluation mode, woken up."""
+    """A copy in evaluation mode, woken up, in which a tower without a head hands on its states (see `with_states`)."""
     model = copy.deepcopy(model).eval()
     wake(model)
+    for name in model.towers:
+        tower = model.tower(name)
+        if tower.config.continuous:
+            object.__setattr__(tower, "head", _states)
+            model.plan = _ending_in(model.plan, name)
     return model
+
+
+def _states(hidden: Tensor) -> Tensor:
+    return hidden
+
+
+def _ending_in(plan: Plan, tower: str) -> Plan:
+    """The plan with a head on a tower that has none."""
+    last = [op for op in plan.ops if op.tower == tower and op.kind in ("start", "layer", "read")][-1]
+    head = Op("head", tower, last.depth)
+    return Plan((*plan.ops, head), (*plan.needs, (head, frozenset({last}))))
+
+
+def with_states(model: ZippedModel, batch: Batch) -> Batch:
+    """The batch, asking a woken model for the states of its towers without a head too."""
+    headless = [name for name in batch.towers if model.tower(name).config.continuous]
+    return replace(batch, outputs=(*batch.outputs, *headless))
 
 
 class Draws:
     """Random tokens and rows, the same for the same seed, without touching the global random state."""
 
-    def __init__(self, towers: Mapping[str, TowerConfig], seed: int = 0) -> None:
-        self.towers = towers
+    def __init__(self, towers: Mapping[str, TowerConfig], seed: int = 0, layout: Layout | None = None) -> None:
+        self.towers, self.layout = towers, layout or Layout()
+        self.modalities = self.layout.modalities(towers)
         self._generator = torch.Generator().manual_seed(seed)
-        self._pools = {name: _inner_ids(config) for name, config in towers.items()}
+        self._pools = {name: _inner_ids(each) for name, each in self.modalities.items() if not self.is_continuous(name)}
+
+    def is_continuous(self, name: str) -> bool:
+        """Whether a modality is fed with waveforms or pixels."""
+        return self.towers[self.modalities[name].tower].continuous
 
     def _below(self, n: int, shape: Sequence[int] = ()) -> Tensor:
         return torch.randint(n, tuple(shape), generator=self._generator)
 
-    def row(self, layout: Sequence[str]) -> list[Segment]:
-        """A segment of one to three tokens for each tower that ``layout`` names; left out where it is too long."""
+    def row(self, names: Sequence[str]) -> list[Segment]:
+        """A segment of one to three tokens for each modality that is named; left out where it is too long.
+
+        Neighbours with one clock are of one length.
+        """
         used: Counter[str] = Counter()
-        segments = []
-        for tower in layout:
-            limit, n = self.towers[tower].max_len, 1 + int(self._below(3))
-            if limit is not None:
-                n = min(n, limit - used[tower] - 2)
-            if n >= 0:
-                pool = self._pools[tower]
-                segments.append(Segment(tower, pool[self._below(len(pool), [n])]))
-                used[tower] += n + 2
+        segments: list[Segment] = []
+        for turn in turns(names, self.layout):
+            n = 1 + int(self._below(3))
+            drawn = [self._segment(name, min([n, *(self._room(each, used) for each in turn)])) for name in turn]
+            for segment, n_states in drawn:
+                if segment is not None and n_states <= self._room(segment.tower, used) + 2:
+                    segments.append(segment)
+                    self._use(segment.tower, n_states, used)
         return segments
+
+    def _segment(self, name: str, n: int) -> tuple[Segment | None, int]:
+        """A segment of ``n`` tokens, and how many states it makes; None where there is no room."""
+        config = self.towers[self.modalities[name].tower]
+        if config.continuous:
+            inputs = config.example_inputs(max(n, 1), seed=int(self._below(2**31)))
+            return Segment(name, inputs), config.n_states(inputs)
+        if n < 0:
+            return None, 0
+        pool = self._pools[name]
+        return Segment(name, pool[self._below(len(pool), [n])]), n + 2
+
+    def _room(self, name: str, used: Counter[str]) -> int:
+        """How many more tokens the tower takes, besides begin and end."""
+        tower = self.modalities[name].tower
+        limit = self.towers[tower].max_len
+        taken = sum(used.values()) if tower in self.layout.shared else used[tower]
+        return 10_000 if limit is None else limit - taken - 2
+
+    def _use(self, name: str, n_states: int, used: Counter[str]) -> None:
+        tower = self.modalities[name].tower
+        used[tower] += n_states
+        for insert in self.layout.inserts:
+            if insert.source == tower:
+                used[insert.target] += insert.places(n_states)
 
     def changed(self, batch: Batch, where: Mapping[str, Tensor]) -> Batch:
         """The batch with another token wherever a tower's (B, T) mask says so."""
         towers = {
-            name: replace(tokens, tokens=torch.where(where[name], self._others(name, tokens.tokens), tokens.tokens))
-            for name, tokens in batch.towers.items()
-            if name in where
+            name: self._changed(name, tokens, where[name]) for name, tokens in batch.towers.items() if name in where
         }
         return replace(batch, towers=batch.towers | towers)
 
+    def _changed(self, name: str, tokens: TowerBatch, where: Tensor) -> TowerBatch:
+        if tokens.features is not None:
+            return replace(tokens, features=self._other_inputs(tokens, tokens.features, where))
+        return replace(tokens, tokens=torch.where(where, self._others(name, tokens.tokens), tokens.tokens))
+
+    def _other_inputs(self, tokens: TowerBatch, features: Features, where: Tensor) -> Features:
+        """Other inputs for every segment of which ``where`` marks a state; for a row of which it marks padding, other
+        values behind its segments' true lengths."""
+        values, there = features.values, real(tokens)
+        noise = (2 * torch.rand(values.shape, generator=self._generator) - 1).to(values)
+        inside = torch.arange(values.shape[1], device=values.device) < features.lengths[:, None]
+        padded = there & (where & ~there).any(dim=1, keepdim=True)
+        changed = torch.zeros_like(inside)
+        changed[features.entry[where & there]] |= inside[features.entry[where & there]]
+        changed[features.entry[padded]] |= ~inside[features.entry[padded]]
+        return replace(
+            features, values=torch.where(changed.view(*changed.shape, *[1] * (values.dim() - 2)), noise, values)
+        )
+
     def _others(self, tower: str, tokens: Tensor) -> Tensor:
-        pool, at = self._pools[tower], self._below(len(self._pools[tower]), tokens.shape)
+        pool = self._pools[tower]
+        at = self._below(len(pool), tokens.shape)
         old, frame = tokens.cpu(), self.towers[tower].frame
         new = torch.where(pool[at] == old, pool[(at + 1) % len(pool)], pool[at])
         # A vocabulary of one token besides the frame leaves only the frame's.
         return (torch.where(new == old, frame.end, new) if frame else new).to(tokens.device)
 
 
-def _inner_ids(config: TowerConfig) -> Tensor:
+def _inner_ids(modality: Modality) -> Tensor:
     """Every id but begin and end; 256 of them where there is no vocabulary."""
-    ids = list(range(config.vocab_size or 256))
-    frame = (config.frame.begin, config.frame.end) if config.frame else ()
+    ids = list(range(modality.vocab_size or 256))
+    frame = (modality.frame.begin, modality.frame.end) if modality.frame else ()
     return torch.tensor([i for i in ids if i not in frame] or ids)
+
+
+def draws_for(zipped: Composition, seed: int = 0) -> Draws:
+    """Random rows for a composition."""
+    return Draws(zipped.graph.towers, seed, zipped.graph.layout)
 
 
 def layouts(towers: Sequence[str], rounds: int = 2) -> list[list[str]]:
@@ -105,15 +183,21 @@ def layouts(towers: Sequence[str], rounds: int = 2) -> list[list[str]]:
 
 def mixed_rows(zipped: Composition, draws: Draws) -> list[list[Segment]]:
     """One unimodal row for each tower, in the towers' order, and then a multimodal row for each layout."""
-    names = list(zipped.graph.towers)
-    return [draws.row([name]) for name in names] + [draws.row(layout) for layout in layouts(names)]
+    return [draws.row([name]) for name in zipped.graph.towers] + [draws.row(names) for names in orders(zipped)]
+
+
+def orders(zipped: Composition, rounds: int = 2) -> list[list[str]]:
+    """`layouts` of everything that a segment can be of."""
+    return layouts(list(zipped.graph.layout.modalities(zipped.graph.towers)), rounds)
 
 
 def batches(zipped: Composition, seed: int = 0) -> list[Batch]:
     """Small batches with a loss on every tower: each tower alone, each linked direction, and all of them mixed."""
-    draws = Draws(zipped.graph.towers, seed)
+    draws = draws_for(zipped, seed)
     directions = dict.fromkeys((site.source, site.target) for site in zipped.graph.sites)
-    every = [*([name] for name in zipped.graph.towers), *directions]
+    every = [*([name] for name in draws.modalities), *directions]
+    # A batch of nothing but waveforms or pixels asks for no loss.
+    every = [layout for layout in every if not all(draws.is_continuous(name) for name in layout)]
     rows = [[draws.row(layout) for _ in range(2)] for layout in every]
     return [to_device(zipped, examples) for examples in (*rows, mixed_rows(zipped, draws))]
 
@@ -162,6 +246,10 @@ def through(plan: Plan, target: str, sites: Collection[LinkSite] = ()) -> Plan:
     kept = (
         op
         for op in plan.ops
-        if (op.site in sites if op.site else op.tower in towers and (op.kind != "head" or op.tower == target))
+        if (
+            op.site in sites
+            if op.site
+            else op.tower in towers and op.kind != "pool" and (op.kind != "head" or op.tower == target)
+        )
     )
     return Plan(tuple(kept), ())

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
+from zippkit.data.images import PixelTokenizer
 from zippkit.data.manifest import (
     MANIFEST,
     FileEntry,
@@ -20,14 +21,14 @@ from zippkit.data.manifest import (
     read_manifest,
     sha256_of,
 )
-from zippkit.data.table import Example, Item, Split, write_rows
+from zippkit.data.table import Columns, Example, Item, Split, write_rows
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, did_you_mean
 
 __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "write_dataset"]
 
-Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | UnitTokenizer
+Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | UnitTokenizer | PixelTokenizer
 
 _HASH_AT_OPEN = 50 * 1024**2
 """A folder of fewer bytes is hashed whenever it is opened; that takes well under a second."""
@@ -92,6 +93,8 @@ class Dataset:
             raise DataError(f"{self.path}: {modality} came as plain ids, without a tokenizer")
         elif entry.kind == "units":
             tokenizer = UnitTokenizer.load(self.path / entry.file)
+        elif entry.kind == "pixels":
+            tokenizer = PixelTokenizer.load(self.path / entry.file)
         else:
             tokenizer = load_text_tokenizer(self.path / entry.file, entry.begin, entry.end)
         if tokenizer.fingerprint != entry.fingerprint:
@@ -108,9 +111,9 @@ class Dataset:
             DataError: as `tokenizer`, or the modality is not text.
         """
         tokenizer = self.tokenizer(modality)
-        if isinstance(tokenizer, UnitTokenizer):
-            raise DataError(f"{self.path}: {modality} holds units, expected text")
-        return tokenizer
+        if isinstance(tokenizer, ByteTokenizer | FileTokenizer):
+            return tokenizer
+        raise DataError(f"{self.path}: {modality} holds {self.manifest.modalities[modality].kind}, expected text")
 
     def verify(self) -> None:
         """Hash every file, whatever the size.
@@ -128,6 +131,7 @@ def write_dataset(
     *,
     source: Mapping[str, Any] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
+    partial: bool = False,
     overwrite: bool = False,
 ) -> Dataset:
     """Write a dataset folder; it appears under ``path`` complete or not at all.
@@ -137,6 +141,7 @@ def write_dataset(
         tokenizers: modality to tokenizer; a modality of text without one is bytes, one of ids without one is plain ids.
         source: where the examples came from, JSON values.
         skipped: (id, reason) of recordings that could not be used.
+        partial: an example may lack a modality that has a tokenizer; tasks pass over examples that lack one of theirs.
 
     Raises:
         DataError: ``path`` exists (with ``overwrite``: exists and is not a dataset), or the examples do not agree.
@@ -148,11 +153,13 @@ def write_dataset(
         raise DataError(f"splits {wrong or 'are missing'}; expected names of letters, digits and underscores")
     with _appearing(target) as folder:
         files: dict[str, FileEntry] = {}
-        largest: dict[str, int | None] = {}
+        written: dict[str, Columns] = {}
+        optional = {name: _is_text(tokenizer) for name, tokenizer in tokenizers.items()} if partial else {}
         for name, examples in splits.items():
-            n_rows, most = write_rows(folder / f"{name}.parquet", examples)
-            largest = _widest(largest or most, most, name)
-            files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", n_rows)
+            written[name] = write_rows(folder / f"{name}.parquet", examples, optional)
+            _check_alike(next(iter(written.values())), written[name], name)
+            files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", written[name].n_examples)
+        largest = _over_all(written.values())
         unused = [name for name in tokenizers if name not in largest]
         if unused:
             raise DataError(f"tokenizer for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
@@ -171,11 +178,27 @@ def write_dataset(
     return Dataset(target, manifest)
 
 
-def _widest(sofar: dict[str, int | None], most: dict[str, int | None], split: str) -> dict[str, int | None]:
-    """Largest id per modality over two splits, which must have the same modalities; None for text."""
-    if {name: m is None for name, m in sofar.items()} != {name: m is None for name, m in most.items()}:
-        raise DataError(f"split {split!r} has {sorted(most)}, expected {sorted(sofar)} as in the others, text as text")
-    return {name: None if m is None else max(m, sofar[name] or 0) for name, m in most.items()}
+def _check_alike(first: Columns, other: Columns, split: str) -> None:
+    if first.is_text != other.is_text:
+        expected = sorted(first.is_text)
+        raise DataError(
+            f"split {split!r} has {sorted(other.is_text)}, expected {expected} as in the others, text as text"
+        )
+
+
+def _over_all(written: Collection[Columns]) -> dict[str, int | None]:
+    """Modalities that some example has, and their largest id over all splits; None for text."""
+    largest: dict[str, int | None] = {}
+    for columns in written:
+        for name, n_rows in columns.n_rows.items():
+            if n_rows:
+                most = columns.largest[name]
+                largest[name] = None if most is None else max(most, largest.get(name) or 0)
+    return largest
+
+
+def _is_text(tokenizer: Tokenizer) -> bool:
+    return isinstance(tokenizer, ByteTokenizer | FileTokenizer)
 
 
 def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Modality:
@@ -183,14 +206,16 @@ def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest
     if tokenizer is None and largest is not None:
         return Modality(kind="ids", vocab_size=max(1, largest + 1))
     tokenizer = tokenizer or ByteTokenizer()
-    if (largest is None) == isinstance(tokenizer, UnitTokenizer):
+    if (largest is None) != _is_text(tokenizer):
         raise DataError(f"{name} is {'text' if largest is None else 'ids'}, its tokenizer a {type(tokenizer).__name__}")
-    if isinstance(tokenizer, UnitTokenizer) and (largest or 0) >= tokenizer.config.n_units:
-        raise DataError(f"{name} has id {largest}, its tokenizer only {tokenizer.config.n_units} units")
+    for cls, what in ((UnitTokenizer, "units"), (PixelTokenizer, "levels")):
+        if isinstance(tokenizer, cls) and (largest or 0) >= tokenizer.begin:
+            raise DataError(f"{name} has id {largest}, its tokenizer only {tokenizer.begin} {what}")
     kind, suffix = {
         ByteTokenizer: ("bytes", None),
         FileTokenizer: ("tokenizer_json", ".json"),
         UnitTokenizer: ("units", ".safetensors"),
+        PixelTokenizer: ("pixels", ".json"),
     }[type(tokenizer)]
     file = f"tokenizers/{name}{suffix}" if suffix else None
     if file:

@@ -25,7 +25,7 @@ class FileEntry(Strict):
 class Modality(Strict):
     """One column of the splits, and what its ids mean."""
 
-    kind: Literal["bytes", "tokenizer_json", "units", "ids"] = Field(
+    kind: Literal["bytes", "tokenizer_json", "units", "pixels", "ids"] = Field(
         description="`ids` are plain integers that no tokenizer of zippkit's made."
     )
     file: str | None = Field(None, description="The tokenizer, relative to the folder.")

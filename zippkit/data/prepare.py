@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -22,6 +22,18 @@ from zippkit.errors import DataError, did_you_mean
 
 _LISTED = 20
 """Bad recordings that a message lists; it counts the rest."""
+
+
+class Labelled(Protocol):
+    """A recording, or another thing of a corpus that has a transcript."""
+
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def split(self) -> str: ...
+
+
+_Labelled = TypeVar("_Labelled", bound=Labelled)
 
 
 def prepare(
@@ -57,10 +69,10 @@ def prepare(
     refuse_to_overwrite(Path(out), overwrite)
     read = reader(kind) if isinstance(kind, str) else kind
     _check_options(kind, read, options or {})
-    recordings = _drawn(list(read(Path(root), **(options or {}))), limit, seed)
+    recordings = drawn(list(read(Path(root), **(options or {}))), limit, seed)
     if not recordings:
         raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
-    text_tokenizer = _text_tokenizer(text, recordings)
+    text_tokenizer = transcript_tokenizer(text, recordings)
     trained = None if units is None or isinstance(units, UnitConfig) else _unit_tokenizer(units)
     config = trained.config if trained else units if isinstance(units, UnitConfig) else UnitConfig()
     check = _Check(Path(root), config.sample_rate, resample, skip_bad, text_tokenizer)
@@ -81,7 +93,7 @@ def prepare(
     }
     return write_dataset(
         out,
-        {split: _examples(check, split, unit_tokenizer, encoded) for split in _splits(check.good)},
+        {split: _examples(check, split, unit_tokenizer, encoded) for split in split_names(check.good)},
         {"text": text_tokenizer, "speech": unit_tokenizer},
         source=source,
         skipped=check.bad,
@@ -189,26 +201,27 @@ def _examples(check: _Check, split: str, units: UnitTokenizer, encoded: _Counter
             encoded.step()
 
 
-def _drawn(recordings: list[Recording], limit: int | None, seed: int) -> list[Recording]:
+def drawn(recordings: list[_Labelled], limit: int | None, seed: int) -> list[_Labelled]:
     """At most ``limit`` of each split, in the reader's order."""
     if limit is None:
         return recordings
     rng = np.random.default_rng(seed)
     kept: set[int] = set()
-    for split in _splits(recordings):
+    for split in split_names(recordings):
         places = [i for i, recording in enumerate(recordings) if recording.split == split]
         kept.update(rng.permutation(places)[:limit].tolist())
     return [recordings[i] for i in sorted(kept)]
 
 
-def _splits(recordings: Iterable[Recording]) -> list[str]:
+def split_names(recordings: Iterable[Labelled]) -> list[str]:
     """Names of the splits, training first."""
     usual = ("train", "dev", "test")
     names = {recording.split for recording in recordings}
     return [name for name in usual if name in names] + sorted(names.difference(usual))
 
 
-def _text_tokenizer(text: str | Path, recordings: Iterable[Recording]) -> ByteTokenizer | FileTokenizer:
+def transcript_tokenizer(text: str | Path, recordings: Iterable[Labelled]) -> ByteTokenizer | FileTokenizer:
+    """``"bytes"``, ``"words"`` (those of the recordings' training split), or a ``tokenizer.json``."""
     if text == "words":
         return train_words(r.text for r in recordings if r.split == "train" and r.text)
     return load_text_tokenizer(text)

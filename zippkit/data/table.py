@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -33,7 +33,7 @@ class Example:
     seconds: float
     """Duration of the recording; 0 where there is none."""
     items: dict[str, Item] = field(default_factory=dict)
-    """Modality to text or ids, without begin and end."""
+    """Modality to text or ids, without begin and end; those that the example has."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,8 @@ class Split:
             raise IndexError(f"{self.path.name} has {len(self)} examples, asked for index {index}")
         index %= len(self)
         id_, speaker, seconds = (self._columns[name][index].as_py() for name in _OWN_COLUMNS)
-        return Example(id_, speaker, seconds, {name: _item(self._columns[name], index) for name in self.modalities})
+        there = [name for name in self.modalities if self._columns[name][index].is_valid]
+        return Example(id_, speaker, seconds, {name: _item(self._columns[name], index) for name in there})
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
@@ -65,17 +66,33 @@ class Split:
     def lengths(self, modality: str) -> NDArray[np.int64]:
         """(len(self),) ids per example; of a text modality, UTF-8 bytes. Frames not counted; no row is read singly.
 
+        An example that lacks the modality counts 0.
+
         Raises:
             DataError: no such modality.
         """
         import pyarrow.compute as pc
 
+        column = self._column(modality)
+        counted = pc.binary_length(column) if _is_text(column) else pc.list_value_length(column)
+        lengths: NDArray[np.int64] = pc.fill_null(counted, 0).to_numpy().astype(np.int64)
+        return lengths
+
+    def having(self, modalities: Iterable[str]) -> NDArray[np.int64]:
+        """Indices of the examples that have all of these modalities, in order.
+
+        Raises:
+            DataError: no such modality.
+        """
+        there = np.ones(len(self), bool)
+        for modality in modalities:
+            there &= self._column(modality).is_valid().to_numpy(zero_copy_only=False)
+        return np.flatnonzero(there)
+
+    def _column(self, modality: str) -> pyarrow.Array:
         if modality not in self.modalities:
             raise DataError(f"{self.path}: no modality {modality!r}{did_you_mean(modality, self.modalities)}")
-        column = self._columns[modality]
-        counted = pc.binary_length(column) if _is_text(column) else pc.list_value_length(column)
-        lengths: NDArray[np.int64] = counted.to_numpy().astype(np.int64)
-        return lengths
+        return self._columns[modality]
 
     @cached_property
     def _columns(self) -> dict[str, pyarrow.Array]:
@@ -108,11 +125,59 @@ def _item(column: pyarrow.Array, index: int) -> Item:
     return ids
 
 
-def write_rows(path: Path, examples: Iterable[Example]) -> tuple[int, dict[str, int | None]]:
+@dataclass
+class Columns:
+    """The modalities of a file's rows, and what is found out about them as the rows are written."""
+
+    is_text: dict[str, bool]
+    """Modality to whether it is text rather than ids."""
+    optional: frozenset[str]
+    """Modalities that an example may lack."""
+    n_examples: int = 0
+    n_rows: dict[str, int] = field(init=False)
+    """Examples that have the modality."""
+    largest: dict[str, int | None] = field(init=False)
+    """Its largest id, -1 if there is none; None for text."""
+
+    def __post_init__(self) -> None:
+        self.n_rows = dict.fromkeys(self.is_text, 0)
+        self.largest = {name: None if text else -1 for name, text in self.is_text.items()}
+
+    def add(self, example: Example) -> None:
+        """Check one example against the others.
+
+        Raises:
+            DataError: a modality too few or too many, text for ids, or ids that cannot be stored.
+        """
+        kinds = {name: isinstance(item, str) for name, item in example.items.items()}
+        if kinds != {name: text for name, text in self.is_text.items() if name in kinds or name not in self.optional}:
+            expected = f"expected {_told(self.is_text)}"
+            whence = (
+                f", {_some(self.optional)} only where there is any" if self.optional else " as in the first example"
+            )
+            raise DataError(f"example {example.id!r}: {_told(kinds)}, {expected}{whence}")
+        if not kinds:
+            raise DataError(f"example {example.id!r} has none of {_some(self.is_text)}")
+        self.n_examples += 1
+        for name, text in kinds.items():
+            self.n_rows[name] += 1
+            if not text:
+                self._add_ids(example.id, name, np.asarray(example.items[name]))
+
+    def _add_ids(self, example: str, name: str, ids: NDArray[np.integer]) -> None:
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids.size and ids.min() < 0):
+            raise DataError(f"example {example!r}: {name} is {ids.dtype}{ids.shape}, expected ids in one dimension")
+        largest = max(self.largest[name] or 0, int(ids.max(initial=-1)))
+        if largest > np.iinfo(np.uint16).max:
+            raise DataError(f"example {example!r}: {name} has id {largest}, expected at most 65535")
+        self.largest[name] = largest
+
+
+def write_rows(path: Path, examples: Iterable[Example], optional: Mapping[str, bool] | None = None) -> Columns:
     """Write one Parquet file.
 
-    Returns:
-        the number of rows, and each modality's largest id (-1 if all are empty); None for text.
+    Args:
+        optional: modalities that an example may lack, and whether each is text; all others are as in the first example.
 
     Raises:
         DataError: no examples, equal ids, modalities that differ between examples, or ids outside 0 to 65535.
@@ -123,38 +188,33 @@ def write_rows(path: Path, examples: Iterable[Example]) -> tuple[int, dict[str, 
     first = next(stream, None)
     if first is None:
         raise DataError(f"{path.name}: no examples")
-    is_text = {name: isinstance(item, str) for name, item in first.items.items()}
+    is_text = dict(optional or {}) | {name: isinstance(item, str) for name, item in first.items.items()}
     if not is_text or not is_text.keys().isdisjoint(_OWN_COLUMNS):
         raise DataError(f"{path.name}: modalities {sorted(is_text)}, expected some, and none of {_OWN_COLUMNS}")
     own = {"id": pyarrow.string(), "speaker": pyarrow.string(), "seconds": pyarrow.float32()}
     types = {name: pyarrow.string() if text else pyarrow.list_(pyarrow.uint16()) for name, text in is_text.items()}
     schema = pyarrow.schema(list({**own, **types}.items()))
-    largest = {name: -1 for name, text in is_text.items() if not text}
+    columns = Columns(is_text, frozenset(optional or ()))
     seen: set[str] = set()
-    rows = (_row(example, is_text, seen, largest) for example in chain([first], stream))
+    rows = (_row(example, columns, seen) for example in chain([first], stream))
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while chunk := list(islice(rows, _ROWS_AT_ONCE)):
             writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
-    return len(seen), {name: largest.get(name) for name in is_text}
+    return columns
 
 
-def _row(example: Example, is_text: dict[str, bool], seen: set[str], largest: dict[str, int]) -> dict[str, object]:
-    """The example as Parquet takes it, checked; ``seen`` and ``largest`` are kept up."""
+def _row(example: Example, columns: Columns, seen: set[str]) -> dict[str, object]:
+    """The example as Parquet takes it, checked; a modality that it lacks is left out."""
     if example.id in seen:
         raise DataError(f"two examples have the id {example.id!r}")
     seen.add(example.id)
-    kinds = {name: isinstance(item, str) for name, item in example.items.items()}
-    if kinds != is_text:
-        raise DataError(f"example {example.id!r}: {_told(kinds)}, expected {_told(is_text)} as in the first example")
-    for name, previous in largest.items():
-        ids = np.asarray(example.items[name])
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids.size and ids.min() < 0):
-            raise DataError(f"example {example.id!r}: {name} is {ids.dtype}{ids.shape}, expected ids in one dimension")
-        largest[name] = max(previous, int(ids.max(initial=-1)))
-        if largest[name] > np.iinfo(np.uint16).max:
-            raise DataError(f"example {example.id!r}: {name} has id {largest[name]}, expected at most 65535")
+    columns.add(example)
     return {"id": example.id, "speaker": example.speaker, "seconds": example.seconds, **example.items}
 
 
 def _told(is_text: dict[str, bool]) -> str:
     return ", ".join(f"{name} as {'text' if text else 'ids'}" for name, text in sorted(is_text.items())) or "nothing"
+
+
+def _some(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from zippkit.batch import TowerBatch
 from zippkit.config import LinkConfig
 
 
@@ -17,11 +18,12 @@ from zippkit.config import LinkConfig
 class Memory:
     """What a link keeps of its source; it is also the link's cache.
 
-    Every tensor has the batch first and the source's tokens second, so that memories of one row's segments join.
+    Every tensor has the batch first and what is seen second (the source's tokens, or what the link makes of a segment
+    of them), so that memories of one row's segments join.
     """
 
     order: Tensor
-    """(B, S) order from which each source token is visible; -1 marks padding."""
+    """(B, S) order from which each entry is visible; -1 marks padding."""
     tensors: tuple[Tensor, ...]
     """(B, S, ...) such as keys and values."""
 
@@ -55,23 +57,25 @@ class Link(nn.Module, ABC):
         self.projection = projection
 
     @abstractmethod
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        """Turn source states into a memory; once per source token.
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        """Turn source states into a memory, once for each source token. Segments come whole (unless the two towers
+        advance together), one or several at a time.
 
         Args:
             source: (B, S, source_dim) states.
-            order: (B, S) order from which each token is visible; -1 marks padding.
-            positions: (B, S) place of each token among the source's own.
+            tokens: the source's tokens, (B, S) each: ``visible`` is the order from which each may be seen, -1 at
+                padding; ``positions`` its place among the source's own; ``segment`` and ``offset`` which segment it
+                belongs to, and its place therein.
         """
 
     @abstractmethod
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         """Rewrite target states; the identity at initialisation and on blind positions.
 
         Args:
             target: (B, T, target_dim) states.
-            order: (B, T) place of each token in the whole sequence; -1 marks padding.
-            positions: (B, T) place of each token among the target's own.
+            tokens: the target's tokens, (B, T) each: ``order`` is the place of each in the whole sequence, -1 at
+                padding; ``positions`` its place among the target's own.
             memory: what `write` gave, for every source token so far; only earlier ones may be read
                 (`zippkit.masks.cross_mask`).
         """

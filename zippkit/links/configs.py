@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from zippkit.config import LinkConfig, TowerConfig
+from zippkit.config import Acts, LinkConfig, TowerConfig
 
 
 class GatedCrossAttentionConfig(LinkConfig):
@@ -38,3 +38,33 @@ class GatedCrossAttentionConfig(LinkConfig):
             yield f"n_heads {self.n_heads} does not divide the target's width {target.dim}"
         elif self.positions == "rotary" and (target.dim // self.n_heads) % 2:
             yield f"rotary positions need an even head width, got {target.dim} / {self.n_heads} heads"
+
+
+class PrefixConfig(LinkConfig):
+    """Stacks source tokens, projects them, and gives them places in the target's own sequence (SLAM-ASR, LLaVA)."""
+
+    implementation: ClassVar[str] = "zippkit.links.prefix:Prefix"
+
+    stack: int = Field(1, gt=0, description="Source tokens that one place is made of, side by side.")
+    norm_source: bool = Field(True, description="RMSNorm on the source's states before they are stacked.")
+
+    @property
+    def acts(self) -> Acts:
+        return "embedding"
+
+    def projected_dim(self, source_dim: int) -> int:
+        return self.stack * source_dim
+
+    def places(self, n_tokens: int) -> int:
+        return -(-n_tokens // self.stack)
+
+
+class JointAttentionConfig(LinkConfig):
+    """One attention over the tokens of both towers, each with its own weights (Mixture-of-Transformers, LMFusion)."""
+
+    implementation: ClassVar[str] = "zippkit.links.joint_attention:JointAttention"
+    projects: ClassVar[bool] = False
+
+    @property
+    def acts(self) -> Acts:
+        return "attention"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from zippkit.batch import TowerBatch
 from zippkit.layers import attend, mlp, rotary_angles, rotate, split_heads, zero_last
 from zippkit.links.base import Link, Memory
 from zippkit.links.configs import GatedCrossAttentionConfig
@@ -50,18 +51,18 @@ class GatedCrossAttention(Link):
             return x_BHTK
         return rotate(x_BHTK, rotary_angles(positions, x_BHTK.shape[-1], self.config.rope_theta))
 
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
         projected_BSD = self.projection(self.source_norm(source))
-        key_BHSK = self._turned(self.key(projected_BSD), positions)
-        return Memory(order, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
+        key_BHSK = self._turned(self.key(projected_BSD), tokens.positions)
+        return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        mask_BTS = cross_mask(order, memory.order)
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        mask_BTS = cross_mask(tokens.order, memory.order)
         sees_BT1 = mask_BTS.any(dim=-1, keepdim=True)
         key_BSHK, value_BSD = memory.tensors
         # A blind query attends everywhere, so that no kernel meets an empty row; what it finds is thrown away below.
         found_BTD = attend(
-            self._turned(self.query(self.attention_norm(target)), positions),
+            self._turned(self.query(self.attention_norm(target)), tokens.positions),
             key_BSHK.transpose(1, 2),
             split_heads(value_BSD, self.config.n_heads),
             mask_BTS | ~sees_BT1,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from zippkit.batch import TowerBatch
+from zippkit.batch import Features, TowerBatch
 
 TOLERANCE = 1e-4
 """What rounding may do where two runs have different shapes, relative to the largest value."""
@@ -70,9 +71,17 @@ def unreached(module: nn.Module) -> list[str]:
 
 def repeated(tokens: TowerBatch, n: int) -> TowerBatch:
     """A batch of one row, as a batch of ``n`` such rows."""
-    return TowerBatch(**{field.name: getattr(tokens, field.name).expand(n, -1) for field in fields(tokens)})
+    rows, features = tokens.mapped(lambda column: column.expand(n, -1)), tokens.features
+    if features is None:
+        return rows
+    lengths = features.lengths.repeat(n)
+    values = features.values.repeat(n, *[1] * (features.values.dim() - 1))
+    entry = features.entry + len(features.lengths) * torch.arange(n)[:, None]
+    return replace(rows, features=Features(values, lengths, entry))
 
 
 def columns(tokens: TowerBatch, at: Tensor) -> TowerBatch:
     """The tokens at (B, n) places of their rows."""
-    return TowerBatch(**{field.name: getattr(tokens, field.name).gather(1, at) for field in fields(tokens)})
+    features = tokens.features
+    entries = None if features is None else replace(features, entry=features.entry.gather(1, at))
+    return replace(tokens.mapped(lambda column: column.gather(1, at)), features=entries)

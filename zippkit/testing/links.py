@@ -104,14 +104,12 @@ class _Case:
 
 def _write(link: Link, states: _States, part: slice = slice(None)) -> Memory:
     """The memory of the source tokens, or of a run of them."""
-    tokens = states.source_tokens
-    return link.write(states.source[:, part], tokens.visible[:, part], tokens.positions[:, part])
+    return link.write(states.source[:, part], states.source_tokens.part(part))
 
 
 def _read(link: Link, states: _States, memory: Memory, part: slice = slice(None)) -> Tensor:
     """What becomes of the target states, or of a run of them."""
-    tokens = states.target_tokens
-    return link.read(states.target[:, part], tokens.order[:, part], tokens.positions[:, part], memory)
+    return link.read(states.target[:, part], states.target_tokens.part(part), memory)
 
 
 def _run(link: Link, states: _States) -> Tensor:

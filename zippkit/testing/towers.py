@@ -18,7 +18,7 @@ from zippkit.certificates.report import some
 from zippkit.config import Frame, TowerConfig
 from zippkit.masks import cache_mask, describe_self, self_mask
 from zippkit.testing.checks import SkippedCheck, columns, differs, off, repeated, run_checks, unreached
-from zippkit.tower import Tower, tower_logits
+from zippkit.tower import Tower, tower_logits, tower_states
 from zippkit.weights import write_tensors
 
 
@@ -57,7 +57,8 @@ class _Case:
     def __init__(self, tower: Tower) -> None:
         self.built = tower
         self.config = tower.config
-        self.towers = {"it": self.config.model_copy(update={"frame": self.config.frame or Frame(begin=0, end=1)})}
+        frame = None if self.config.continuous else self.config.frame or Frame(begin=0, end=1)
+        self.towers = {"it": self.config.model_copy(update={"frame": frame})}
         self.draws = Draws(self.towers)
 
     @cached_property
@@ -66,7 +67,7 @@ class _Case:
         woken = copy.deepcopy(self.built)
         jitter(woken.parameters())
         with torch.no_grad():
-            finite = tower_logits(woken, self.inputs(1, 2)).isfinite().all()
+            finite = _result(woken, self.inputs(1, 2)).isfinite().all()
         # Some parameters have a range that they must not leave.
         return woken if finite else self.built
 
@@ -81,7 +82,12 @@ class _Case:
 
     @torch.no_grad()
     def logits(self, inputs: TowerBatch) -> Tensor:
-        return tower_logits(self.tower, inputs)
+        """Or the states of a continuous tower, which has no head."""
+        return _result(self.tower, inputs)
+
+
+def _result(tower: Tower, inputs: TowerBatch) -> Tensor:
+    return tower_states(tower, inputs) if tower.config.continuous else tower_logits(tower, inputs)
 
 
 @torch.no_grad()
@@ -95,6 +101,10 @@ def _shapes(case: _Case) -> Iterator[str]:
         hidden = tower.layer(index, hidden, context)
         if hidden.shape != expected:
             yield f"layer {index} gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
+    if case.config.continuous:
+        if not hidden.isfinite().all():
+            yield "the states are not finite"
+        return
     logits = tower.head(hidden)
     wanted = (*inputs.tokens.shape, case.config.vocab_size or logits.shape[-1])
     if logits.shape != wanted:
@@ -139,6 +149,10 @@ def _padding(case: _Case) -> Iterator[str]:
     found = off(case.logits(inputs)[:1, :n], case.logits(alone)[:1], torch.ones(1, n))
     if found:
         yield f"padding on the right changes what stands before it: {found}"
+    if inputs.features is not None:
+        moved = differs(case.logits(inputs), case.logits(case.changed(inputs, ~real(inputs)))) & real(inputs)
+        if moved.any():
+            yield "what stands behind the true length of a segment's inputs changes its states"
 
 
 def _cache(case: _Case) -> Iterator[str]:
@@ -178,7 +192,7 @@ def _stepped(tower: Tower, inputs: TowerBatch, n_given: int) -> Tensor:
 
 
 def _gradients(case: _Case) -> Iterator[str]:
-    loss = tower_logits(case.tower, case.inputs(2, 1, 2)).float().square().sum()
+    loss = _result(case.tower, case.inputs(2, 1, 2)).float().square().sum()
     if not loss.requires_grad:
         raise SkippedCheck("every parameter is frozen")
     loss.backward()  # type: ignore[no-untyped-call]
@@ -194,7 +208,7 @@ def _saving_and_loading(case: _Case) -> Iterator[str]:
         write_tensors(Path(folder) / "model.safetensors", case.tower.state_dict())
         other.load_weights(Path(folder))
     with torch.no_grad():
-        same = torch.equal(tower_logits(other, inputs), case.logits(inputs))
+        same = torch.equal(_result(other, inputs), case.logits(inputs))
     if not same:
         yield "a tower that is saved and loaded gives other logits: its state dict does not hold everything"
 
