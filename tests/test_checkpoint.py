@@ -16,18 +16,16 @@ from compositions import link, make, make_spec, tower
 
 import zippkit
 from zippkit.checkpoint import (
-    MANIFEST,
     Checkpoint,
-    difference,
     read_checkpoint,
     restore,
-    spec_text,
     write_checkpoint,
     write_tower,
 )
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.loading import load_spec
+from zippkit.parts import MANIFEST
+from zippkit.standalone import difference, spec_text
 from zippkit.weights import write_tensors
 
 LINKS = [link("speech", "text", every=1)]
@@ -55,20 +53,6 @@ def test_a_composition_goes_around_to_the_bit(folder: Path) -> None:
     assert frozen == {name for name, parameter in before.model.named_parameters() if not parameter.requires_grad}
 
 
-def test_the_spec_inside_stands_alone(tmp_path: Path) -> None:
-    """Nothing else is needed once the weights that a composition was made of are gone."""
-    write_tower(tmp_path / "tower", zipped().model.tower("speech"), "decoder")
-    made = {"kind": "decoder", "weights": str(tmp_path / "tower"), "freeze": True}
-    zippkit.compile(make_spec({"text": tower(1, 8), "speech": made}, LINKS)).save(tmp_path / "model")
-    shutil.rmtree(tmp_path / "tower")
-    spec = load(tmp_path / "model").spec
-    assert spec.towers["speech"].weights is None
-    assert spec.towers["speech"].settings == zipped().graph.towers["speech"]
-    text = (tmp_path / "model" / "spec.yaml").read_text()
-    assert str(tmp_path) not in text
-    assert load_spec(tmp_path / "model" / "spec.yaml") == spec
-
-
 def test_a_tower_that_was_written_is_named_in_a_spec(tmp_path: Path) -> None:
     module = zipped().model.tower("speech")
     write_tower(tmp_path / "tower", module, "decoder")
@@ -79,23 +63,23 @@ def test_a_tower_that_was_written_is_named_in_a_spec(tmp_path: Path) -> None:
 
 
 def cut(folder: Path) -> None:
-    file = folder / "model.safetensors"
+    file = folder / "links.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
 
 
 def flip(folder: Path) -> None:
-    file = folder / "model.safetensors"
+    file = folder / "links.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
 
 
 def empty(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "links.safetensors").write_bytes(b"")
 
 
 def lose_weights(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
+    (folder / "links.safetensors").unlink()
 
 
 def lose_manifest(folder: Path) -> None:
@@ -103,7 +87,7 @@ def lose_manifest(folder: Path) -> None:
 
 
 def put_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "links.safetensors").write_bytes(pickle.dumps({"a": 1}))
     rehash(folder)
 
 
@@ -130,9 +114,23 @@ def break_spec_and_hash(folder: Path) -> None:
     rehash(folder)
 
 
+def other_links_and_hash(folder: Path) -> None:
+    write_tensors(folder / "links.safetensors", {"links.speech_to_text.0.gate": torch.zeros(2)})
+    rehash(folder)
+
+
+def lose_tower(folder: Path) -> None:
+    (folder / "towers" / "speech" / "model.safetensors").unlink()
+
+
+def cut_tower(folder: Path) -> None:
+    file = folder / "towers" / "speech" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
 def folder_instead(folder: Path) -> None:
     lose_weights(folder)
-    (folder / "model.safetensors").mkdir()
+    (folder / "links.safetensors").mkdir()
 
 
 def manifest_says(text: str) -> Callable[[Path], None]:
@@ -146,21 +144,25 @@ def manifest_says(text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut, "model.safetensors: differs from its hash in manifest.json; cut short or changed"),
-        (flip, "model.safetensors: differs from its hash"),
-        (empty, "model.safetensors: differs from its hash"),
-        (lose_weights, "model.safetensors is missing"),
-        (folder_instead, "model.safetensors is missing"),
+        (cut, "links.safetensors: differs from its hash in manifest.json; cut short or changed"),
+        (flip, "links.safetensors: differs from its hash"),
+        (empty, "links.safetensors: differs from its hash"),
+        (lose_weights, "links.safetensors is missing"),
+        (lose_tower, "towers/speech/model.safetensors is missing"),
+        (cut_tower, "towers/speech/model.safetensors: differs from its hash"),
+        (folder_instead, "links.safetensors is missing"),
         (lose_manifest, "not a checkpoint (manifest.json is missing)"),
-        (put_pickle, "model.safetensors: not a whole safetensors file"),
+        (put_pickle, "links.safetensors: not a whole safetensors file"),
+        (other_links_and_hash, "does not fit ZippedModel: missing"),
         (change_spec, "spec.yaml: differs from its hash"),
         (change_spec_and_hash, "does not fit ZippedModel: missing towers.speech.layers.2"),
         (break_spec_and_hash, "not valid YAML"),
         (manifest_says("{"), "not JSON"),
-        (manifest_says("[]"), "format [], expected 1"),
-        (manifest_says('{"format": 2, "files": {}}'), "format 2, expected 1"),
-        (manifest_says('{"format": 1}'), "tells no hash of model.safetensors or spec.yaml"),
-        (manifest_says('{"format": 1, "files": {"spec.yaml": ""}}'), "tells no hash of model.safetensors"),
+        (manifest_says("[]"), "format [], expected 2"),
+        (manifest_says('{"format": 1, "files": {}}'), "format 1, expected 2"),
+        (manifest_says('{"format": 2}'), "tells no hash of spec.yaml, or nothing of towers"),
+        (manifest_says('{"format": 2, "files": {}, "towers": {}}'), "tells no hash of spec.yaml"),
+        (manifest_says('{"format": 2, "files": {"spec.yaml": ""}, "towers": 1}'), "or nothing of towers"),
         (shutil.rmtree, "not a checkpoint (manifest.json is missing)"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

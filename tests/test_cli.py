@@ -393,7 +393,7 @@ def test_a_real_process_says_the_same(odd_files: Path) -> None:
 
 def test_a_run_that_is_damaged(call: Call, tmp_path: Path) -> None:
     run = copied(finished_run(), tmp_path / "copy")
-    weights = run / "model" / "model.safetensors"
+    weights = run / "model" / "links.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     for name, more in ON_RUNS.items():
         said = call(name, run, *more)

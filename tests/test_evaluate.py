@@ -22,7 +22,8 @@ from zippkit.data.text import train_words
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.evaluate import Evaluated, Retention, evaluate, word_error_rate
 from zippkit.run_folder import RunFolder
-from zippkit.trainer import train, trained_spec
+from zippkit.start import trained_spec
+from zippkit.trainer import train
 
 
 @pytest.fixture(scope="module")

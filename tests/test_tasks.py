@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.errors import DataError
+from zippkit.layout import Layout, Modality
 from zippkit.recipe import Task
 from zippkit.spec import CompositionSpec
 from zippkit.tasks import TaskData, check_tokenizers
@@ -28,6 +30,11 @@ def towers(**changes: dict[str, object]) -> dict[str, TowerConfig]:
     for name, change in changes.items():
         made["towers"][name]["config"] |= change
     return {name: tower.settings for name, tower in CompositionSpec.model_validate(made).towers.items()}
+
+
+def read(configs: Mapping[str, TowerConfig]) -> dict[str, Modality]:
+    """What towers read, as `check_tokenizers` wants it."""
+    return Layout().modalities(configs)
 
 
 def test_a_task_gives_its_segments_in_order_and_the_loss_to_the_last(data: Dataset) -> None:
@@ -52,8 +59,8 @@ def test_a_tower_s_own_modality_is_a_task_without_a_prompt(data: Dataset) -> Non
 
 
 def test_data_that_fit_are_taken(data: Dataset) -> None:
-    check_tokenizers(data, towers())
-    check_tokenizers(data, towers(), data.fingerprints)
+    check_tokenizers(data, read(towers()))
+    check_tokenizers(data, read(towers()), data.fingerprints)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,7 @@ def test_a_vocabulary_that_is_too_small(data: Dataset, changes: dict[str, dict[s
     for name, change in changes.items():
         made[name] = made[name].model_copy(update=change)
     with pytest.raises(DataError, match=message):
-        check_tokenizers(data, made)
+        check_tokenizers(data, read(made))
 
 
 def test_another_frame_or_a_modality_that_is_not_there(data: Dataset) -> None:
@@ -77,22 +84,23 @@ def test_another_frame_or_a_modality_that_is_not_there(data: Dataset) -> None:
     with pytest.raises(
         DataError, match=r"text begins with 1 and ends with 2, .* expected towers.text.frame: {begin: 1, end: 2}"
     ):
-        check_tokenizers(data, made | {"text": made["text"].model_copy(update={"frame": frame})})
+        check_tokenizers(data, read(made | {"text": made["text"].model_copy(update={"frame": frame})}))
     with pytest.raises(DataError, match=r"no modality is called 'spech'; did you mean 'speech'\?"):
-        check_tokenizers(data, {"spech": made["speech"]})
+        check_tokenizers(data, read({"spech": made["speech"]}))
 
 
 def test_tokens_of_another_tokenizer(data: Dataset, tmp_path: Path) -> None:
     same_size = write_data(tmp_path / "words", words=[*WORDS[:-1], "zero"])
     with pytest.raises(DataError, match=r"its text tokens were made by another tokenizer \([0-9a-f]{12}\)"):
-        check_tokenizers(same_size, towers(), data.fingerprints)
+        check_tokenizers(same_size, read(towers()), data.fingerprints)
     units = train_words(WORDS)
     splits = {"train": examples(4, 0)}
     assert (
-        check_tokenizers(write_dataset(tmp_path / "same", splits, {"text": units}), towers(), data.fingerprints) is None
+        check_tokenizers(write_dataset(tmp_path / "same", splits, {"text": units}), read(towers()), data.fingerprints)
+        is None
     )
     with pytest.raises(DataError, match="text has 258 token ids"):
-        check_tokenizers(write_dataset(tmp_path / "bytes", splits, {"text": ByteTokenizer()}), towers())
+        check_tokenizers(write_dataset(tmp_path / "bytes", splits, {"text": ByteTokenizer()}), read(towers()))
 
 
 def test_a_sequence_that_is_too_long_is_named(data: Dataset) -> None:

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from tiny_runs import command, finished_run, saved, tiny_recipe, write_data, write_recipe
+from tiny_runs import command, finished_run, saved, spec, tiny_recipe, write_data, write_recipe
 
 import zippkit.trainer
 from zippkit.batch import Batch
@@ -24,6 +25,7 @@ from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.metrics import read_metrics
 from zippkit.model import ZippedModel
 from zippkit.recipe import Recipe, load_recipe
+from zippkit.references import refer
 from zippkit.run_folder import RunFolder
 from zippkit.step import Step, build_step
 from zippkit.trainer import InterruptedRunError, train
@@ -101,8 +103,8 @@ def test_a_run_keeps_what_it_needs() -> None:
 def test_a_pre_trained_tower_goes_into_the_composition_and_stays_as_it_is() -> None:
     run = RunFolder(finished_run())
     tower = read_tensors(run.tower("text"))
-    model = read_tensors(run.model)
-    assert fingerprint(tower.items()) == fingerprint((name, model[f"towers.text.{name}"]) for name in tower)
+    model = load(run.path).model.tower("text").state_dict()
+    assert fingerprint(tower.items()) == fingerprint(model.items())
     first = read_checkpoint(run.checkpoints("pretrain.text")[0]).tensors
     assert not torch.equal(first["towers.text.norm.weight"], tower["norm.weight"]), "it was not frozen then"
 
@@ -110,7 +112,7 @@ def test_a_pre_trained_tower_goes_into_the_composition_and_stays_as_it_is() -> N
 def test_frozen_tensors_are_those_of_the_first_step(whole: Path) -> None:
     recipe = recipe_of(whole)
     fresh = zippkit.trainer.compile(recipe.spec, seed=recipe.seed).model
-    last = read_tensors(RunFolder(whole / "run").model)
+    last = load(whole / "run").model.state_dict()
     frozen = fresh.frozen_tensors()
     assert {name.split(".")[1] for name in frozen} == {"text"}
     assert all(torch.equal(last[name], tensor) for name, tensor in frozen.items())
@@ -132,7 +134,7 @@ def test_a_stopped_run_resumes_to_the_bit(
     assert not RunFolder(tmp_path).model.exists()
     train(recipe_of(whole), tmp_path)
     assert_same_run(tmp_path, whole / "run")
-    assert read_tensors(RunFolder(tmp_path).model).keys() == read_tensors(RunFolder(whole / "run").model).keys()
+    assert load(tmp_path).model.state_dict().keys() == load(whole / "run").model.state_dict().keys()
 
 
 def test_signals_are_left_as_they_were(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,23 +330,27 @@ def test_a_frozen_tensor_that_moves_stops_the_run(whole: Path, tmp_path: Path, m
 
 
 def test_the_proof_goes_back_to_the_first_step(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint whose frozen tensors were changed from outside, hashes and all, does not go on."""
+    """A checkpoint whose frozen tower was changed from outside, hashes and all, does not go on."""
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
         on_step(patch, 4, interrupt)
         train(recipe_of(whole), tmp_path)
     last = RunFolder(tmp_path).checkpoints("train")[-1]
-    checkpoint = read_checkpoint(last)
-    checkpoint.tensors["towers.text.norm.weight"][0] += 1
-    zippkit.trainer.write_checkpoint(last, checkpoint)
-    with pytest.raises(ZippkitError, match=r"towers\.text\.norm\.weight"):
+    checkpoint, tower = read_checkpoint(last), RunFolder(tmp_path).tower("text")
+    weights = read_tensors(tower)
+    weights["norm.weight"][0] += 1
+    write_tensors(tower / "model.safetensors", weights)
+    reference = refer(checkpoint.spec.towers["text"], tower)
+    assert reference is not None
+    zippkit.trainer.write_checkpoint(last, replace(checkpoint, references={"text": reference}), root=tmp_path)
+    with pytest.raises(ZippkitError, match=r"towers\.text\.norm\.weight has moved"):
         train(recipe_of(whole), tmp_path)
 
 
-def test_weights_that_changed_since_the_start_are_not_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = tiny_recipe(tmp_path, pretrain={"text": {"steps": 2, "batch_size": 4}})
-    train(recipe, tmp_path / "whole")
+def weights_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: bool) -> Recipe:
+    """A run of a pre-trained tower whose weights change while it is interrupted."""
+    composition = spec()
+    composition["towers"]["text"]["freeze"] = freeze
+    recipe = tiny_recipe(tmp_path, pretrain={"text": {"steps": 2, "batch_size": 4}}, spec=composition)
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="of train"):
         before_each_step(
             patch, lambda n_steps, model: interrupt(model) if n_steps == 3 and "speech" in model.towers else None
@@ -352,8 +358,24 @@ def test_weights_that_changed_since_the_start_are_not_read_again(
         train(recipe, tmp_path / "run")
     weights = RunFolder(tmp_path / "run").tower("text") / "model.safetensors"
     write_tensors(weights, {name: tensor + 1 for name, tensor in read_tensors(weights).items()})
+    return recipe
+
+
+def test_weights_that_changed_since_the_start_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = weights_that_change(tmp_path, monkeypatch, freeze=False)
     train(recipe, tmp_path / "run")
+    train(recipe, tmp_path / "whole")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_frozen_weights_that_changed_since_the_start_are_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = weights_that_change(tmp_path, monkeypatch, freeze=True)
+    with pytest.raises(CheckpointError, match=r"tower 'text' is another one at .*towers/text: SHA-256 .*, expected "):
+        train(recipe, tmp_path / "run")
 
 
 def test_another_recipe_in_the_same_folder_is_refused(whole: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from zippkit.composition import load
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.text import train_words
 from zippkit.recipe import Recipe, load_recipe
@@ -98,7 +99,7 @@ def zippkit(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Compl
 def saved(run: Path, phase: str = "train") -> dict[str, Any]:
     """Every tensor of a run's last checkpoint, the optimizer's among them."""
     last = RunFolder(run).checkpoints(phase)[-1]
-    state = {name: read_tensors(last / f"{name}.safetensors") for name in ("model", "optimizer")}
+    state = {"model": load(last).model.state_dict(), "optimizer": read_tensors(last / "optimizer.safetensors")}
     return {f"{kind} {name}": tensor for kind, tensors in state.items() for name, tensor in tensors.items()}
 
 

@@ -204,6 +204,11 @@ class _Interleaving:
         self.order += step * n
         for i, ((modality, tokens, inputs), segment) in enumerate(zip(framed, segments, strict=True)):
             self._place(index + i, modality, tokens, inputs, list(order), step, segment.loss)
+        for i, (modality, tokens, _) in enumerate(framed):
+            for insert in self.layout.inserts:
+                if insert.source == modality.tower:
+                    waiting = self._waiting.setdefault(insert.target, [])
+                    waiting.append((index + i, insert.places(len(tokens)), order[-1]))
 
     def _place(
         self,
@@ -228,16 +233,15 @@ class _Interleaving:
         if modality.tower in self.layout.shared:
             row["places"][before:] = order
         self._check_length(modality.tower, max(row["places"][-1] + 1, len(row)))
-        for insert in self.layout.inserts:
-            if insert.source == modality.tower:
-                waiting = self._waiting.setdefault(insert.target, [])
-                waiting.append((index, insert.places(len(tokens)), order[-1]))
 
     def insert(self, tower: str) -> None:
         """Give the tower the places that links want of it before its next token."""
         for index, n, order in self._waiting.pop(tower, []):
             row, frame = self.rows.setdefault(tower, Row()), self.towers[tower].frame
+            before = len(row)
             row.add(index, [frame.end if frame else 0] * n, [order] * n, [order] * n, inserted=True)
+            if tower in self.layout.shared:
+                row["places"][before:] = [order] * n
             self._check_length(tower, len(row))
 
     def _check_length(self, tower: str, length: int) -> None:

@@ -29,14 +29,21 @@ from zippkit.errors import CheckpointError, SpecError, did_you_mean
 from zippkit.loading import load_spec
 from zippkit.model import ZippedModel
 from zippkit.parts import MANIFEST, SPEC, part_of
-from zippkit.references import Reference, as_json, check_references, copy_source, from_json
+from zippkit.references import (
+    TOWERS,
+    Reference,
+    as_json,
+    check_references,
+    copy_source,
+    from_json,
+    in_a_checkpoint,
+)
 from zippkit.spec import CompositionSpec
 from zippkit.standalone import difference, spec_text
 from zippkit.tower import Tower
 from zippkit.weights import file_hash, identity, load_into, read_tensors, state_hash, weight_files, write_tensors
 
 FORMAT = 2
-TOWERS = "towers"
 
 
 @dataclass(frozen=True)
@@ -108,8 +115,7 @@ class _Place:
     def refer(self, name: str, reference: Reference) -> dict[str, Any]:
         """The manifest's entry of a tower that has a source."""
         source = reference.source
-        # A checkpoint may be replaced or dropped at any time, and what stands inside with it.
-        if self.copy or (source.parent.name == TOWERS and (source.parent.parent / MANIFEST).is_file()):
+        if self.copy or in_a_checkpoint(source):
             return self._copied(name, reference)
         if self.root is not None and source.is_relative_to(os.path.abspath(self.root)):  # noqa: PTH100
             return as_json(reference, Path(os.path.relpath(source, self.folder)).as_posix())
@@ -180,13 +186,14 @@ def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None
     files = {name: folder / f"{name}.safetensors" for name in ("links", "adapters", "optimizer")}
     found = {name: read_tensors(file) if file.exists() else {} for name, file in files.items()}
     tensors = {f"{TOWERS}.{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+    sources = own | {name: reference.source for name, reference in references.items()}
     return Checkpoint(
         spec,
         tensors | found["links"] | found["adapters"],
         found["optimizer"],
         {key: value for key, value in manifest.items() if key not in ("format", "files", "towers")},
         references,
-        own | {name: reference.source for name, reference in references.items()},
+        sources | {name: sources[other] for name, other in same.items()},
     )
 
 

@@ -86,8 +86,9 @@ def plan(
     graph = build_graph(load_spec(file, overrides or ()))
     whole = build_plan(graph)
     if task is not None:
-        wanted = Task.parse(task).check(graph.towers)
-        whole = whole.prune(heads={wanted.target}, sees=wanted.sees())
+        wanted, host = Task.parse(task).check(graph.modalities), {m: at.tower for m, at in graph.modalities.items()}
+        sees = {(host[later], host[earlier]) for later, earlier in wanted.sees()}
+        whole = whole.prune(heads={host[name] for name in wanted.targets}, sees=sees)
     print(whole)
 
 
@@ -210,6 +211,22 @@ def generate(
 
     for line in answer(run, audio, text, to, out, max_tokens):
         print(line)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
+    tower: Annotated[str, typer.Option(help="The tower to take out.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a spec's `weights` can name it.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Add the tower's adapters (LoRA) into its weights.")] = False,
+) -> None:
+    """Take one tower out of a run; a frozen one that has a source is a copy of it, byte for byte.
+
+    Example: zippkit export runs/demo --tower text -o towers/text
+    """
+    from zippkit.export import export_tower
+
+    print(*export_tower(run, tower, out, merge=merge), out, sep="\n")
 
 
 @app.command()

@@ -17,9 +17,9 @@ from zippkit.generation import generate_batch
 from zippkit.progress import progress
 from zippkit.recipe import Recipe, Task
 from zippkit.run_folder import RunFolder
+from zippkit.start import starting_point
 from zippkit.tasks import TaskData, check_tokenizers
 from zippkit.tower import tower_logits
-from zippkit.trainer import starting_point
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,12 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     before = starting_point(recipe, run)
     before.model.to(device)
     dataset = Dataset.open(data or recipe.data)
-    check_tokenizers(dataset, after.graph.towers, run.fingerprints())
+    check_tokenizers(dataset, after.graph.modalities, run.fingerprints())
     wanted = split or recipe.evaluate.split
     tasks = _text_tasks(recipe, dataset)
     scores = tuple(_score(task, before, after, dataset, wanted, recipe) for task in tasks)
-    retention = tuple(_retention(name, before, after, dataset, wanted, recipe) for name in after.graph.towers)
+    with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous]
+    retention = tuple(_retention(name, before, after, dataset, wanted, recipe) for name in with_head)
     result = Evaluated(wanted, scores, retention)
     run.write_json("evaluation.json", asdict(result))
     run.add_seconds("evaluate", time.monotonic() - began)

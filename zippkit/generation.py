@@ -73,7 +73,7 @@ def generate_batch(
 
 
 def _check_outputs(zipped: Composition, outputs: Sequence[str]) -> None:
-    modalities = zipped.graph.layout.modalities(zipped.graph.towers)
+    modalities = zipped.graph.modalities
     for name in outputs:
         if name not in modalities:
             raise ZippkitError(f"outputs: no tower is called {name!r}{did_you_mean(name, modalities)}")
@@ -91,7 +91,7 @@ class _Generation:
     ) -> None:
         self.graph, self.model, self.plan = zipped.graph, zipped.model, zipped.plan
         self.prompts, self.max_tokens = prompts, max_tokens
-        self.modalities = self.graph.layout.modalities(self.graph.towers)
+        self.modalities = self.graph.modalities
         self.turns = turns(outputs, self.graph.layout)
         self.decoding = Decoding()
         kinds = [{segment.tower for segment in prompt} | set(outputs) for prompt in prompts]

@@ -50,6 +50,16 @@ class Graph:
     contrasts: tuple[tuple[str, tuple[str, int]], ...] = ()
     """Each contrastive loss, and a tower and depth whose state it compares; two entries for each."""
 
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Everything that a segment can be of."""
+        return self.layout.modalities(self.towers)
+
+    @property
+    def readers(self) -> dict[str, TowerConfig]:
+        """The tower that reads each modality."""
+        return {name: self.towers[modality.tower] for name, modality in self.modalities.items()}
+
 
 def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> Iterator[LinkSite | Complaint]:
     """The link's sites, or what is wrong with them."""

@@ -24,15 +24,21 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Task(NamedTuple):
-    """Predict one modality after others: written ``speech -> text``, or ``text`` for a tower's own modality."""
+    """Predict one modality after others: written ``speech -> text``, or ``text`` for a tower's own modality.
+
+    Modalities that are simultaneous (`clock: sync`) are predicted together: ``left + right``.
+    """
 
     conditions: tuple[str, ...]
     target: str
+    beside: str | None = None
+    """What is predicted together with the target."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        *conditions, target = (part.strip() for part in text.split("->"))
-        return cls(tuple(conditions), target)
+        *conditions, last = (part.strip() for part in text.split("->"))
+        beside, plus, target = (part.strip() for part in last.rpartition("+"))
+        return cls(tuple(conditions), target, beside if plus else None)
 
     def check(self, towers: Collection[str]) -> Self:
         """This task, if every modality is a tower.
@@ -48,14 +54,20 @@ class Task(NamedTuple):
     def sees(self) -> set[tuple[str, str]]:
         """(target, source) pairs in which the target comes after the source."""
         order = self.modalities
-        return {(later, earlier) for i, later in enumerate(order) for earlier in order[:i] if earlier != later}
+        pairs = {(later, earlier) for i, later in enumerate(order) for earlier in order[:i] if earlier != later}
+        return pairs | ({(self.beside, self.target)} if self.beside else set())
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is predicted."""
+        return (self.beside, self.target) if self.beside else (self.target,)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        return (*self.conditions, self.target)
+        return (*self.conditions, *self.targets)
 
     def __str__(self) -> str:
-        return " -> ".join(self.modalities)
+        return " -> ".join((*self.conditions, " + ".join(self.targets)))
 
 
 class Phase(Strict):
@@ -131,7 +143,7 @@ class Recipe(Strict):
     def complaints(self) -> list[Complaint]:
         """What does not fit between the phases and the spec."""
         found: list[Complaint] = []
-        towers = self.spec.towers
+        towers, modalities = self.spec.towers, self.spec.modalities
         phases: list[tuple[Place, list[str] | None]] = [
             (("train",), self.train.tasks),
             (("evaluate",), self.evaluate.tasks),
@@ -139,9 +151,9 @@ class Recipe(Strict):
         phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
         for place, tasks in phases:
             for i, text in enumerate(tasks or []):
-                for tower in Task.parse(text).modalities:
-                    if tower not in towers:
-                        message = f"no tower is called {tower!r}{did_you_mean(tower, towers)}"
+                for name in Task.parse(text).modalities:
+                    if name not in modalities:
+                        message = f"no tower is called {name!r}{did_you_mean(name, modalities)}"
                         found.append(((*place, "tasks", i), message))
         for name, phase in self.pretrain.items():
             if name not in towers:
@@ -152,7 +164,7 @@ class Recipe(Strict):
                 found.append(
                     (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
                 )
-        if self.train.tasks is None and not self.spec.links:
+        if self.train.tasks is None and not linked_tasks(self.spec):
             found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
         groups: list[tuple[Place, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
         groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in self.pretrain.items()]
@@ -180,14 +192,25 @@ class Recipe(Strict):
 
 
 def linked_tasks(spec: CompositionSpec) -> list[Task]:
-    """One task for each linked direction, in spec order."""
-    return list(dict.fromkeys(Task((link.source,), link.target) for link in spec.links))
+    """One task for each linked direction, in spec order, and for each pair of modalities that one tower reads."""
+    tasks = [
+        Task((link.source,), link.target)
+        if link.clock == "turns"
+        else Task((), *sorted((link.source, link.target), reverse=True))
+        for link in spec.links
+    ]
+    hosts = spec.modalities
+    tasks += [Task((a,), b) for a in hosts for b in hosts if a != b and hosts[a] == hosts[b]]
+    return list(dict.fromkeys(tasks))
 
 
 def group_names(spec: CompositionSpec) -> list[str]:
-    """Names of the parameter groups: one for each tower, input projection and link."""
+    """Names of the parameter groups: one for each tower, input projection, added vocabulary, link and contrast."""
     projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
-    return [*(f"towers.{name}" for name in spec.towers), *projected, *(f"links.{link.label}" for link in spec.links)]
+    added = [f"vocabularies.{name}" for name, tower in spec.towers.items() if tower.extend_vocabulary]
+    links = [f"links.{link.label}" for link in spec.links]
+    contrasts = [f"contrastive.{contrast.label}" for contrast in spec.contrastive]
+    return [*(f"towers.{name}" for name in spec.towers), *projected, *added, *links, *contrasts]
 
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
@@ -206,7 +229,7 @@ def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps:
 
 def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
     """The composition of one tower alone, unfrozen, for pre-training it."""
-    tower = spec.towers[name].model_copy(update={"freeze": False, "input_projection": None})
+    tower = spec.towers[name].model_copy(update={"freeze": False, "input_projection": None, "extend_vocabulary": {}})
     return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
 
 

@@ -16,10 +16,13 @@ from zippkit import registry
 from zippkit.config import TowerConfig
 from zippkit.errors import CheckpointError
 from zippkit.model import ZippedModel
+from zippkit.parts import MANIFEST
 from zippkit.spec import CompositionSpec, TowerSpec
 from zippkit.tower import Tower
 from zippkit.weights import file_hash, state_hash, weight_files
 
+TOWERS = "towers"
+"""Folder of towers, in runs and in checkpoints."""
 BESIDE_WEIGHTS = (
     "model.safetensors.index.json",
     *("tower.json", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
@@ -104,6 +107,18 @@ def _loaded_hash(source: _Source) -> str:
         tower = cls(source.settings)
     tower.load_weights(source.path)
     return state_hash(tower.state_dict())
+
+
+def in_a_checkpoint(source: Path) -> bool:
+    """Whether a tower stands inside a checkpoint, which may be replaced or dropped at any time."""
+    return source.parent.name == TOWERS and (source.parent.parent / MANIFEST).is_file()
+
+
+def in_a_run(source: Path) -> bool:
+    """Whether a tower stands inside a run folder or a checkpoint."""
+    return in_a_checkpoint(source) or (
+        source.parent.name == TOWERS and (source.parent.parent / "recipe.yaml").is_file()
+    )
 
 
 def copy_source(source: Path, folder: Path) -> None:

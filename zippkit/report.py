@@ -193,7 +193,7 @@ def _mask_batch(it: _Finished) -> tuple[Batch, dict[str, Callable[[int], str]], 
     split = it.recipe.evaluate.split
     try:
         dataset = Dataset.open(it.recipe.data)
-        check_tokenizers(dataset, it.zipped.graph.towers, it.run.fingerprints())
+        check_tokenizers(dataset, it.zipped.graph.modalities, it.run.fingerprints())
         data = TaskData(task, dataset, dataset.split(split))
         shortest = [int(i) for i in np.argsort(data.lengths, kind="stable")[:2]]
         batch = it.zipped.collate([data.segments(i) for i in shortest])
@@ -214,9 +214,9 @@ def _naming(dataset: Dataset, modality: str) -> Callable[[int], str]:
 
 
 def _some_ids(zipped: Composition, tower: str) -> list[int]:
-    config = zipped.graph.towers[tower]
-    frame = {config.frame.begin, config.frame.end} if config.frame else set()
-    return [i for i in range(config.vocab_size or 8) if i not in frame][:4]
+    modality = zipped.graph.modalities[tower]
+    frame = {modality.frame.begin, modality.frame.end} if modality.frame else set()
+    return [i for i in range(modality.vocab_size or 8) if i not in frame][:4]
 
 
 def _training(it: _Finished) -> Iterator[Markup]:

@@ -36,7 +36,7 @@ def answer(
         raise ZippkitError(f"{audio}: no such file")
     zipped = load(path)
     known = RunFolder(path).tokenizers()
-    tokenizers = {name: known[name] for name in zipped.graph.towers if name in known}
+    tokenizers = {name: known[name] for name in zipped.graph.modalities if name in known}
     prompt = _hear(tokenizers, audio) if audio is not None else _read(tokenizers, text or "")
     wanted = list(outputs or _answering(zipped, prompt.tower))
     _check_out(out, [name for name in wanted if isinstance(tokenizers.get(name), UnitTokenizer)])

@@ -266,7 +266,7 @@ class LinkSpec(Strict):
         if acts == "embedding":
             yield from self._complaints_at_embedding()
             return
-        if (self.every is None) == (self.sites is None):
+        if (self.every is None) == (self.sites is None) and (config or self.sites):
             yield (), "expected either `every` or `sites`" + (", got both" if self.sites else ", got neither")
         if self.sites is not None and (self.source_every or self.source_depth):
             yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
@@ -280,7 +280,7 @@ class LinkSpec(Strict):
         if acts == "attention" and (self.source_every or self.source_depth):
             key = "source_every" if self.source_every else "source"
             yield (key,), f"kind {self.kind!r} shares the attention of layers of one depth; remove `{key}`"
-        if config and not config.projects and "projection" in self.model_fields_set:
+        if config and not config.projects and self.projection != Projection():
             yield ("projection",), f"kind {self.kind!r} projects nothing; remove `projection`"
 
     def _complaints_at_embedding(self) -> Iterator[Complaint]:

@@ -13,33 +13,36 @@ from zippkit.config import TowerConfig
 from zippkit.data.dataset import Dataset
 from zippkit.data.table import Example, Split
 from zippkit.errors import DataError, did_you_mean
+from zippkit.layout import Modality
 from zippkit.recipe import Task
 
 
 def check_tokenizers(
-    dataset: Dataset, towers: Mapping[str, TowerConfig], fingerprints: Mapping[str, str | None] | None = None
+    dataset: Dataset, wanted: Mapping[str, Modality], fingerprints: Mapping[str, str | None] | None = None
 ) -> None:
     """Refuse data whose tokens are not those of the towers.
 
     Args:
         dataset: where the tokens come from.
-        towers: those that read them, by modality.
+        wanted: what the towers read, by name.
         fingerprints: of the tokenizers that a model was trained with, by modality.
 
     Raises:
         DataError: a modality is missing, a vocabulary or frame differs, or another tokenizer made the tokens.
     """
     modalities = dataset.manifest.modalities
-    for name, config in towers.items():
+    for name, modality in wanted.items():
         if name not in modalities:
             raise DataError(f"{dataset.path}: no modality is called {name!r}{did_you_mean(name, modalities)}")
         tokens = modalities[name]
-        if config.vocab_size is not None and tokens.vocab_size > config.vocab_size:
+        if modality.vocab_size is not None and tokens.vocab_size > modality.vocab_size:
+            hosted = f"towers.{modality.tower}.extend_vocabulary.{name}"
+            key = f"towers.{name}.config.vocab_size" if name == modality.tower else hosted
             raise DataError(
-                f"{dataset.path}: {name} has {tokens.vocab_size} token ids, the tower {config.vocab_size}; expected "
-                f"towers.{name}.config.vocab_size: {tokens.vocab_size}"
+                f"{dataset.path}: {name} has {tokens.vocab_size} token ids, the tower {modality.vocab_size}; expected "
+                f"{key}: {tokens.vocab_size}"
             )
-        frame = (config.frame.begin, config.frame.end) if config.frame else None
+        frame = (modality.frame.begin, modality.frame.end) if modality.frame else None
         if tokens.begin is not None and frame != (tokens.begin, tokens.end):
             raise DataError(
                 f"{dataset.path}: {name} begins with {tokens.begin} and ends with {tokens.end}, the tower's frame is "
@@ -131,4 +134,4 @@ class TaskData:
 
     def segments(self, index: int) -> list[Segment]:
         """The whole example, with the loss on the target."""
-        return [*self.prompt(index), Segment(self.task.target, self._tokens(self.task.target, index))]
+        return [*self.prompt(index), *(Segment(name, self._tokens(name, index)) for name in self.task.targets)]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,20 +14,21 @@ from typing import Any
 from torch import Tensor
 
 from zippkit.backend import Backend, backend
-from zippkit.checkpoint import Checkpoint, read_checkpoint, read_manifest, restore, write_checkpoint, write_tower
-from zippkit.composition import Composition, compile, load
+from zippkit.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
+from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.frozen import check_frozen, frozen_hashes
+from zippkit.graph import build_graph
 from zippkit.metrics import Metrics
 from zippkit.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
-from zippkit.parts import MANIFEST, checkpoint_folder
+from zippkit.parts import MANIFEST
 from zippkit.progress import progress
 from zippkit.recipe import Phase, Recipe, Task, learning_rates, single_tower
-from zippkit.references import copy_source, find_references, frozen_towers
+from zippkit.references import Reference, find_references
 from zippkit.run_folder import RunFolder
 from zippkit.sampler import Sampler
-from zippkit.spec import CompositionSpec
+from zippkit.start import begin, check_start
 from zippkit.step import build_step
 from zippkit.tasks import TaskData, check_tokenizers
 
@@ -50,7 +48,8 @@ def train(recipe: Recipe, out: Path) -> None:
     device = backend(recipe.device)
     dataset = Dataset.open(recipe.data)
     tasks = _task_data(recipe, dataset)
-    _check_start(recipe, run, dataset)
+    if not run.recipe_file.exists():
+        check_start(recipe, dataset)
     run.begin(recipe)
     run.keep_tokenizers(dataset)
     with _stop_signals() as stop:
@@ -64,7 +63,7 @@ def train(recipe: Recipe, out: Path) -> None:
                 run.add_seconds(f"pre-train {name}", time.monotonic() - began)
         if not run.model.exists():
             began = time.monotonic()
-            zipped = _keep_frozen_towers(_beginning(recipe, run), run)
+            zipped = begin(recipe, run)
             all_tasks = [tasks[task] for task in recipe.tasks()]
             phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
             phase_run.finish()
@@ -74,85 +73,14 @@ def train(recipe: Recipe, out: Path) -> None:
 
 def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
     """The data of every task of every phase, checked against the towers before anything is started."""
-    towers = {name: tower.settings for name, tower in recipe.spec.towers.items()}
-    check_tokenizers(dataset, towers)
+    graph = build_graph(recipe.spec)
+    check_tokenizers(dataset, graph.modalities)
     split = dataset.split(recipe.split)
     tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
     found = {task: TaskData(task, dataset, split) for task in tasks}
     for data in found.values():
-        data.check_lengths(towers)
+        data.check_lengths(graph.readers)
     return found
-
-
-def trained_spec(recipe: Recipe, run: RunFolder) -> CompositionSpec:
-    """The recipe's spec with the towers that the run pre-trained as weights."""
-    towers = {
-        name: tower.model_copy(update={"weights": run.tower(name)}) if name in recipe.pretrain else tower
-        for name, tower in recipe.spec.towers.items()
-    }
-    data = {name: tower.model_dump(by_alias=True, exclude_unset=True) for name, tower in towers.items()}
-    return CompositionSpec.model_validate(
-        {**recipe.spec.model_dump(by_alias=True, exclude_unset=True), "towers": data}, strict=False
-    )
-
-
-def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
-    """The composition as it is before the main phase's first step.
-
-    Raises:
-        CheckpointError: what the recipe starts from is gone, or does not fit.
-    """
-    spec = trained_spec(recipe, run)
-    if recipe.start_from is None:
-        return compile(spec, seed=recipe.seed)
-    return load(recipe.start_from, spec=spec, seed=recipe.seed)
-
-
-def _beginning(recipe: Recipe, run: RunFolder) -> Composition:
-    if recipe.start_from is None or not run.checkpoints("train"):
-        zipped = starting_point(recipe, run)
-        if zipped.transfer is not None:
-            print(f"start_from {recipe.start_from}\n{zipped.transfer}", file=sys.stderr)
-        return zipped
-    # Everything that was taken over stands in the run by now.
-    return compile(trained_spec(recipe, run), seed=recipe.seed)
-
-
-def _check_start(recipe: Recipe, run: RunFolder, dataset: Dataset) -> None:
-    """The tokens of towers that are taken over must mean what they meant.
-
-    Raises:
-        ZippkitError: another tokenizer.
-    """
-    if recipe.start_from is None or run.recipe_file.exists():
-        return
-    known = read_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
-    for name, fingerprint in dataset.fingerprints.items():
-        if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
-            raise ZippkitError(
-                f"{recipe.start_from}: tower {name!r} was trained with another tokenizer than that of {dataset.path}; "
-                "prepare the data with the one in its tokenizers/"
-            )
-
-
-def _keep_frozen_towers(zipped: Composition, run: RunFolder) -> Composition:
-    """Frozen towers that have no source outside of any run, written into the run once, so that its checkpoints need not
-    repeat them and it can be moved."""
-    sources = dict(zipped.sources)
-    for name in frozen_towers(zipped.model):
-        folder, source = run.tower(name), sources.get(name)
-        if source is not None and not (source / "tower.json").is_file():
-            continue
-        if not (folder / "tower.json").exists():
-            temporary = folder.with_name(f".{name}.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            if name in find_references(zipped.spec, zipped.model, sources) and source is not None:
-                copy_source(source, temporary)
-            else:
-                write_tower(temporary, zipped.model.tower(name), zipped.spec.towers[name].kind)
-            temporary.rename(folder)
-        sources[name] = folder.absolute()
-    return replace(zipped, sources=sources)
 
 
 class _Stop:
@@ -209,12 +137,10 @@ class _PhaseRun:
         self.step = 0
         self.frozen = frozen_hashes(self.model)
         saved = run.checkpoints(label)
-        if saved:
-            self._resume(saved[-1])
         # Once is enough: that frozen tensors rest is checked at every save.
-        self.references = find_references(zipped.spec, self.model, zipped.sources)
+        self.references = self._resume(saved[-1]) if saved else find_references(zipped.spec, self.model, zipped.sources)
 
-    def _resume(self, folder: Path) -> None:
+    def _resume(self, folder: Path) -> Mapping[str, Reference]:
         checkpoint = read_checkpoint(folder)
         restore(self.model, checkpoint, self.zipped.spec, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
@@ -224,6 +150,7 @@ class _PhaseRun:
         # The proof goes back to the first step of the run, not to this resume.
         self.frozen = dict(checkpoint.extra["frozen"])
         check_frozen(self.frozen, self.model)
+        return checkpoint.references
 
     def checkpoint(self, with_optimizer: bool = True) -> Checkpoint:
         """The state after the last step; refuses if a frozen tensor moved."""

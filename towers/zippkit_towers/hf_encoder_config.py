@@ -24,7 +24,6 @@ class HfEncoderConfig(TowerConfig):
 
     path: str | None = Field(
         None,
-        exclude=True,
         description="A local folder or a hub id, of which config and weights are; only weights if `model` is given.",
     )
     model: dict[str, Any] = Field(

@@ -12,6 +12,7 @@ from zippkit.certificates.drawing import diagrams_draw_the_sites
 from zippkit.certificates.frozen import frozen_tensors_rest
 from zippkit.certificates.gradients import every_parameter_is_reached
 from zippkit.certificates.report import Certificate, RefutedError, Report
+from zippkit.certificates.saved import frozen_towers_leave_as_they_came
 from zippkit.certificates.unimodal import towers_alone_are_untouched
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError, did_you_mean
@@ -26,6 +27,7 @@ CERTIFICATES: dict[str, tuple[str, Prove]] = {
     "C2": ("a unimodal row gives bit-identical logits to the tower alone", towers_alone_are_untouched),
     "C3": ("frozen parameters and buffers are unchanged", frozen_tensors_rest),
     "C7": ("every trainable parameter is reached by a gradient", every_parameter_is_reached),
+    "C8": ("frozen towers are saved byte-identical to their source files", frozen_towers_leave_as_they_came),
     "C9": ("the diagram draws exactly the sites of the module", diagrams_draw_the_sites),
 }
 

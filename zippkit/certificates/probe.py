@@ -188,7 +188,7 @@ def mixed_rows(zipped: Composition, draws: Draws) -> list[list[Segment]]:
 
 def orders(zipped: Composition, rounds: int = 2) -> list[list[str]]:
     """`layouts` of everything that a segment can be of."""
-    return layouts(list(zipped.graph.layout.modalities(zipped.graph.towers)), rounds)
+    return layouts(list(zipped.graph.modalities), rounds)
 
 
 def batches(zipped: Composition, seed: int = 0) -> list[Batch]:

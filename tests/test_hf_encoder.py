@@ -1,0 +1,485 @@
+"""Encoders of transformers as towers: the same states as transformers' own forward, however they are packed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from compositions import SHARED_DATA, link, make_spec, tower
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from zippkit_towers import hf_encoder_parity, hf_encoder_parts
+from zippkit_towers.hf_encoder import HfEncoder
+from zippkit_towers.hf_encoder_config import HfEncoderConfig
+
+import zippkit
+from zippkit import registry
+from zippkit.batch import Features, Segment, TowerBatch, collate
+from zippkit.certificates import verify
+from zippkit.certificates.probe import woken
+from zippkit.checkpoint import write_tower
+from zippkit.data.audio import read_audio, resample
+from zippkit.errors import CheckpointError, DataError, SpecError, ZippkitError
+from zippkit.loading import load_spec
+from zippkit.masks import self_mask
+from zippkit.testing import check_tower
+from zippkit.tower import tower_states
+from zippkit.weights import read_tensors, write_tensors
+
+_SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+_CONVOLUTIONS = {"conv_dim": [8, 12], "conv_kernel": [5, 3], "conv_stride": [3, 2]}
+_WAVES = _SIZE | _CONVOLUTIONS | {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 2, "vocab_size": 9}
+_STABLE = _WAVES | {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "num_conv_pos_embeddings": 4}
+_PIXELS = _SIZE | {"image_size": 8, "patch_size": 4}
+_TOKENS = {"vocab_size": 9, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_WHISPER = {"d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 12}
+_DECODER = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "decoder_start_token_id": 1}
+MODELS: dict[str, dict[str, Any]] = {
+    "whisper": {"model_type": "whisper", "max_source_positions": 10, "dropout": 0.1, "encoder_layerdrop": 0.5}
+    | {"begin_suppress_tokens": None, "max_target_positions": 8}
+    | _WHISPER
+    | _DECODER
+    | _TOKENS,
+    "wav2vec2": {"model_type": "wav2vec2"} | _WAVES,
+    "wav2vec2, stable": {"model_type": "wav2vec2"} | _STABLE,
+    "hubert": {"model_type": "hubert"} | _WAVES,
+    "hubert, stable": {"model_type": "hubert", "feat_proj_layer_norm": False} | _STABLE,
+    "vit": {"model_type": "vit", "num_channels": 1, "hidden_dropout_prob": 0.1} | _PIXELS,
+    "clip": {"model_type": "clip", "vision_config": _PIXELS, "text_config": _SIZE | _TOKENS},
+}
+"""Tiny ones; dropout, dropped layers and masked inputs as transformers has them by default, or worse."""
+WHOLE = {
+    "whisper": "WhisperForConditionalGeneration",
+    "wav2vec2": "Wav2Vec2ForCTC",
+    "hubert": "HubertForCTC",
+    "vit": "ViTForImageClassification",
+    "clip": "CLIPModel",
+}
+FRAME = {"begin": 0, "end": 1}
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def config(name: str, **more: Any) -> HfEncoderConfig:
+    return HfEncoderConfig(**{"model": MODELS[name], **more})
+
+
+@cache
+def whole(name: str) -> Any:
+    """The whole model, every parameter random, as transformers builds it."""
+    model = getattr(transformers, WHOLE[name.partition(",")[0]])
+    torch.manual_seed(0)
+    built = model(transformers.AutoConfig.for_model(**MODELS[name])).eval()
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return built
+
+
+def inner(name: str) -> Any:
+    """The encoder inside the whole model."""
+    model, family = whole(name), name.partition(",")[0]
+    places = {"whisper": "model.encoder", "clip": "vision_model"}
+    return model.get_submodule(places.get(family, family))
+
+
+@cache
+def saved(name: str, root: Path) -> Path:
+    """The whole model in a folder, as `save_pretrained` writes it."""
+    folder = root / name.replace(", ", "_")
+    whole(name).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("encoders")
+
+
+@pytest.fixture(scope="session")
+def loaded(folders: Path) -> Callable[[str], HfEncoder]:
+    """Each model as a tower, with its weights."""
+
+    @cache
+    def load(name: str) -> HfEncoder:
+        folder = saved(name, folders)
+        built = HfEncoder(HfEncoderConfig.from_folder(folder)).eval()
+        built.load_weights(folder)
+        return built
+
+    return load
+
+
+def extracted(name: str, values: NDArray[np.float32]) -> dict[str, Tensor]:
+    """What transformers' own feature extractor makes of one segment."""
+    if name == "whisper":
+        extract = transformers.WhisperFeatureExtractor(feature_size=12)
+        features = extract(values, sampling_rate=16_000, max_length=3200, return_tensors="pt")
+        return {"input_features": features["input_features"]}
+    if name in ("vit", "clip"):
+        return {"pixel_values": torch.from_numpy(values)[None]}
+    wave = transformers.Wav2Vec2FeatureExtractor()(values, sampling_rate=16_000, return_tensors="pt")
+    return {"input_values": wave["input_values"]}
+
+
+@torch.no_grad()
+def alone(name: str, values: NDArray[np.float32]) -> list[Tensor]:
+    """States (L, D) of one segment at every depth but the last, and ``last_hidden_state``."""
+    found = inner(name)(**extracted(name, values), output_hidden_states=True)
+    return [states[0] for states in found.hidden_states[:3]] + [found.last_hidden_state[0]]
+
+
+def packed(config: HfEncoderConfig, *rows: list[NDArray[np.float32]]) -> TowerBatch:
+    segments = [[Segment("it", values) for values in row] for row in rows]
+    return collate(segments, {"it": config}, multiple=4).towers["it"]
+
+
+@torch.no_grad()
+def depths(built: HfEncoder, inputs: TowerBatch) -> list[Tensor]:
+    hidden, context = built.start(inputs, self_mask(inputs, causal=False))
+    states = [hidden]
+    for index in range(built.config.n_layers):
+        states.append(built.layer(index, states[-1], context))
+    return states
+
+
+@every_model
+def test_the_protocol_is_kept(name: str) -> None:
+    assert check_tower(config(name)) == ["cache: not checked, the tower is not causal"]
+
+
+@every_model
+def test_states_are_those_of_transformers_at_every_depth(name: str, loaded: Callable[[str], HfEncoder]) -> None:
+    built = loaded(name)
+    values = [built.config.example_inputs(size, seed=size) for size in (7, 2, 9, 4)]
+    inputs = packed(built.config, values[:2], values[2:], values[:1])
+    states = depths(built, inputs)
+    for row, segments in enumerate((values[:2], values[2:], values[:1])):
+        expected = [torch.cat(parts) for parts in zip(*(alone(name, v) for v in segments), strict=True)]
+        for depth, wanted in enumerate(expected):
+            found = states[depth][row, : len(wanted)]
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=2e-5, msg=lambda m, d=depth: f"depth {d}: {m}")
+
+
+@every_model
+def test_nothing_is_random_in_training(name: str, loaded: Callable[[str], HfEncoder]) -> None:
+    built = loaded(name)
+    inputs = packed(built.config, [built.config.example_inputs(5, seed=0)])
+    with torch.no_grad():
+        expected = tower_states(built, inputs)
+        built.train()
+        assert torch.equal(tower_states(built, inputs), expected)
+        built.eval()
+
+
+@every_model
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("where", [{"every": 1}, {"every": 2, "source": "final"}], ids=["every", "final"])
+def test_certificates_hold_on_an_encoder_that_text_reads(name: str, freeze: bool, where: dict[str, Any]) -> None:
+    report = verify(zipped(name, freeze=freeze, **where))
+    assert report.passed, str(report)
+
+
+def zipped(name: str, freeze: bool = True, kind: str = "hf_encoder", **where: Any) -> zippkit.Composition:
+    encoder = {"kind": kind, "config": {"model": MODELS[name]}, "freeze": freeze}
+    return zippkit.compile(
+        make_spec({"text": tower(2, 16, 12), "sound": encoder}, [link("sound", "text", **(where or {"every": 1}))])
+    )
+
+
+class AcrossSegments(HfEncoder):
+    """Ignores its mask."""
+
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Tensor | None]:
+        return super().start(inputs, None if mask is None else torch.ones_like(mask), cache)
+
+
+class HearsPadding(HfEncoder):
+    """Takes what stands behind a waveform for a part of it."""
+
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Tensor | None]:
+        features = cast("Features", inputs.features)
+        whole = torch.full_like(features.lengths, features.values.shape[1])
+        return super().start(replace(inputs, features=replace(features, lengths=whole)), mask, cache)
+
+
+@pytest.mark.parametrize("name", ["whisper", "hubert"])
+def test_a_leak_between_segments_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    find: Callable[..., Any] = registry._find
+    monkeypatch.setattr(registry, "_find", lambda group, kind: AcrossSegments if kind == "leaky" else find(group, kind))
+    (failed,) = [c for c in verify(zipped(name, kind="leaky")).certificates if not c.passed]
+    assert failed.name == "C1"
+    assert "sound position " in failed.detail
+    assert failed.detail.endswith("first at layer 1 of sound")
+
+
+def test_what_hears_padding_does_not_keep_the_protocol() -> None:
+    with pytest.raises(AssertionError, match=r"behind the true length of a segment's inputs changes its states"):
+        check_tower(HearsPadding(config("hubert")))
+
+
+def test_text_between_two_segments_hears_only_the_first() -> None:
+    z = zipped("wav2vec2")
+    model = woken(z.model)
+    first, second, other = (z.graph.towers["sound"].example_inputs(4, seed=seed) for seed in range(3))
+
+    def logits(*sounds: NDArray[np.float32]) -> Tensor:
+        row = [Segment("sound", sounds[0]), Segment("text", [1, 2]), Segment("sound", sounds[1]), Segment("text", [3])]
+        with torch.no_grad():
+            return model(z.collate([row]))["text"][0]
+
+    moved = (logits(first, second) != logits(first, other)).any(dim=-1)
+    assert moved.tolist() == [False] * 4 + [True] * 3
+    assert (logits(first, second) != logits(other, second)).any(dim=-1).all()
+
+
+@every_model
+def test_a_folder_is_loaded_by_weights_and_by_path(name: str, folders: Path) -> None:
+    folder = saved(name, folders)
+    spec = {"kind": "hf_encoder", "freeze": True}
+    text = {"text": tower(2, 16, 12)}
+    by_weights = zippkit.compile(
+        make_spec(text | {"sound": spec | {"weights": folder}}, [link("sound", "text", every=1)])
+    )
+    by_path = zippkit.compile(
+        make_spec(text | {"sound": spec | {"config": {"path": str(folder)}}}, [link("sound", "text", every=1)])
+    )
+    own = by_weights.model.tower("sound").state_dict()
+    theirs = inner(name).state_dict()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in own.items())
+    assert theirs.keys() - own.keys() <= {"post_layernorm.weight", "post_layernorm.bias", "masked_spec_embed"}
+    report = verify(by_path)
+    assert report.passed, str(report)
+    again = by_path.model.tower("sound").state_dict()
+    assert own.keys() == again.keys()
+    assert all(torch.equal(own[key], again[key]) for key in own)
+
+
+def test_a_path_is_found_beside_the_spec_and_a_saved_composition_stands_alone(tmp_path: Path) -> None:
+    whole("hubert").save_pretrained(tmp_path / "hubert")
+    spec = {
+        "name": "tiny",
+        "towers": {"text": tower(2, 16, 12), "sound": {"kind": "hf_encoder", "config": {"path": "hubert"}}},
+        "links": [link("sound", "text", every=1)],
+    }
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    z = zippkit.compile(load_spec(tmp_path / "spec.yaml"))
+    z.save(tmp_path / "run")
+    write_tower(tmp_path / "alone", z.model.tower("sound"), "hf_encoder")
+    shutil.rmtree(tmp_path / "hubert")
+    again = zippkit.load(tmp_path / "run").model.state_dict()
+    assert all(torch.equal(tensor, again[key]) for key, tensor in z.model.state_dict().items())
+    sound = {"kind": "hf_encoder", "weights": tmp_path / "alone"}
+    alone_again = zippkit.compile(make_spec({"sound": sound})).model.tower("sound")
+    assert torch.equal(alone_again.encoder.layer_norm.weight, z.model.tower("sound").encoder.layer_norm.weight)
+    assert str(tmp_path) not in (tmp_path / "run" / "spec.yaml").read_text()
+
+
+def test_older_names_in_checkpoints_are_known(tmp_path: Path) -> None:
+    names = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    tensors = {f"wav2vec2.{key}": tensor for key, tensor in inner("wav2vec2").state_dict().items()}
+    for old, new in names.items():
+        conv = "wav2vec2.encoder.pos_conv_embed.conv."
+        tensors[conv + old] = tensors.pop(conv + new)
+    write_tensors(tmp_path / "old.safetensors", tensors)
+    built = HfEncoder(config("wav2vec2"))
+    built.load_weights(tmp_path / "old.safetensors")
+    assert torch.equal(built.state_dict()["encoder.layer_norm.weight"], inner("wav2vec2").encoder.layer_norm.weight)
+    # Before version 5, transformers kept CLIP's vision tower under a prefix even when it was saved alone.
+    clip = {f"vision_model.{key}": tensor for key, tensor in inner("clip").state_dict().items()}
+    clip["vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    write_tensors(tmp_path / "clip.safetensors", clip)
+    HfEncoder(config("clip")).load_weights(tmp_path / "clip.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("hubert.encoder.layer_norm.bias"), "missing encoder.layer_norm.bias"),
+        (lambda t: t.update({"hubert.encoder.surprise": torch.ones(1)}), "unknown encoder.surprise"),
+        (lambda t: t.update({"surprise": torch.ones(1)}), "unknown surprise"),
+        (lambda t: t.update({"hubert.encoder.layer_norm.bias": torch.ones(3)}), r"has shape \[3\], expected \[16\]"),
+    ],
+)
+def test_weights_that_do_not_fit(change: Any, words: str, folders: Path, tmp_path: Path) -> None:
+    tensors = read_tensors(saved("hubert", folders))
+    change(tensors)
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=words):
+        HfEncoder(config("hubert")).load_weights(tmp_path / "model.safetensors")
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"expected model\.safetensors"):
+        HfEncoder(config("vit")).load_weights(tmp_path)
+
+
+class SkipsItsNorm(HfEncoder):
+    def layer(self, index: int, hidden: Tensor, context: Tensor | None) -> Tensor:
+        layers = cast("nn.ModuleList", self.get_submodule(self.parts.layers))
+        return cast("Tensor", layers[index](hidden, attention_mask=context))
+
+
+@pytest.mark.parametrize(("kind", "name"), [(SkipsItsNorm, "whisper"), (AcrossSegments, "vit")])
+def test_a_model_that_runs_otherwise_than_transformers_is_refused(kind: Any, name: str, folders: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"a '{name}' model, run layer by layer, differs by \d.* from transf"):
+        kind(HfEncoderConfig.from_folder(saved(name, folders))).load_weights(saved(name, folders))
+
+
+@pytest.mark.parametrize(("name", "part"), [("whisper", "log_mel"), ("hubert", "_norm_over_time")])
+def test_inputs_that_are_made_otherwise_are_refused(
+    name: str, part: str, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(hf_encoder_parts, part)
+    monkeypatch.setattr(hf_encoder_parts, part, lambda *arguments: 1.01 * right(*arguments))
+    with pytest.raises(CheckpointError, match="differs by"):
+        HfEncoder(HfEncoderConfig.from_folder(saved(name, folders))).load_weights(saved(name, folders))
+
+
+def test_a_model_that_cannot_be_run_layer_by_layer_is_refused(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise TypeError("other arguments")
+
+    monkeypatch.setattr(hf_encoder_parity, "tower_states", broken)
+    with pytest.raises(CheckpointError, match="a 'vit' model cannot be run layer by layer: other arguments"):
+        HfEncoder(config("vit")).load_weights(saved("vit", folders))
+
+
+@pytest.mark.parametrize("n_samples", [11, 16, 17, 22, 23, 24, 100, 101, 320])
+def test_states_are_counted_as_transformers_counts_them(n_samples: int) -> None:
+    c = config("wav2vec2")
+    wave = np.zeros(n_samples, np.float32)
+    assert c.n_states(wave) == int(inner("wav2vec2")._get_feat_extract_output_lengths(n_samples))
+
+
+def test_states_of_a_window_and_of_an_image() -> None:
+    assert config("whisper").n_states(np.zeros(1, np.float32)) == 10
+    assert config("whisper").n_states(np.zeros(3200, np.float32)) == 10
+    assert config("vit").n_states(np.zeros((1, 8, 8), np.float32)) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("whisper", np.zeros(3201), "got 3201 samples; expected 1 to 3200"),
+        ("whisper", np.zeros(0), "got 0 samples"),
+        ("hubert", np.zeros(10), "got 10 samples; expected at least 11"),
+        ("hubert", np.zeros((2, 100)), r"shape \(2, 100\); expected a waveform \(samples,\)"),
+        ("hubert", np.full(100, 20_000), "got samples up to 20000; expected -1 to 1"),
+        ("hubert", np.full(100, np.nan), "not finite"),
+        ("vit", np.zeros((3, 8, 8)), r"shape \(3, 8, 8\); expected \(channels, height, width\) = \(1, 8, 8\)"),
+        ("hubert", [[1.0], [2.0, 3.0]], "inhomogeneous"),
+    ],
+)
+def test_inputs_that_an_encoder_cannot_take(name: str, values: Any, words: str) -> None:
+    with pytest.raises(DataError, match=rf"example 0: segment 0 \(it\): .*{words}"):
+        collate([[Segment("it", values)]], {"it": config(name)})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "words"),
+    [
+        ({"config": {}}, "config: expected `path: FOLDER_OR_HUB_ID` or `model: {model_type: ...}`"),
+        ({"config": {"path": "no/folder"}}, "'no/folder' is no folder, nor in the hub's local cache"),
+        ({"config": {"model": {"model_type": "vits"}}}, "kind `hf_encoder` does not run; did you mean 'vit'?"),
+        ({"config": {"model": {"model_type": ["vit"]}}}, "a ['vit'] model"),
+        ({"config": {"model": {}}}, "a None model"),
+        ({"config": {"model": 3}}, "model: expected a mapping, got 3"),
+        ({"config": {"model": {"model_type": "vit", "hidden_size": "x"}}}, "hidden_size is 'x'; expected a whole"),
+        ({"config": {"model": {"model_type": "vit", "image_size": 2}}}, "is smaller than patch_size"),
+        ({"config": {"model": {"model_type": "hubert", "conv_dim": [3]}}}, "conv_dim has 1 entries"),
+        ({"config": {"model": {"model_type": "wav2vec2", "add_adapter": True}}}, "add_adapter is True; kind"),
+        ({"config": {"model": {"model_type": "hubert", "conv_pos_batch_norm": True}}}, "conv_pos_batch_norm is True"),
+        ({"config": {"model": {"model_type": "vit"}, "dim": 3}}, "dim is 3, but the model's is 768; leave it out"),
+        ({"config": {"model": {"model_type": "vit"}, "vocab_size": 3}}, "has no vocabulary"),
+        ({"config": {"model": {"model_type": "vit"}, "normalize": True}}, "takes its inputs as they are"),
+        ({"config": {"model": {"model_type": "vit"}, "sample_rate": 16000}}, "is fed pixels"),
+        ({"config": {"model": {"model_type": "whisper"}, "sample_rate": 8000}}, "hears only 16000"),
+        ({"config": {"model": {"model_type": "vit"}, "modle": {}}}, "unknown key 'modle'; did you mean 'model'?"),
+        ({"config": {"model": {"model_type": "vit"}}, "frame": FRAME}, "reads no tokens, so it has no begin"),
+        ({"config": {"model": {"model_type": "vit"}}, "extend_vocabulary": {"more": 4}}, "no vocabulary that could"),
+    ],
+)  # fmt: skip
+def test_specs_that_are_wrong(encoder: dict[str, Any], words: str, tmp_path: Path) -> None:
+    spec = {"name": "tiny", "towers": {"text": tower(2, 16, 12), "sound": {"kind": "hf_encoder"} | encoder}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(SpecError) as told:
+        load_spec(tmp_path / "spec.yaml")
+    assert words in str(told.value)
+    assert len(told.value.problems) == 1
+
+
+def test_a_feature_extractor_is_heeded(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(saved("hubert", folders), tmp_path / "plain")
+    transformers.Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=8000).save_pretrained(tmp_path / "plain")
+    told = HfEncoderConfig.from_folder(tmp_path / "plain")
+    assert (told.normalize, told.sample_rate) == (False, 8000)
+    HfEncoder(told).load_weights(tmp_path / "plain")
+    shutil.copytree(saved("whisper", folders), tmp_path / "other")
+    transformers.WhisperFeatureExtractor(feature_size=12, hop_length=80).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="hop_length is 80; kind `hf_encoder` runs only 160"):
+        HfEncoderConfig.from_folder(tmp_path / "other")
+
+
+def test_checking_a_spec_imports_neither_torch_nor_transformers(folders: Path, tmp_path: Path) -> None:
+    path = str(saved("clip", folders))
+    spec = {"name": "tiny", "towers": {"image": {"kind": "hf_encoder", "config": {"path": path}}}}
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    loaded = "bool({'torch', 'transformers'} & set(sys.modules))"
+    code = f"import sys, zippkit; zippkit.load_spec({str(tmp_path / 'spec.yaml')!r}); sys.exit({loaded})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_sinusoids_of_whisper_are_not_trained() -> None:
+    built = HfEncoder(config("whisper"))
+    assert "embed_positions.weight" in built.state_dict()
+    assert "embed_positions.weight" not in dict(built.named_parameters())
+
+
+@every_model
+def test_it_can_be_built_without_memory(name: str) -> None:
+    with torch.device("meta"):
+        built = HfEncoder(config(name))
+    assert all(tensor.is_meta for tensor in built.state_dict().values())
+
+
+def test_text_is_generated_from_sound_and_sound_never() -> None:
+    z = zipped("whisper")
+    wave = z.graph.towers["sound"].example_inputs(5, seed=0)
+    (text,) = zippkit.generate(z, [Segment("sound", wave)], outputs=["text"], max_tokens=3)
+    assert text.tower == "text"
+    with pytest.raises(ZippkitError, match="'sound' is not causal, so it cannot generate"):
+        zippkit.generate(z, [Segment("text", [1])], outputs=["sound"])
+    with pytest.raises(ZippkitError, match="states but no logits"):
+        z.model.tower("sound").head(torch.zeros(1, 1, 16))
+    with pytest.raises(ZippkitError, match="was given tokens"):
+        tower_states(z.model.tower("sound"), TowerBatch.alone(torch.zeros(1, 2, dtype=torch.long)))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2", "hubert, stable"])
+@pytest.mark.parametrize("file", ["fsdd/recordings/3_george_0.wav", "kathleen/arctic_a0001_1592748574.flac"])
+def test_recorded_speech_is_heard_as_transformers_hears_it(
+    name: str, file: str, loaded: Callable[[str], HfEncoder]
+) -> None:
+    if not (SHARED_DATA / file).exists():
+        pytest.skip(f"{file} is not there")
+    samples, rate = read_audio(SHARED_DATA / file)
+    wave = resample(samples, rate, 16_000)[4000:7000].astype(np.float32)
+    built = loaded(name)
+    with torch.no_grad():
+        states = tower_states(built, packed(built.config, [wave, wave[:1500]]))[0]
+    expected = torch.cat([alone(name, part)[-1] for part in (wave, wave[:1500])])
+    assert expected.isfinite().all()
+    torch.testing.assert_close(states[: len(expected)], expected, rtol=1e-4, atol=2e-5)
