@@ -29,7 +29,12 @@ from zippkit.spec import CompositionSpec
 from zippkit.yaml_file import Place, read_yaml
 
 ROOT = Path(__file__).parents[1]
-BUILT_IN = ((registry.TOWERS, "decoder"), (registry.LINKS, "gated_cross_attention"))
+BUILT_IN = tuple(
+    (group, kind.name)
+    for group in (registry.TOWERS, registry.LINKS)
+    for kind in registry.kinds(group)
+    if kind.package == "zippkit"
+)
 
 INTRODUCTION = """\
 <!-- Written by docs/generate.py; change the models in zippkit/spec.py, or that file. -->

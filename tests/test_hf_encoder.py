@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -14,10 +12,10 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-import transformers
 import yaml
 from compositions import SHARED_DATA, link, make_spec, tower
 from numpy.typing import NDArray
+from tiny_encoders import MODELS, alone, config, inner, packed, saved, whole
 from torch import Tensor, nn
 from zippkit_towers import hf_encoder_parity, hf_encoder_parts
 from zippkit_towers.hf_encoder import HfEncoder
@@ -25,80 +23,19 @@ from zippkit_towers.hf_encoder_config import HfEncoderConfig
 
 import zippkit
 from zippkit import registry
-from zippkit.batch import Features, Segment, TowerBatch, collate
+from zippkit.batch import Features, Segment, TowerBatch
 from zippkit.certificates import verify
 from zippkit.certificates.probe import woken
 from zippkit.checkpoint import write_tower
 from zippkit.data.audio import read_audio, resample
-from zippkit.errors import CheckpointError, DataError, SpecError, ZippkitError
+from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.loading import load_spec
 from zippkit.masks import self_mask
 from zippkit.testing import check_tower
 from zippkit.tower import tower_states
 from zippkit.weights import read_tensors, write_tensors
 
-_SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
-_CONVOLUTIONS = {"conv_dim": [8, 12], "conv_kernel": [5, 3], "conv_stride": [3, 2]}
-_WAVES = _SIZE | _CONVOLUTIONS | {"num_conv_pos_embeddings": 5, "num_conv_pos_embedding_groups": 2, "vocab_size": 9}
-_STABLE = _WAVES | {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "num_conv_pos_embeddings": 4}
-_PIXELS = _SIZE | {"image_size": 8, "patch_size": 4}
-_TOKENS = {"vocab_size": 9, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_WHISPER = {"d_model": 16, "encoder_layers": 3, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "num_mel_bins": 12}
-_DECODER = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "decoder_start_token_id": 1}
-MODELS: dict[str, dict[str, Any]] = {
-    "whisper": {"model_type": "whisper", "max_source_positions": 10, "dropout": 0.1, "encoder_layerdrop": 0.5}
-    | {"begin_suppress_tokens": None, "max_target_positions": 8}
-    | _WHISPER
-    | _DECODER
-    | _TOKENS,
-    "wav2vec2": {"model_type": "wav2vec2"} | _WAVES,
-    "wav2vec2, stable": {"model_type": "wav2vec2"} | _STABLE,
-    "hubert": {"model_type": "hubert"} | _WAVES,
-    "hubert, stable": {"model_type": "hubert", "feat_proj_layer_norm": False} | _STABLE,
-    "vit": {"model_type": "vit", "num_channels": 1, "hidden_dropout_prob": 0.1} | _PIXELS,
-    "clip": {"model_type": "clip", "vision_config": _PIXELS, "text_config": _SIZE | _TOKENS},
-}
-"""Tiny ones; dropout, dropped layers and masked inputs as transformers has them by default, or worse."""
-WHOLE = {
-    "whisper": "WhisperForConditionalGeneration",
-    "wav2vec2": "Wav2Vec2ForCTC",
-    "hubert": "HubertForCTC",
-    "vit": "ViTForImageClassification",
-    "clip": "CLIPModel",
-}
-FRAME = {"begin": 0, "end": 1}
 every_model = pytest.mark.parametrize("name", MODELS)
-
-
-def config(name: str, **more: Any) -> HfEncoderConfig:
-    return HfEncoderConfig(**{"model": MODELS[name], **more})
-
-
-@cache
-def whole(name: str) -> Any:
-    """The whole model, every parameter random, as transformers builds it."""
-    model = getattr(transformers, WHOLE[name.partition(",")[0]])
-    torch.manual_seed(0)
-    built = model(transformers.AutoConfig.for_model(**MODELS[name])).eval()
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return built
-
-
-def inner(name: str) -> Any:
-    """The encoder inside the whole model."""
-    model, family = whole(name), name.partition(",")[0]
-    places = {"whisper": "model.encoder", "clip": "vision_model"}
-    return model.get_submodule(places.get(family, family))
-
-
-@cache
-def saved(name: str, root: Path) -> Path:
-    """The whole model in a folder, as `save_pretrained` writes it."""
-    folder = root / name.replace(", ", "_")
-    whole(name).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -118,30 +55,6 @@ def loaded(folders: Path) -> Callable[[str], HfEncoder]:
         return built
 
     return load
-
-
-def extracted(name: str, values: NDArray[np.float32]) -> dict[str, Tensor]:
-    """What transformers' own feature extractor makes of one segment."""
-    if name == "whisper":
-        extract = transformers.WhisperFeatureExtractor(feature_size=12)
-        features = extract(values, sampling_rate=16_000, max_length=3200, return_tensors="pt")
-        return {"input_features": features["input_features"]}
-    if name in ("vit", "clip"):
-        return {"pixel_values": torch.from_numpy(values)[None]}
-    wave = transformers.Wav2Vec2FeatureExtractor()(values, sampling_rate=16_000, return_tensors="pt")
-    return {"input_values": wave["input_values"]}
-
-
-@torch.no_grad()
-def alone(name: str, values: NDArray[np.float32]) -> list[Tensor]:
-    """States (L, D) of one segment at every depth but the last, and ``last_hidden_state``."""
-    found = inner(name)(**extracted(name, values), output_hidden_states=True)
-    return [states[0] for states in found.hidden_states[:3]] + [found.last_hidden_state[0]]
-
-
-def packed(config: HfEncoderConfig, *rows: list[NDArray[np.float32]]) -> TowerBatch:
-    segments = [[Segment("it", values) for values in row] for row in rows]
-    return collate(segments, {"it": config}, multiple=4).towers["it"]
 
 
 @torch.no_grad()
@@ -354,91 +267,6 @@ def test_a_model_that_cannot_be_run_layer_by_layer_is_refused(folders: Path, mon
     monkeypatch.setattr(hf_encoder_parity, "tower_states", broken)
     with pytest.raises(CheckpointError, match="a 'vit' model cannot be run layer by layer: other arguments"):
         HfEncoder(config("vit")).load_weights(saved("vit", folders))
-
-
-@pytest.mark.parametrize("n_samples", [11, 16, 17, 22, 23, 24, 100, 101, 320])
-def test_states_are_counted_as_transformers_counts_them(n_samples: int) -> None:
-    c = config("wav2vec2")
-    wave = np.zeros(n_samples, np.float32)
-    assert c.n_states(wave) == int(inner("wav2vec2")._get_feat_extract_output_lengths(n_samples))
-
-
-def test_states_of_a_window_and_of_an_image() -> None:
-    assert config("whisper").n_states(np.zeros(1, np.float32)) == 10
-    assert config("whisper").n_states(np.zeros(3200, np.float32)) == 10
-    assert config("vit").n_states(np.zeros((1, 8, 8), np.float32)) == 5
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "words"),
-    [
-        ("whisper", np.zeros(3201), "got 3201 samples; expected 1 to 3200"),
-        ("whisper", np.zeros(0), "got 0 samples"),
-        ("hubert", np.zeros(10), "got 10 samples; expected at least 11"),
-        ("hubert", np.zeros((2, 100)), r"shape \(2, 100\); expected a waveform \(samples,\)"),
-        ("hubert", np.full(100, 20_000), "got samples up to 20000; expected -1 to 1"),
-        ("hubert", np.full(100, np.nan), "not finite"),
-        ("vit", np.zeros((3, 8, 8)), r"shape \(3, 8, 8\); expected \(channels, height, width\) = \(1, 8, 8\)"),
-        ("hubert", [[1.0], [2.0, 3.0]], "inhomogeneous"),
-    ],
-)
-def test_inputs_that_an_encoder_cannot_take(name: str, values: Any, words: str) -> None:
-    with pytest.raises(DataError, match=rf"example 0: segment 0 \(it\): .*{words}"):
-        collate([[Segment("it", values)]], {"it": config(name)})
-
-
-@pytest.mark.parametrize(
-    ("encoder", "words"),
-    [
-        ({"config": {}}, "config: expected `path: FOLDER_OR_HUB_ID` or `model: {model_type: ...}`"),
-        ({"config": {"path": "no/folder"}}, "'no/folder' is no folder, nor in the hub's local cache"),
-        ({"config": {"model": {"model_type": "vits"}}}, "kind `hf_encoder` does not run; did you mean 'vit'?"),
-        ({"config": {"model": {"model_type": ["vit"]}}}, "a ['vit'] model"),
-        ({"config": {"model": {}}}, "a None model"),
-        ({"config": {"model": 3}}, "model: expected a mapping, got 3"),
-        ({"config": {"model": {"model_type": "vit", "hidden_size": "x"}}}, "hidden_size is 'x'; expected a whole"),
-        ({"config": {"model": {"model_type": "vit", "image_size": 2}}}, "is smaller than patch_size"),
-        ({"config": {"model": {"model_type": "hubert", "conv_dim": [3]}}}, "conv_dim has 1 entries"),
-        ({"config": {"model": {"model_type": "wav2vec2", "add_adapter": True}}}, "add_adapter is True; kind"),
-        ({"config": {"model": {"model_type": "hubert", "conv_pos_batch_norm": True}}}, "conv_pos_batch_norm is True"),
-        ({"config": {"model": {"model_type": "vit"}, "dim": 3}}, "dim is 3, but the model's is 768; leave it out"),
-        ({"config": {"model": {"model_type": "vit"}, "vocab_size": 3}}, "has no vocabulary"),
-        ({"config": {"model": {"model_type": "vit"}, "normalize": True}}, "takes its inputs as they are"),
-        ({"config": {"model": {"model_type": "vit"}, "sample_rate": 16000}}, "is fed pixels"),
-        ({"config": {"model": {"model_type": "whisper"}, "sample_rate": 8000}}, "hears only 16000"),
-        ({"config": {"model": {"model_type": "vit"}, "modle": {}}}, "unknown key 'modle'; did you mean 'model'?"),
-        ({"config": {"model": {"model_type": "vit"}}, "frame": FRAME}, "reads no tokens, so it has no begin"),
-        ({"config": {"model": {"model_type": "vit"}}, "extend_vocabulary": {"more": 4}}, "no vocabulary that could"),
-    ],
-)  # fmt: skip
-def test_specs_that_are_wrong(encoder: dict[str, Any], words: str, tmp_path: Path) -> None:
-    spec = {"name": "tiny", "towers": {"text": tower(2, 16, 12), "sound": {"kind": "hf_encoder"} | encoder}}
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
-    with pytest.raises(SpecError) as told:
-        load_spec(tmp_path / "spec.yaml")
-    assert words in str(told.value)
-    assert len(told.value.problems) == 1
-
-
-def test_a_feature_extractor_is_heeded(folders: Path, tmp_path: Path) -> None:
-    shutil.copytree(saved("hubert", folders), tmp_path / "plain")
-    transformers.Wav2Vec2FeatureExtractor(do_normalize=False, sampling_rate=8000).save_pretrained(tmp_path / "plain")
-    told = HfEncoderConfig.from_folder(tmp_path / "plain")
-    assert (told.normalize, told.sample_rate) == (False, 8000)
-    HfEncoder(told).load_weights(tmp_path / "plain")
-    shutil.copytree(saved("whisper", folders), tmp_path / "other")
-    transformers.WhisperFeatureExtractor(feature_size=12, hop_length=80).save_pretrained(tmp_path / "other")
-    with pytest.raises(ValueError, match="hop_length is 80; kind `hf_encoder` runs only 160"):
-        HfEncoderConfig.from_folder(tmp_path / "other")
-
-
-def test_checking_a_spec_imports_neither_torch_nor_transformers(folders: Path, tmp_path: Path) -> None:
-    path = str(saved("clip", folders))
-    spec = {"name": "tiny", "towers": {"image": {"kind": "hf_encoder", "config": {"path": path}}}}
-    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
-    loaded = "bool({'torch', 'transformers'} & set(sys.modules))"
-    code = f"import sys, zippkit; zippkit.load_spec({str(tmp_path / 'spec.yaml')!r}); sys.exit({loaded})"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_sinusoids_of_whisper_are_not_trained() -> None:
