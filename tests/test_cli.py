@@ -357,7 +357,12 @@ ON_FILES: dict[str, list[str | Path]] = {
     "recipe": [],
     "train": ["--out", "run"],
 }
-ON_RUNS: dict[str, list[str | Path]] = {"eval": [], "report": [], "generate": [SOUND]}
+ON_RUNS: dict[str, list[str | Path]] = {
+    "eval": [],
+    "report": [],
+    "generate": [SOUND],
+    "export": ["--tower", "text", "--out", "run"],
+}
 
 
 def test_every_command_that_takes_a_path_is_tried_below() -> None:

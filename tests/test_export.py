@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -102,7 +101,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     assert again.stderr == "text: exists; choose another --out\n"
 
 
-def lora(**more: Any) -> zippkit.Composition:
+def lora() -> zippkit.Composition:
     text = tower(2, 8, freeze=True, lora={"rank": 2, "pattern": "layers.*.self_attn.*"})
     made = zippkit.compile(make_spec({"text": text, "speech": tower(2, 8, 30)}, [link("speech", "text", every=1)]))
     randomise(made.model.adapters)

@@ -74,11 +74,10 @@ colour: red
         "FILE:12: towers.image.kind: no tower of kind 'decodr' is registered; did you mean 'decoder'?",
         "FILE:14: links[0].every: expected greater than 0, got 0",
         "FILE:15: links[1].evry: unknown key 'evry'; did you mean 'every'?",
-        "FILE:16: links[2]: expected either `every` or `sites`, got neither",
         "FILE:16: links[2].into: a link joins two towers, but `from` and `into` are both 'speech'",
         "FILE:16: links[2].kind: no link of kind 'gated_cross_atention' is registered; "
         "did you mean 'gated_cross_attention'?",
-        "FILE:17: colour: unknown key 'colour'; valid: links, name, towers",
+        "FILE:17: colour: unknown key 'colour'; valid: contrastive, links, name, towers",
     ]
 
 

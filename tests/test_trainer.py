@@ -255,8 +255,8 @@ def test_a_run_that_is_killed_between_two_changes_of_its_folder_resumes_to_the_b
 ) -> None:
     recipe = saving(tmp_path, 5)
     train(recipe, tmp_path / "whole")
-    # There are 96; the first ones make the folder, and every eleventh of the others meets all kinds of them.
-    for number in (*range(5), *range(5, 96, 11)):
+    # There are 168; the first ones make the folder, and every nineteenth of the others meets all kinds of them.
+    for number in (*range(5), *range(5, 168, 19)):
         run = tmp_path / str(number)
         assert killed(recipe, run, changes=number)
         train(recipe, run)

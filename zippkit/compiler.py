@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from zippkit import registry
+from zippkit.adapters import attach
 from zippkit.contrast import ContrastHead
 from zippkit.errors import Problem, SpecError
 from zippkit.graph import Graph, build_graph
@@ -77,6 +78,14 @@ class _Links:
         return self._shared[key]
 
 
+def _adapters(name: str, spec: TowerSpec, tower: Tower) -> nn.ModuleDict:
+    try:
+        lora, weights = spec.adapted(parameter for parameter, _ in tower.named_parameters())
+        return attach(tower, weights, lora)
+    except ValueError as error:
+        raise SpecError([Problem(f"towers.{name}", 0, "lora", str(error))]) from error
+
+
 def _vocabulary(spec: TowerSpec) -> AddedVocabulary:
     config = spec.settings
     return AddedVocabulary(config.vocab_size or 0, sum(v.size for v in spec.extend_vocabulary.values()), config.dim)
@@ -97,7 +106,11 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
     graph = build_graph(spec)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        towers = {name: build_tower(tower, f"towers.{name}", load_weights) for name, tower in spec.towers.items()}
+        # Owners come first, so that shared parameters carry their names.
+        owners = {name: tower for name, tower in spec.towers.items() if tower.share_with is None}
+        towers = {name: build_tower(tower, f"towers.{name}", load_weights) for name, tower in owners.items()}
+        adapters = {name: found for name, tower in owners.items() if (found := _adapters(name, tower, towers[name]))}
+        towers |= {name: towers[tower.share_with] for name, tower in spec.towers.items() if tower.share_with}
         projections = {
             name: _input_projection(tower.input_projection, graph.towers[name].dim)
             for name, tower in spec.towers.items()
@@ -108,4 +121,4 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
         links = {site: build(links_by_name[site.link]) for site in graph.sites}
         vocabularies = {name: _vocabulary(tower) for name, tower in spec.towers.items() if tower.extend_vocabulary}
         contrasts = {contrast.label: _contrast(contrast, graph) for contrast in spec.contrastive}
-    return ZippedModel(build_plan(graph), towers, projections, links, vocabularies, contrasts), graph
+    return ZippedModel(build_plan(graph), towers, projections, links, vocabularies, contrasts, adapters), graph

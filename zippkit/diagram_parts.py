@@ -8,7 +8,7 @@ from typing import Literal
 
 from zippkit.config import TowerConfig
 from zippkit.graph import Graph, LinkSite
-from zippkit.spec import CompositionSpec, LinkSpec, TowerSpec
+from zippkit.spec import CompositionSpec, LinkSpec, Lora, TowerSpec
 
 Style = Literal["frozen", "trained", "partly"]
 
@@ -73,7 +73,11 @@ def link_of(spec: CompositionSpec, site: LinkSite) -> LinkSpec:
 
 def style_of(tower: TowerSpec) -> Style:
     """Frozen as a whole, trained as a whole, or partly by rules."""
-    actions = set(tower.freeze.values()) if isinstance(tower.freeze, dict) else {"freeze" if tower.freeze else "train"}
+    actions = (
+        {"freeze" if a == "lora" else a for a in tower.freeze.values()}
+        if isinstance(tower.freeze, dict)
+        else {"freeze" if tower.freeze else "train"}
+    )
     if len(actions) > 1:
         return "partly"
     return "frozen" if actions == {"freeze"} else "trained"
@@ -93,4 +97,7 @@ def tower_facts(spec: TowerSpec, config: TowerConfig) -> list[str]:
     """What stands under a tower's name."""
     layers = f"{config.n_layers} layer" + ("s" if config.n_layers > 1 else "")
     vocabulary = "continuous inputs" if config.vocab_size is None else f"vocab {config.vocab_size:,}"
-    return [spec.kind, f"{layers}, dim {config.dim}", vocabulary]
+    added = [f"{name} +{extra.size:,}" for name, extra in spec.extend_vocabulary.items()]
+    more = [f"LoRA, rank {(spec.lora or Lora()).rank}"] if spec.adapts else []
+    more += [f"weights of {spec.share_with}"] if spec.share_with else []
+    return [spec.kind, f"{layers}, dim {config.dim}", " ".join([vocabulary, *added]), *more]

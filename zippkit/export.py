@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 
 from torch import Tensor
 
 from zippkit import registry
+from zippkit.adapters import merged_state
 from zippkit.checkpoint import write_tower_state
 from zippkit.composition import Composition, load
 from zippkit.config import TowerConfig
@@ -63,7 +63,7 @@ def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
     if source is None:
         state: Mapping[str, Tensor] = tower.state_dict()
         if merge:
-            state = import_module("zippkit.adapters").merged_state(zipped.model, name)
+            state = merged_state(zipped.model, name)
         write_tower_state(folder, state, spec.kind, spec.settings)
         return f"tower {name}{', its adapters merged' if merge else ''}: {_hashes(folder)}"
     copy_source(source.source, folder)

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 from zippkit.config import LinkConfig, TowerConfig
 from zippkit.errors import did_you_mean
-from zippkit.spec import TAKEN_NAMES, CompositionSpec, LinkSpec
+from zippkit.spec import SHARED_KEYS, TAKEN_NAMES, CompositionSpec, LinkSpec
 from zippkit.validation import Complaint
 
 
 def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
     """Every complaint that needs more than one section, or more than one key of it, to be seen."""
+    yield from _sharing(spec)
     yield from _hosting(spec)
     yield from _contrasts(spec)
     towers = {name: tower.settings for name, tower in spec.towers.items() if tower.resolved[0] is not None}
@@ -72,6 +73,23 @@ def _on_one_clock(link: LinkSpec, config: LinkConfig, towers: Towers, others: Ot
     for name in (link.source, link.target):
         if not towers[name].causal:
             yield ("clock",), f"{name!r} is not causal, so it cannot advance token by token"
+
+
+def _sharing(spec: CompositionSpec) -> Iterator[Complaint]:
+    for name, tower in spec.towers.items():
+        place = ("towers", name, "share_with")
+        if tower.share_with is None:
+            continue
+        other = spec.towers.get(tower.share_with)
+        if other is None:
+            yield place, f"no tower is called {tower.share_with!r}{did_you_mean(tower.share_with, spec.towers)}"
+        elif other is tower or other.share_with is not None:
+            yield place, f"{tower.share_with!r} has no weights of its own; name the tower that has"
+        else:
+            differ = [key for key in SHARED_KEYS if getattr(tower, key) != getattr(other, key)]
+            differ += ["extend_vocabulary"] if tower.extend_vocabulary else []
+            if differ:
+                yield place, f"the weights are {tower.share_with!r}'s, so it decides; remove {', '.join(differ)} here"
 
 
 def _hosting(spec: CompositionSpec) -> Iterator[Complaint]:

@@ -44,7 +44,7 @@ class ZippedModel(nn.Module):
     """Towers, links and what goes with them, run in the plan's order.
 
     State-dict keys are ``towers.<name>.…`` (the tower's own names), ``input_projections.<name>.…``,
-    ``vocabularies.<tower>.…``, ``links.<name>.<site>.…`` and ``contrastive.<name>.…``.
+    ``vocabularies.<tower>.…``, ``adapters.<tower>.…``, ``links.<name>.<site>.…`` and ``contrastive.<name>.…``.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class ZippedModel(nn.Module):
         links: Mapping[LinkSite, Link],
         vocabularies: Mapping[str, AddedVocabulary] | None = None,
         contrasts: Mapping[str, ContrastHead] | None = None,
+        adapters: Mapping[str, nn.ModuleDict] | None = None,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -66,6 +67,7 @@ class ZippedModel(nn.Module):
         self.links = nn.ModuleDict(by_name)
         self.vocabularies = nn.ModuleDict(vocabularies or {})
         self.contrastive = nn.ModuleDict(contrasts or {})
+        self.adapters = nn.ModuleDict(adapters or {})
         self._inserted_into = {site.target for site in links if site.acts == "embedding"}
 
     def link(self, site: LinkSite) -> Link:
@@ -102,7 +104,7 @@ class ZippedModel(nn.Module):
 
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:
         # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
-        towers = {name: _trainable(tower) for name, tower in self.towers.items()}
+        towers = {name: _trainable(tower) or name in self.adapters for name, tower in self.towers.items()}
         projected = {name for name, projection in self.input_projections.items() if _trainable(projection)}
 
         def trains(op: Op) -> bool:

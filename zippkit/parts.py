@@ -48,8 +48,10 @@ def parts(spec: CompositionSpec) -> Parts:
             found[f"input_projections.{name}"] = {"dim": config.dim, **given["input_projection"]}
         if tower.extend_vocabulary:
             found[f"vocabularies.{name}"] = {"extend_vocabulary": given["extend_vocabulary"]}
-        if given.get("lora") is not None:
-            found[f"adapters.{name}"] = {"lora": given["lora"]}
+        rules = given["freeze"] if isinstance(given["freeze"], dict) else {}
+        adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
+        if given.get("lora") is not None or adapted:
+            found[f"adapters.{name}"] = {"lora": given.get("lora"), "rules": adapted}
     return found | _links(spec) | {f"contrastive.{c.label}": c.model_dump(by_alias=True) for c in spec.contrastive}
 
 

@@ -158,6 +158,9 @@ class Recipe(Strict):
         for name, phase in self.pretrain.items():
             if name not in towers:
                 found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
+            elif towers[name].share_with is not None:
+                message = f"the weights are those of {towers[name].share_with!r}; pre-train that tower"
+                found.append((("pretrain", name), message))
             elif towers[name].weights is not None:
                 found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
             if phase.tasks not in (None, [name]):
@@ -205,12 +208,15 @@ def linked_tasks(spec: CompositionSpec) -> list[Task]:
 
 
 def group_names(spec: CompositionSpec) -> list[str]:
-    """Names of the parameter groups: one for each tower, input projection, added vocabulary, link and contrast."""
+    """Names of the parameter groups: one for each tower, its input projection, adapters and added vocabulary, and one
+    for each link and contrastive loss."""
+    towers = [f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None]
+    adapters = [f"adapters.{name}" for name, tower in spec.towers.items() if tower.share_with is None and tower.adapts]
     projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
     added = [f"vocabularies.{name}" for name, tower in spec.towers.items() if tower.extend_vocabulary]
     links = [f"links.{link.label}" for link in spec.links]
     contrasts = [f"contrastive.{contrast.label}" for contrast in spec.contrastive]
-    return [*(f"towers.{name}" for name in spec.towers), *projected, *added, *links, *contrasts]
+    return [*towers, *projected, *adapters, *added, *links, *contrasts]
 
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
@@ -229,7 +235,9 @@ def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps:
 
 def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
     """The composition of one tower alone, unfrozen, for pre-training it."""
-    tower = spec.towers[name].model_copy(update={"freeze": False, "input_projection": None, "extend_vocabulary": {}})
+    tower = spec.towers[name].model_copy(
+        update={"freeze": False, "input_projection": None, "extend_vocabulary": {}, "lora": None}
+    )
     return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from zippkit import registry
 from zippkit.config import Frame, LinkConfig, Strict, TowerConfig
@@ -21,7 +22,7 @@ from zippkit.yaml_file import Place, dotted
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 """Lower case letters, digits and underscores: names become module names and column names."""
 Activation = Literal["relu", "gelu", "silu"]
-Action = Literal["freeze", "train"]
+Action = Literal["freeze", "train", "lora"]
 TAKEN_NAMES = frozenset(
     """
     add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval
@@ -86,6 +87,16 @@ class Vocabulary(Strict):
         return Frame(begin=begin, end=self.size - 1 if self.end is None else self.end)
 
 
+class Lora(Strict):
+    """Low-rank adapters on linear maps that are frozen (LoRA)."""
+
+    rank: int = Field(8, gt=0, description="Width between the two maps of an adapter.")
+    alpha: float = Field(16.0, gt=0, description="What an adapter adds is scaled by alpha / rank.")
+    pattern: str | None = Field(
+        None, description="Weights that get an adapter, as `layers.*.self_attn.*`; or name them in `freeze` by `lora`."
+    )
+
+
 class TowerSpec(Strict):
     """One modality's stack of layers."""
 
@@ -96,7 +107,15 @@ class TowerSpec(Strict):
     )
     frame: Frame | None = Field(None, description="Begin and end ids; the model's own bos and eos if left out.")
     freeze: bool | dict[str, Action] = Field(
-        False, description="true, false, or rules `pattern: freeze | train`; every parameter matches exactly one."
+        False,
+        description="true, false, or rules `pattern: freeze | train | lora`; every parameter matches exactly one. What "
+        "`lora` matches is frozen and gets an adapter.",
+    )
+    lora: Lora | None = Field(None, description="Adapters on the frozen weights; none if left out.")
+    share_with: Name | None = Field(
+        None,
+        description="Another tower, all of whose weights are this one's too; kind, config, weights, frame, freeze and "
+        "lora are taken from it.",
     )
     input_projection: InputProjection | None = Field(
         None, description="MLP right after the embedding; none if left out."
@@ -121,9 +140,9 @@ class TowerSpec(Strict):
         """One message instead of one for each member of the union."""
         if isinstance(value, bool):
             return value
-        if isinstance(value, dict) and value and all(v in ("freeze", "train") for v in value.values()):
+        if isinstance(value, dict) and value and all(v in typing.get_args(Action) for v in value.values()):
             return cast("dict[str, Action]", value)
-        raise ValueError("expected true, false, or a mapping of name patterns to `freeze` or `train`")
+        raise ValueError("expected true, false, or a mapping of name patterns to `freeze`, `train` or `lora`")
 
     @cached_property
     def resolved(self) -> tuple[TowerConfig | None, list[Complaint]]:
@@ -183,6 +202,11 @@ class TowerSpec(Strict):
                 self.frozen(names)
             except ValueError as error:
                 yield ("freeze",), str(error)
+                return
+            try:
+                self.adapted(names)
+            except ValueError as error:
+                yield ("lora",), str(error)
 
     def frozen(self, names: Iterable[str]) -> dict[str, bool]:
         """Whether each parameter is frozen.
@@ -207,7 +231,31 @@ class TowerSpec(Strict):
         ][:5]
         if wrong:
             raise ValueError("; ".join(wrong))
-        return {name: rules[found[0]] == "freeze" for name, found in matches.items()}
+        return {name: rules[found[0]] != "train" for name, found in matches.items()}
+
+    @property
+    def adapts(self) -> bool:
+        """Whether some of its weights get adapters."""
+        return self.lora is not None or (isinstance(self.freeze, dict) and "lora" in self.freeze.values())
+
+    def adapted(self, names: Iterable[str]) -> tuple[Lora, list[str]]:
+        """The adapters' settings, and the weights that get one; `frozen` must not complain about the names.
+
+        Raises:
+            ValueError: nothing says which weights, a pattern matches none, or some are trained themselves.
+        """
+        frozen, lora = self.frozen(names), self.lora or Lora()
+        rules = [] if isinstance(self.freeze, bool) else [r for r, action in self.freeze.items() if action == "lora"]
+        patterns = [*rules, *([lora.pattern] if lora.pattern else [])]
+        if self.lora is not None and not patterns:
+            raise ValueError("expected `pattern`, or `lora` as the action of a rule in `freeze`")
+        if lora.pattern and not fnmatch.filter(frozen, lora.pattern):
+            raise ValueError(f"pattern {lora.pattern!r} matches no parameter{did_you_mean(lora.pattern, frozen)}")
+        found = [name for name in frozen if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        trained = [name for name in found if not frozen[name]]
+        if trained:
+            raise ValueError(f"{_some(trained)} is trained itself; freeze what adapters are for")
+        return lora, found
 
 
 class LinkSpec(Strict):
@@ -321,6 +369,15 @@ class CompositionSpec(Strict):
         default_factory=list, description="Contrastive losses between towers, besides the loss on tokens."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _shared(cls, data: Any) -> Any:
+        """A tower that shares another's weights takes over what it does not say itself."""
+        towers = data.get("towers") if isinstance(data, dict) else None
+        if not isinstance(towers, dict):
+            return data
+        return {**data, "towers": {name: _with_shared(tower, towers) for name, tower in towers.items()}}
+
     @property
     def modalities(self) -> dict[str, str]:
         """Everything that a segment can be of, and the tower that reads it: towers, and what they host."""
@@ -356,6 +413,20 @@ class CompositionSpec(Strict):
         if source is not None and target is not None:
             for message in config.misfits(source, target):
                 yield ("config",), message
+
+
+SHARED_KEYS = ("kind", "config", "weights", "frame", "freeze", "lora")
+"""What towers of one set of weights have in common."""
+
+
+def _with_shared(tower: Any, towers: dict[Any, Any]) -> Any:
+    """A tower's section with what `share_with` gives it."""
+    if isinstance(tower, TowerSpec) or not isinstance(tower, dict):
+        return tower
+    other = towers.get(tower.get("share_with")) if isinstance(tower.get("share_with"), str) else None
+    if isinstance(other, TowerSpec):
+        other = other.model_dump(by_alias=True, exclude_unset=True)
+    return {key: other[key] for key in SHARED_KEYS if key in other} | tower if isinstance(other, dict) else tower
 
 
 def _some(names: list[str]) -> str:

@@ -27,9 +27,11 @@ class Judge:
     """On the test split's own items: what a perfect generator would reach."""
 
     def words(self, runs: Sequence[Any]) -> list[str]:
-        """What each run of ids shows or says; a run of nothing says nothing."""
-        said = self.classifier.predict([self.features(ids if len(ids) else [0]) for ids in runs])
-        return [str(word) if len(ids) else "" for word, ids in zip(said, runs, strict=True)]
+        """What each run of ids shows or says; a run without a single unit or level says nothing."""
+        seen = [self.features(ids) for ids in runs]
+        told = [bool(features.any()) for features in seen]
+        said = self.classifier.predict(np.stack(seen))
+        return [str(word) if any_ else "" for word, any_ in zip(said, told, strict=True)]
 
 
 def judge(dataset: Dataset, modality: str) -> Judge:
@@ -55,6 +57,8 @@ def _features(tokenizer: Tokenizer) -> Callable[[Any], NDArray[np.float64]]:
         """The units' mel bands in ``N_FRAMES`` frames, loudness taken out."""
         assert isinstance(tokenizer, UnitTokenizer)
         mel = tokenizer.decode_mel(ids).astype(np.float64)
+        if not len(mel):
+            return np.zeros(N_FRAMES * mel.shape[1])
         places, frames = np.linspace(0, len(mel) - 1, N_FRAMES), np.arange(len(mel))
         stretched = np.stack([np.interp(places, frames, band) for band in mel.T], axis=1)
         return np.ravel(stretched - stretched.mean())

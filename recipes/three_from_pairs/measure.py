@@ -104,7 +104,7 @@ def measure(path: Path, limit: int | None = None) -> dict[str, Any]:
     zipped = load(path)
     zipped.model.to(backend(recipe.device).device())
     dataset = Dataset.open(recipe.data)
-    check_tokenizers(dataset, zipped.graph.towers, run.fingerprints())
+    check_tokenizers(dataset, zipped.graph.modalities, run.fingerprints())
     judges = {modality: judge(dataset, modality) for modality in ("speech", "image")}
     decode, encode = dataset.text_tokenizer("text").decode, dataset.text_tokenizer("text").encode
     words = Asked("text", [[Segment("text", encode(word))] for word in DIGITS], list(DIGITS))

@@ -22,7 +22,9 @@ class Prefix(Link):
         self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
-        return Memory(tokens.visible, (self.source_norm(source), tokens.segment))
+        # A place that another link has inserted into the source stands for no segment of the source.
+        own_BS = torch.where(tokens.inserted, -1, tokens.segment)
+        return Memory(tokens.visible, (self.source_norm(source), own_BS))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         source_BSD, segment_BS = memory.tensors
