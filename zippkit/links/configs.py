@@ -82,7 +82,7 @@ class GatedCrossAttentionConfig(AttendingConfig):
 
 
 class CrossAttentionConfig(AttendingConfig):
-    """Cross-attention that is added to the target's state (CALM); its projection is linear: `projection: {depth: 1}`."""
+    """Cross-attention that is added to the target's state (CALM, with `projection: {depth: 1}`)."""
 
     implementation: ClassVar[str] = "zippkit.links.cross_attention:CrossAttention"
 

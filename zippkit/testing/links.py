@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from zippkit.batch import TowerBatch, collate
-from zippkit.certificates.probe import Draws, jitter
 from zippkit.certificates.report import some
-from zippkit.config import Frame, LinkConfig, TowerConfig
+from zippkit.config import LinkConfig
 from zippkit.layers import mlp
 from zippkit.links.base import Link, Memory
-from zippkit.masks import cross_mask
 from zippkit.testing.checks import differs, off, repeated, run_checks, unreached
+from zippkit.testing.link_cases import Case, States, small_config
 
 ROWS = ("stst", "tsts", "t", "s", "ts", "st")
 """Segments of source and target: rows in which all, some or no target tokens see something, padding on both sides."""
@@ -27,12 +24,15 @@ def check_link(link_class: type[Link], config: LinkConfig, *, source_dim: int = 
     """Check that a link keeps its protocol (`zippkit.links.base.Link`).
 
     The identity at initialisation and on blind positions, who sees whom, padding and blind rows, gradients, memories
-    that are written in pieces, target tokens that are read one at a time. The global random state stays as it is.
+    that are written in pieces, target tokens that are read one at a time. A link at the embedding is the identity on
+    the target's own tokens, and fills each place from the segment that it stands for; a link inside attention is
+    checked in an attention, and may start as anything where it is not blind; pieces are whole segments for a link that
+    reads those. The global random state stays as it is.
 
     Args:
         link_class: the link.
         config: its settings.
-        source_dim: width of the source's states.
+        source_dim: width of the source's states; a link inside attention is given heads of its own.
         target_dim: width of the target's states.
 
     Returns:
@@ -42,165 +42,144 @@ def check_link(link_class: type[Link], config: LinkConfig, *, source_dim: int = 
         AssertionError: says in one sentence each what is wrong, everything at once.
         ValueError: the settings do not fit the widths.
     """
-    misfits = list(config.misfits(_config(source_dim), _config(target_dim)))
+    misfits = list(config.misfits(small_config(source_dim), small_config(target_dim)))
     if misfits:
         raise ValueError(f"{'; '.join(misfits)}: give check_link other widths")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        projection = mlp((source_dim, target_dim, target_dim), "relu")
+        widths = (config.projected_dim(source_dim), target_dim, target_dim)
+        projection = mlp(widths, "relu") if config.projects else torch.nn.Identity()
         link = link_class(config, source_dim, target_dim, projection).eval()
-        return run_checks(link_class.__name__, _CHECKS, _Case(link))
-
-
-def _config(dim: int) -> TowerConfig:
-    return TowerConfig(dim=dim, n_layers=1, vocab_size=9, frame=Frame(begin=0, end=1))
-
-
-@dataclass(frozen=True)
-class _States:
-    """Source and target states, with their orders and positions."""
-
-    source: Tensor
-    """(B, S, source_dim)"""
-    target: Tensor
-    """(B, T, target_dim)"""
-    source_tokens: TowerBatch
-    target_tokens: TowerBatch
-
-    @property
-    def sees(self) -> Tensor:
-        """(B, T, S) bool: which target tokens may see which source tokens."""
-        return cross_mask(self.target_tokens.order, self.source_tokens.visible)
-
-    def moved(self, source: Tensor | None = None, target: Tensor | None = None) -> Self:
-        """Other states wherever the (B, S) and (B, T) masks say so."""
-        return replace(self, source=_noisy(self.source, source), target=_noisy(self.target, target))
-
-
-def _noisy(states: Tensor, where: Tensor | None) -> Tensor:
-    if where is None:
-        return states
-    return states + where[:, :, None] * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))
-
-
-class _Case:
-    """A link as it was built, and a copy of it that is not the identity."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.woken = copy.deepcopy(link)
-        jitter(p for p in self.woken.parameters() if p.requires_grad)
-
-    def states(self, *rows: str) -> _States:
-        """Random states; a row such as ``sts`` is a source's segment, a target's, and a source's again."""
-        configs = {"s": _config(self.link.source_dim), "t": _config(self.link.target_dim)}
-        draws, generator = Draws(configs), torch.Generator().manual_seed(0)
-        batch = collate([draws.row(list(row)) for row in rows], configs).towers
-        source, target = (
-            torch.randn(*batch[name].tokens.shape, config.dim, generator=generator) for name, config in configs.items()
-        )
-        return _States(source, target, batch["s"], batch["t"])
-
-
-def _write(link: Link, states: _States, part: slice = slice(None)) -> Memory:
-    """The memory of the source tokens, or of a run of them."""
-    return link.write(states.source[:, part], states.source_tokens.part(part))
-
-
-def _read(link: Link, states: _States, memory: Memory, part: slice = slice(None)) -> Tensor:
-    """What becomes of the target states, or of a run of them."""
-    return link.read(states.target[:, part], states.target_tokens.part(part), memory)
-
-
-def _run(link: Link, states: _States) -> Tensor:
-    return _read(link, states, _write(link, states))
+        return run_checks(link_class.__name__, _CHECKS, Case(link))
 
 
 @torch.no_grad()
-def _shapes(case: _Case) -> Iterator[str]:
+def _shapes(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
-    memory, visible = _write(case.woken, states), states.source_tokens.visible
-    if not torch.equal(memory.order, visible):
+    memory, visible = case.write(case.woken, states), states.source_tokens.visible
+    if case.by_segment and not torch.equal(memory.order.amax(dim=1), visible.amax(dim=1)):
+        yield "the memory's last order is not that of the last segment that write was given"
+    if not case.by_segment and not torch.equal(memory.order, visible):
         yield "the memory's order is not the one that write was given"
+    rows = memory.order.shape if case.by_segment else visible.shape
     for i, tensor in enumerate(memory.tensors):
-        if tensor.shape[:2] != visible.shape:
-            seen, expected = tuple(tensor.shape), tuple(visible.shape)
-            yield f"tensor {i} of the memory has shape {seen}, expected (B, S, ...) with (B, S) = {expected}"
-    out = _read(case.woken, states, memory)
-    if out.shape != states.target.shape:
-        yield f"read gives states of shape {tuple(out.shape)}, expected the target's {tuple(states.target.shape)}"
+        if tensor.shape[:2] != rows:
+            yield f"tensor {i} of the memory has shape {tuple(tensor.shape)}, expected (B, S, ...) with (B, S) = {tuple(rows)}"
+    out, expected = case.read(case.woken, states, memory), case.alone(states)
+    if out.shape != expected.shape:
+        yield f"read gives states of shape {tuple(out.shape)}, expected the target's {tuple(expected.shape)}"
 
 
 @torch.no_grad()
-def _identity(case: _Case) -> Iterator[str]:
+def _identity(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
-    if not torch.equal(_run(case.link, states), states.target):
+    alone, blind = case.alone(states), ~case.sees(states).any(dim=-1)
+    if case.acts in ("after_layer", "before_layer") and not torch.equal(case.run(case.link, states), alone):
         yield "read is not the identity at initialisation"
-    blind = ~states.sees.any(dim=-1)
-    for row, index in (differs(_run(case.woken, states), states.target) & blind).nonzero().tolist()[:1]:
+    for row, index in (differs(case.run(case.woken, states), alone) & blind).nonzero().tolist()[:1]:
         order = int(states.target_tokens.order[row, index])
         what = "padding" if order < 0 else f"order {order}"
-        yield f"read rewrites a blind position, that no source token comes before: row {row} position {index} ({what})"
+        if case.acts == "embedding":
+            yield f"read rewrites the target's own tokens: row {row} position {index} ({what})"
+        else:
+            yield (
+                "read rewrites a blind position, that no source token comes before: "
+                f"row {row} position {index} ({what})"
+            )
 
 
 @torch.no_grad()
-def _earlier_orders_only(case: _Case) -> Iterator[str]:
+def _earlier_orders_only(case: Case) -> Iterator[str]:
     one = case.states("tststt")
+    sees, moved = case.sees(one)[0], _moved_by_each(case, one)
+    for key, query in (moved & ~sees.T).nonzero().tolist()[:1]:
+        reader, source = int(one.target_tokens.order[0, query]), int(one.source_tokens.order[0, key])
+        if case.acts == "embedding":
+            segments = (
+                int(tokens.segment[0, i]) for tokens, i in ((one.target_tokens, query), (one.source_tokens, key))
+            )
+            yield "a place of segment {} changes when a token of segment {} does".format(*segments)
+        else:
+            yield f"the target token of order {reader} sees the source token of order {source}; expected earlier ones only"
+    if not moved.any():
+        yield "read does not depend on the source at all, so nothing is shown"
+
+
+def _moved_by_each(case: Case, one: States) -> Tensor:
+    """(S, T) bool: which target states of a single row change when each source state does."""
     n = one.source.shape[1]
-    before = _States(
+    before = States(
         one.source.expand(n, -1, -1),
         one.target.expand(n, -1, -1),
         repeated(one.source_tokens, n),
         repeated(one.target_tokens, n),
     )
-    after = before.moved(source=torch.eye(n))
-    moved = differs(_run(case.woken, before), _run(case.woken, after))
-    for key, query in (moved & ~one.sees[0].T).nonzero().tolist()[:1]:
-        reader, source = int(one.target_tokens.order[0, query]), int(one.source_tokens.order[0, key])
-        yield f"the target token of order {reader} sees the source token of order {source}; expected earlier ones only"
-    if not moved.any():
-        yield "read does not depend on the source at all, so nothing is shown"
+    return differs(case.run(case.woken, before), case.run(case.woken, before.moved(source=torch.eye(n))))
 
 
 @torch.no_grad()
-def _rows_apart(case: _Case) -> Iterator[str]:
+def _places(case: Case) -> Iterator[str]:
+    if case.acts != "embedding":
+        return
     states = case.states(*ROWS)
-    before = _run(case.woken, states)
+    left = ~differs(case.run(case.woken, states), states.target) & states.target_tokens.inserted
+    for row, index in left.nonzero().tolist()[:1]:
+        yield f"a place stays empty: row {row} place {int(states.target_tokens.offset[row, index])} of its segment"
+    # The source may itself have been given places, which stand for segments of a third tower.
+    strange = replace(states.source_tokens, inserted=states.source_tokens.order >= 0)
+    states = replace(states, source_tokens=strange)
+    if differs(case.run(case.woken, states), states.target).any():
+        yield "what is inserted into the source is taken for a segment of the source (`TowerBatch.inserted`)"
+
+
+@torch.no_grad()
+def _rows_apart(case: Case) -> Iterator[str]:
+    states = case.states(*ROWS)
+    before = case.run(case.woken, states)
     for row in range(len(ROWS)):
         here = torch.zeros(len(ROWS), 1, dtype=torch.bool)
         here[row] = True
-        moved = (differs(before, _run(case.woken, states.moved(here, here))) & ~here).nonzero()
+        moved = (differs(before, case.run(case.woken, states.moved(here, here))) & ~here).nonzero()
         if len(moved):
             yield f"row {int(moved[0, 0])} changes when row {row} of the batch does"
             return
 
 
 @torch.no_grad()
-def _padding(case: _Case) -> Iterator[str]:
+def _padding(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
     after = states.moved(source=states.source_tokens.order < 0)
-    if differs(_run(case.woken, states), _run(case.woken, after)).any():
+    if differs(case.run(case.woken, states), case.run(case.woken, after)).any():
         yield "the source's padding is read"
 
 
 @torch.no_grad()
-def _in_pieces(case: _Case) -> Iterator[str]:
-    link, states = case.woken, case.states("stst", "tsts")
-    memory, middle = _write(link, states), states.source.shape[1] // 2
-    whole = _read(link, states, memory)
+def _in_pieces(case: Case) -> Iterator[str]:
+    for row in ("stst", "tsts"):
+        found = list(_pieces_of(case, case.states(row)))
+        yield from found
+        if found:
+            return
+
+
+def _pieces_of(case: Case, states: States) -> Iterator[str]:
+    link, segment = case.woken, states.source_tokens.segment[0]
+    memory = case.write(link, states)
+    middle = int((segment == segment[0]).sum()) if case.by_segment else len(segment) // 2
+    whole = case.read(link, states, memory)
     everywhere = torch.ones_like(states.target_tokens.order)
-    joined = Memory.join([_write(link, states, part) for part in (slice(0, middle), slice(middle, None))])
-    if found := off(_read(link, states, joined), whole, everywhere):
+    pieces = [case.write(link, states, part, n_segments=1) for part in (slice(0, middle), slice(middle, None))]
+    if found := off(case.read(link, states, Memory.join(pieces)), whole, everywhere):
         yield f"a memory that is written in two pieces and joined reads otherwise: {found}"
-    single = [_read(link, states, memory, slice(i, i + 1)) for i in range(everywhere.shape[1])]
+    single = [case.read(link, states, memory, slice(i, i + 1)) for i in range(everywhere.shape[1])]
     if found := off(torch.cat(single, dim=1), whole, everywhere):
         yield f"one target token at a time reads otherwise than all at once: {found}"
 
 
-def _finite(case: _Case) -> Iterator[str]:
+def _finite(case: Case) -> Iterator[str]:
     link, states = copy.deepcopy(case.woken), case.states(*ROWS)
     inputs = {"source": states.source.requires_grad_(), "target": states.target.requires_grad_()}
-    out = _run(link, states)
+    out = case.run(link, states)
     if not out.isfinite().all():
         yield "states are not finite, with blind rows and padding in the batch"
     out.square().sum().backward()  # type: ignore[no-untyped-call]
@@ -213,4 +192,4 @@ def _finite(case: _Case) -> Iterator[str]:
         yield f"no gradient reaches {some(missed)}"
 
 
-_CHECKS = (_shapes, _identity, _earlier_orders_only, _rows_apart, _padding, _in_pieces, _finite)
+_CHECKS = (_shapes, _identity, _earlier_orders_only, _places, _rows_apart, _padding, _in_pieces, _finite)
