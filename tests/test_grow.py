@@ -192,16 +192,45 @@ def test_all_misfits_are_told_at_once_and_other_words_for_the_same_are_none() ->
     assert compare(old, make_spec(thawed, links("zero_gates")))[1] == [], "what is frozen may change"
 
 
+def test_towers_that_have_become_different_do_not_become_one(tmp_path: Path) -> None:
+    apart = make_spec({"left": tower(1, 8), "right": tower(1, 8)})
+    one = make_spec({"left": tower(1, 8), "right": {"share_with": "left"}})
+    assert compare(apart, one)[1] == ["towers.right: the weights are 'left''s here, but not there"]
+    assert compare(one, apart)[1] == compare(one, one)[1] == []
+    zippkit.compile(one).save(tmp_path / "one")
+    state = load(tmp_path / "one", spec=apart).model.state_dict()
+    assert torch.equal(state["towers.left.norm.weight"], state["towers.right.norm.weight"])
+
+
+def test_adapters_are_taken_with_their_tower(tmp_path: Path) -> None:
+    lora = {"rank": 2, "pattern": "layers.*.self_attn.*"}
+    adapted = {"text": tower(1, 8, freeze=True, lora=lora), "speech": tower(1, 8, 30)}
+    old = zippkit.compile(make_spec(adapted, links("zero_gates")))
+    randomise(old.model.adapters)
+    old.save(tmp_path / "two")
+    grown = load(tmp_path / "two", spec=make_spec({**adapted, "image": tower(1, 8)}, links("zero_gates")))
+    assert grown.transfer is not None
+    assert "adapters.text" in grown.transfer.taken
+    assert torch.equal(logits(grown, [["text"]])["text"], logits(old, [["text"]])["text"])
+    plain = load(tmp_path / "two", spec=make_spec(adapted | {"text": tower(1, 8, freeze=True)}, links("zero_gates")))
+    assert plain.transfer is not None
+    assert plain.transfer.left_out == ("adapters.text",)
+    other = adapted | {"text": tower(1, 8, freeze=True, lora={"rank": 4, "pattern": "*self_attn*"})}
+    with pytest.raises(CheckpointError, match=r"adapters.text: lora.rank is 2 there and 4 here"):
+        load(tmp_path / "two", spec=make_spec(other, links("zero_gates")))
+
+
 def test_only_towers_that_are_taken_need_their_sources(tmp_path: Path) -> None:
     run = copied(finished_run(), tmp_path / "copy")
     weights = run / "towers" / "text" / "model.safetensors"
     write_tensors(weights, {name: tensor + 1 for name, tensor in read_tensors(weights).items()})
     settings = load(finished_run()).spec.towers
     alone = make_spec({"speech": settings["speech"].model_dump(exclude_none=True)})
-    assert load(run, spec=alone).transfer is not None
+    assert load(run, spec=alone).sources.keys() == {"speech"}
     both = make_spec({name: settings[name].model_dump(exclude_none=True) for name in settings})
     with pytest.raises(CheckpointError, match="tower 'text' is another one"):
         load(run, spec=both)
+    assert load(finished_run(), spec=both).sources["text"] == finished_run() / "towers" / "text"
 
 
 def three_towers() -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Gated cross-attention against the design's equation, written as loops; and that blind positions are left alone."""
+"""Cross-attention, gated and plain, against its equations as loops; and that blind positions are left alone."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,21 +12,26 @@ import torch
 from compositions import randomise
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from link_inputs import feed_forward, linears, norm, tokens, turn
+from pydantic import ValidationError
 from torch import Tensor
 
 from zippkit.layers import mlp
+from zippkit.links.attending import Attending
 from zippkit.links.base import Memory
-from zippkit.links.configs import GatedCrossAttentionConfig
+from zippkit.links.configs import CrossAttentionConfig, GatedCrossAttentionConfig
+from zippkit.links.cross_attention import CrossAttention
 from zippkit.links.gated_cross_attention import GatedCrossAttention
 
 D_SOURCE, D_TARGET, N_HEADS = 6, 8, 2
 HEAD = D_TARGET // N_HEADS
+PARTS = ("attention", "feed_forward")
 
 # Two rows. In the first, text before speech before text; in the second, no speech but padding.
 TARGET_ORDER = torch.tensor([[0, 1, 7, 8, 9], [0, 1, 2, -1, -1]])
 SOURCE_ORDER = torch.tensor([[2, 3, 4, 5, 6, -1], [-1, -1, -1, -1, -1, -1]])
-TARGET_POSITIONS = torch.arange(5).expand(2, 5)
-SOURCE_POSITIONS = torch.arange(6).expand(2, 6)
+TARGET = tokens(TARGET_ORDER)
+SOURCE = tokens(SOURCE_ORDER, offset=torch.tensor([[0, 1, 2, 0, 1, 0], [0] * 6]))
 
 
 def make_link(dtype: torch.dtype = torch.float64, randomly: bool = True, **config: Any) -> GatedCrossAttention:
@@ -36,76 +43,84 @@ def make_link(dtype: torch.dtype = torch.float64, randomly: bool = True, **confi
     return link
 
 
+def make_plain(dtype: torch.dtype = torch.float64, randomly: bool = True, **config: Any) -> CrossAttention:
+    torch.manual_seed(0)
+    settings = CrossAttentionConfig(n_heads=N_HEADS, **config)
+    link = CrossAttention(settings, D_SOURCE, D_TARGET, mlp((D_SOURCE, D_TARGET), "relu")).to(dtype)
+    if randomly:
+        randomise(link)
+    return link
+
+
 def states(dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     target, source = (torch.randn(2, n, d, generator=generator, dtype=dtype) for n, d in ((5, D_TARGET), (6, D_SOURCE)))
     return scale * target, scale * source
 
 
-def run(link: GatedCrossAttention, target: Tensor, source: Tensor) -> Tensor:
-    return link.read(target, TARGET_ORDER, TARGET_POSITIONS, link.write(source, SOURCE_ORDER, SOURCE_POSITIONS))
+def run(link: Attending, target: Tensor, source: Tensor) -> Tensor:
+    return link.read(target, TARGET, link.write(source, SOURCE))
 
 
-def norm(x: Tensor, weight: Tensor) -> Tensor:
-    return x / (x.square().mean() + torch.finfo(x.dtype).eps).sqrt() * weight
+def attended(link: Attending, target: Tensor, source: Tensor, row: int, t: int, seen: list[int]) -> Tensor:
+    """What one target token finds: Attn(norm(u), F(norm(s))), with the output projection."""
+    weights, config = dict(link.named_parameters()), link.config
+    query = weights["query.weight"] @ norm(target[row, t], weights["attention_norm.weight"])
+    found = torch.zeros(D_TARGET, dtype=torch.float64)
+    for head in (slice(HEAD * h, HEAD * (h + 1)) for h in range(N_HEADS)):
+        scores, values = [], []
+        for s in seen:
+            x = source[row, s]
+            x = linears(weights, "projection", norm(x, weights["source_norm.weight"]) if config.norm_source else x)
+            q, k = query[head], (weights["key.weight"] @ x)[head]
+            if config.positions == "rotary":
+                q = turn(q, int(TARGET.positions[row, t]), config.rope_theta)
+                k = turn(k, int(SOURCE.positions[row, s]), config.rope_theta)
+            elif config.positions == "keys":
+                k = turn(k, int(SOURCE.offset[row, s]), config.rope_theta)
+            scores.append(q @ k / math.sqrt(HEAD))
+            values.append((weights["value.weight"] @ x)[head])
+        found[head] = torch.softmax(torch.stack(scores), 0) @ torch.stack(values)
+    return weights["output.weight"] @ found
 
 
-def turn(x: Tensor, position: int, theta: float) -> Tensor:
-    """Rotate the pair (x[i], x[i + HEAD / 2]) by position * theta^(-2i / HEAD); angles are float32, as everywhere."""
-    out = x.clone()
-    for i in range(HEAD // 2):
-        frequency = theta ** -(torch.tensor(2.0 * i) / HEAD)
-        angle = torch.tensor(float(position)) * frequency
-        cos, sin = angle.cos().double(), angle.sin().double()
-        out[i] = x[i] * cos - x[i + HEAD // 2] * sin
-        out[i + HEAD // 2] = x[i + HEAD // 2] * cos + x[i] * sin
-    return out
-
-
-def naive(link: GatedCrossAttention, target: Tensor, source: Tensor) -> Tensor:
-    """The design's equation, one token at a time::
+def naive(link: Attending, target: Tensor, source: Tensor) -> Tensor:
+    """The design's equation, one token at a time; CALM's is its first line without the gate::
 
     a = u + tanh(g_a) * Attn(norm(u), F(norm(s)))
     h = a + tanh(g_f) * FFN(norm(a))               h = u on blind positions
     """
-    weights, config = dict(link.named_parameters()), link.config
-    out = target.clone()
+    weights, out = dict(link.named_parameters()), target.clone()
+    gates = {part: torch.tanh(weights[f"{part}_gate"]) if f"{part}_gate" in weights else 1 for part in PARTS}
     for row in range(len(target)):
         for t in range(target.shape[1]):
             seen = [s for s in range(source.shape[1]) if 0 <= SOURCE_ORDER[row, s] < TARGET_ORDER[row, t]]
             if not seen:
                 continue
-            u = target[row, t]
-            query = weights["query.weight"] @ norm(u, weights["attention_norm.weight"])
-            found = torch.zeros(D_TARGET, dtype=torch.float64)
-            for head in (slice(HEAD * h, HEAD * (h + 1)) for h in range(N_HEADS)):
-                scores, values = [], []
-                for s in seen:
-                    x = source[row, s]
-                    x = norm(x, weights["source_norm.weight"]) if config.norm_source else x
-                    x = torch.relu(weights["projection.0.weight"] @ x + weights["projection.0.bias"])
-                    x = torch.relu(weights["projection.2.weight"] @ x + weights["projection.2.bias"])
-                    x = weights["projection.4.weight"] @ x + weights["projection.4.bias"]
-                    q, k = query[head], (weights["key.weight"] @ x)[head]
-                    if config.positions == "rotary":
-                        q = turn(q, int(TARGET_POSITIONS[row, t]), config.rope_theta)
-                        k = turn(k, int(SOURCE_POSITIONS[row, s]), config.rope_theta)
-                    scores.append(q @ k / math.sqrt(HEAD))
-                    values.append((weights["value.weight"] @ x)[head])
-                found[head] = torch.softmax(torch.stack(scores), 0) @ torch.stack(values)
-            a = u + torch.tanh(weights["attention_gate"]) * (weights["output.weight"] @ found)
-            inner = weights["feed_forward.0.weight"] @ norm(a, weights["feed_forward_norm.weight"])
-            inner = torch.nn.functional.gelu(inner + weights["feed_forward.0.bias"])
-            ffn = weights["feed_forward.2.weight"] @ inner + weights["feed_forward.2.bias"]
-            out[row, t] = a + torch.tanh(weights["feed_forward_gate"]) * ffn
+            out[row, t] += gates["attention"] * attended(link, target, source, row, t, seen)
+            if isinstance(link, GatedCrossAttention):
+                inner = norm(out[row, t], weights["feed_forward_norm.weight"])
+                out[row, t] += gates["feed_forward"] * feed_forward(weights, "feed_forward", inner)
     return out
 
 
-@pytest.mark.parametrize("positions", ["rotary", "none"])
-@pytest.mark.parametrize("start", ["zero_outputs", "zero_gates"])
+@pytest.mark.parametrize("make", [make_link, make_plain], ids=["gated", "plain"])
+@pytest.mark.parametrize("positions", ["rotary", "keys", "none"])
 @pytest.mark.parametrize("norm_source", [True, False])
-def test_the_equation(positions: str, start: str, norm_source: bool) -> None:
-    link = make_link(positions=positions, start=start, norm_source=norm_source, rope_theta=100.0)
+def test_the_equation(make: Callable[..., Attending], positions: str, norm_source: bool) -> None:
+    assert_equation(make(positions=positions, norm_source=norm_source, rope_theta=100.0))
+
+
+@pytest.mark.parametrize("gate", ["scalar", "vector", "none"])
+def test_gates_of_every_kind(gate: str) -> None:
+    link = make_link(gate=gate)
+    shapes = {name: tuple(p.shape) for name, p in link.named_parameters() if name.endswith("gate")}
+    shape = {"scalar": (), "vector": (D_TARGET,)}.get(gate)
+    assert shapes == ({} if shape is None else {f"{part}_gate": shape for part in PARTS})
+    assert_equation(link)
+
+
+def assert_equation(link: Attending) -> None:
     target, source = states()
     with torch.no_grad():
         found, expected = run(link, target, source), naive(link, target, source)
@@ -113,17 +128,51 @@ def test_the_equation(positions: str, start: str, norm_source: bool) -> None:
     assert (found - target)[0, 2:].abs().min() > 1e-6, "it does something"
 
 
-@pytest.mark.parametrize("start", ["zero_outputs", "zero_gates"])
-def test_it_starts_as_the_identity_and_still_learns(start: str) -> None:
-    link = make_link(torch.float32, randomly=False, start=start)
+GATES = {"attention_gate", "feed_forward_gate"}
+OUTPUTS = {"output.weight", "feed_forward.2.weight", "feed_forward.2.bias"}
+STARTS: list[tuple[Callable[..., Attending], dict[str, Any], set[str]]] = [
+    (make_link, {"start": "zero_outputs"}, OUTPUTS),
+    (make_link, {"start": "zero_outputs", "gate": "vector", "gate_init": 0.5}, OUTPUTS),
+    (make_link, {"gate": "none"}, OUTPUTS),
+    (make_link, {"start": "zero_gates"}, GATES),
+    (make_link, {"start": "zero_gates", "gate": "vector"}, GATES),
+    (make_plain, {}, {"output.weight"}),
+]
+
+
+@pytest.mark.parametrize(("make", "config", "expected"), STARTS, ids=str)
+def test_it_starts_as_the_identity_and_still_learns(
+    make: Callable[..., Attending], config: dict[str, Any], expected: set[str]
+) -> None:
+    link = make(torch.float32, randomly=False, **config)
     target, source = states(torch.float32)
     out = run(link, target, source)
     assert torch.equal(out, target)
     (out * torch.randn_like(out)).sum().backward()
     learns = {name for name, p in link.named_parameters() if p.grad is not None and p.grad.any()}
-    by_gates = {"attention_gate", "feed_forward_gate"}
-    by_outputs = {"output.weight", "feed_forward.2.weight", "feed_forward.2.bias"}
-    assert learns == (by_gates if start == "zero_gates" else by_outputs)
+    assert learns == expected
+
+
+def test_gates_start_where_they_are_told() -> None:
+    for config, value in (({}, 1.0), ({"gate_init": 0.5}, 0.5), ({"start": "zero_gates"}, 0.0)):
+        link = make_link(randomly=False, **config)
+        assert link.attention_gate is not None
+        assert link.feed_forward_gate is not None
+        assert link.attention_gate.item() == link.feed_forward_gate.item() == value
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"start": "zero_gates", "gate": "none"}, "`start: zero_gates` needs gates; expected `gate: scalar` or"),
+        ({"start": "zero_gates", "gate_init": 0.5}, "gate_init is 0.5, but `start: zero_gates` leaves it no use"),
+        ({"gate": "none", "gate_init": 0.5}, "gate_init is 0.5, but `gate: none` leaves it no use; remove `gate_init`"),
+        ({"gate_init": 0.0}, "gates of 0 over zero outputs never learn; write `start: zero_gates`"),
+    ],
+)
+def test_settings_that_contradict_each_other(config: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        GatedCrossAttentionConfig(**config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -142,11 +191,8 @@ def test_what_comes_later_or_is_padding_changes_nothing() -> None:
     other[1] = -100.0
     assert torch.equal(run(link, target, source), run(link, target, other))
     late = torch.where(SOURCE_ORDER >= 5, 8, SOURCE_ORDER)
-    memory = link.write(source, late, SOURCE_POSITIONS)
-    moved = link.read(target, TARGET_ORDER, TARGET_POSITIONS, memory)
-    changed = link.read(
-        target, TARGET_ORDER, TARGET_POSITIONS, link.write(source + (late == 8)[..., None], late, SOURCE_POSITIONS)
-    )
+    moved = link.read(target, TARGET, link.write(source, tokens(late)))
+    changed = link.read(target, TARGET, link.write(source + (late == 8)[..., None], tokens(late)))
     assert torch.equal(moved[0, :4], changed[0, :4]), "orders 0 to 8 do not see what is visible from 8 on"
     assert not torch.equal(moved[0, 4], changed[0, 4]), "order 9 does"
 
@@ -179,7 +225,7 @@ def test_no_kernel_meets_a_row_that_sees_nothing(monkeypatch: pytest.MonkeyPatch
         scores = (q @ k.mT / HEAD**0.5).masked_fill(~mask[:, None], float("-inf"))
         return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
 
-    monkeypatch.setattr("zippkit.links.gated_cross_attention.attend", attend)
+    monkeypatch.setattr("zippkit.links.attending.attend", attend)
     found = run(link, target.requires_grad_(), source)
     assert torch.allclose(found, expected, rtol=0, atol=1e-12)
     found.sum().backward()
@@ -190,8 +236,7 @@ def test_no_kernel_meets_a_row_that_sees_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_batch_that_is_blind_everywhere_gives_no_gradient() -> None:
     link, (target, source) = make_link(torch.float32), states(torch.float32)
-    memory = link.write(source, torch.full_like(SOURCE_ORDER, -1), SOURCE_POSITIONS)
-    out = link.read(target, TARGET_ORDER, TARGET_POSITIONS, memory)
+    out = link.read(target, TARGET, link.write(source, tokens(torch.full_like(SOURCE_ORDER, -1))))
     assert torch.equal(out, target)
     out.sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in link.parameters())
@@ -204,16 +249,13 @@ def test_a_memory_written_in_parts_is_the_memory(cuts: list[int]) -> None:
     parts = []
     for start, stop in zip([0, *cuts], [*cuts, 6], strict=True):
         run_of = slice(start, stop)
-        parts.append(link.write(source[:, run_of], SOURCE_ORDER[:, run_of], SOURCE_POSITIONS[:, run_of]))
-    found = link.read(target, TARGET_ORDER, TARGET_POSITIONS, Memory.join(parts))
+        parts.append(link.write(source[:, run_of], SOURCE.part(run_of)))
+    found = link.read(target, TARGET, Memory.join(parts))
     assert torch.allclose(found, run(link, target, source), rtol=0, atol=1e-12)
 
 
 def test_target_tokens_read_alone_are_read_alike() -> None:
     link, (target, source) = make_link(), states()
-    memory = link.write(source, SOURCE_ORDER, SOURCE_POSITIONS)
-    alone = [
-        link.read(target[:, t : t + 1], TARGET_ORDER[:, t : t + 1], TARGET_POSITIONS[:, t : t + 1], memory)
-        for t in range(5)
-    ]
+    memory = link.write(source, SOURCE)
+    alone = [link.read(target[:, t : t + 1], TARGET.part(slice(t, t + 1)), memory) for t in range(5)]
     assert torch.allclose(torch.cat(alone, dim=1), run(link, target, source), rtol=0, atol=1e-12)

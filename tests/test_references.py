@@ -65,7 +65,9 @@ def assert_equal(one: Composition, other: Composition) -> None:
 
 def test_a_frozen_tower_is_named_and_not_copied(source: Path, tmp_path: Path) -> None:
     made = zipped(source)
+    random = torch.get_rng_state()
     made.save(tmp_path / "model")
+    assert torch.equal(torch.get_rng_state(), random), "whoever saves may be in the middle of training"
     text = entries(tmp_path / "model")["text"]
     assert text["source"] == str(source)
     assert text["files"] == {"model.safetensors": sha(source / "model.safetensors")}
@@ -227,6 +229,19 @@ def test_a_tower_under_two_names_is_written_once(tmp_path: Path) -> None:
     assert all(torch.equal(read.tensors[name], tensor) for name, tensor in state.items())
     write_checkpoint(tmp_path / "again", read)
     assert entries(tmp_path / "again") == entries(tmp_path / "model")
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_towers_of_one_weight_go_around(tmp_path: Path, freeze: bool) -> None:
+    towers = {"right": {"share_with": "left"}, "left": tower(1, 8, freeze=freeze)}
+    made = zippkit.compile(make_spec(towers, [link("left", "right", every=1)]))
+    made.save(tmp_path / "a")
+    found = load(tmp_path / "a")
+    assert_equal(found, made)
+    assert found.model.tower("left") is found.model.tower("right")
+    found.save(tmp_path / "b", copy_towers=True)
+    assert_equal(load(tmp_path / "b"), made)
+    assert len(list((tmp_path / "b" / "towers").iterdir())) == 1
 
 
 def test_a_projection_that_sites_share_is_written_once(tmp_path: Path) -> None:

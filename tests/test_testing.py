@@ -293,14 +293,14 @@ class Mean(Link):
         super().__init__(config, source_dim, target_dim, projection)
         self.gate = nn.Parameter(torch.zeros(target_dim))
 
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        return Memory(order, (self.projection(source),))
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        return Memory(tokens.visible, (self.projection(source),))
 
     def sees(self, order: Tensor, memory: Memory) -> Tensor:
         return (memory.order[:, None, :] >= 0) & (memory.order[:, None, :] < order[:, :, None])
 
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        sees = self.sees(order, memory).float()
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        sees = self.sees(tokens.order, memory).float()
         mean = sees @ memory.tensors[0] / sees.sum(dim=-1, keepdim=True).clamp(min=1)
         return target + self.gate * mean
 
@@ -326,52 +326,52 @@ class SeesPadding(Mean):
 
 
 class DividesByNothing(Mean):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        sees = self.sees(order, memory).float()
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        sees = self.sees(tokens.order, memory).float()
         mean = sees @ memory.tensors[0] / sees.sum(dim=-1, keepdim=True)
         return torch.where(sees.any(dim=-1, keepdim=True), target + self.gate * mean, target)
 
 
 class ShiftsBlindPositions(Mean):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        return super().read(target, order, positions, memory) + self.gate
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        return super().read(target, tokens, memory) + self.gate
 
 
 class MixesRows(Mean):
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        memory = super().write(source, order, positions)
-        return Memory(order, (memory.tensors[0] - memory.tensors[0].mean(dim=0),))
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        memory = super().write(source, tokens)
+        return Memory(tokens.visible, (memory.tensors[0] - memory.tensors[0].mean(dim=0),))
 
 
 class MixesSources(Mean):
     """What it writes of a token depends on how many are written with it."""
 
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        memory = super().write(source, order, positions)
-        return Memory(order, (memory.tensors[0] * source.shape[1],))
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        memory = super().write(source, tokens)
+        return Memory(tokens.visible, (memory.tensors[0] * source.shape[1],))
 
 
 class MixesTargets(Mean):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
-        shift = self.gate * target.cumsum(dim=1) * self.sees(order, memory).any(dim=-1, keepdim=True)
-        return super().read(target, order, positions, memory) + shift
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        shift = self.gate * target.cumsum(dim=1) * self.sees(tokens.order, memory).any(dim=-1, keepdim=True)
+        return super().read(target, tokens, memory) + shift
 
 
 class HeadsFirst(Mean):
-    def write(self, source: Tensor, order: Tensor, positions: Tensor) -> Memory:
-        return Memory(positions, (self.projection(source).transpose(1, 2),))
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        return Memory(tokens.positions, (self.projection(source).transpose(1, 2),))
 
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         return target[..., :1]
 
 
 class Deaf(Mean):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         return target
 
 
 class Breaks(Mean):
-    def read(self, target: Tensor, order: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         raise RuntimeError("no")
 
 

@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     times = np.arange(3200) / 8000
     for digit in range(10):
         for index in (0, 5, *range(10, 16)):
-            pitch = 200 + 300 * digit + 20 * index + 400 * times
+            pitch = 200 + 300 * digit + 3 * index + 400 * times
             wave = 0.4 * np.sin(2 * np.pi * pitch * times) + numbers.normal(0, 0.01, len(times))
             write_audio(folder / "fsdd" / f"{digit}_jo_{index}.wav", wave.astype(np.float32), 8000)
     list(importlib.import_module("make_data").make(folder / "fsdd", folder / "data", 0, False))

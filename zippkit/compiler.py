@@ -36,6 +36,7 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
         if not weights.exists():
             raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
         tower.load_weights(weights)
+    tower.check()
     parameters = dict(tower.named_parameters())
     try:
         frozen = spec.frozen(parameters)

@@ -45,7 +45,7 @@ def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> lis
     spec = zipped.spec.towers.get(name)
     if spec is None:
         raise ZippkitError(f"{run}: no tower is called {name!r}{did_you_mean(name, zipped.spec.towers)}")
-    has_adapters = any(key.startswith(f"adapters.{name}.") for key in zipped.model.state_dict())
+    has_adapters = (spec.share_with or name) in zipped.model.adapters
     if merge and not has_adapters:
         raise ZippkitError(f"{run}: tower {name!r} has no adapters that could be merged; leave out --merge")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -63,7 +63,7 @@ def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
     if source is None:
         state: Mapping[str, Tensor] = tower.state_dict()
         if merge:
-            state = merged_state(zipped.model, name)
+            state = merged_state(zipped.model, spec.share_with or name)
         write_tower_state(folder, state, spec.kind, spec.settings)
         return f"tower {name}{', its adapters merged' if merge else ''}: {_hashes(folder)}"
     copy_source(source.source, folder)

@@ -48,10 +48,10 @@ def parts(spec: CompositionSpec) -> Parts:
             found[f"input_projections.{name}"] = {"dim": config.dim, **given["input_projection"]}
         if tower.extend_vocabulary:
             found[f"vocabularies.{name}"] = {"extend_vocabulary": given["extend_vocabulary"]}
-        rules = given["freeze"] if isinstance(given["freeze"], dict) else {}
-        adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
-        if given.get("lora") is not None or adapted:
-            found[f"adapters.{name}"] = {"lora": given.get("lora"), "rules": adapted}
+        if tower.adapts and tower.share_with is None:
+            rules = {} if isinstance(tower.freeze, bool) else tower.freeze
+            adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
+            found[f"adapters.{name}"] = {"lora": given["lora"], "rules": adapted}
     return found | _links(spec) | {f"contrastive.{c.label}": c.model_dump(by_alias=True) for c in spec.contrastive}
 
 
@@ -77,7 +77,11 @@ def compare(old: CompositionSpec, new: CompositionSpec) -> tuple[Transfer, list[
     there, here = parts(old), parts(new)
     common = sorted(there.keys() & here.keys())
     transfer = Transfer(tuple(common), tuple(sorted(here.keys() - there)), tuple(sorted(there.keys() - here)))
-    return transfer, [f"{name}: {said}" for name in common if (said := _difference(there[name], here[name]))]
+    misfits = [f"{name}: {said}" for name in common if (said := _difference(there[name], here[name]))]
+    for name, tower in new.towers.items():
+        if tower.share_with in old.towers and name in old.towers and old.towers[name].share_with != tower.share_with:
+            misfits.append(f"towers.{name}: the weights are {tower.share_with!r}'s here, but not there")
+    return transfer, misfits
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any], place: str = "") -> str:

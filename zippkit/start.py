@@ -61,7 +61,8 @@ def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
         taken = zipped.transfer is not None and f"towers.{name}" in zipped.transfer.taken
         if name not in references or (taken and in_a_run(sources[name])):
             source = sources[name] if name in references else None
-            sources[name] = _write_once(zipped, name, run.tower(name), source)
+            folder = run.tower(zipped.spec.towers[name].share_with or name)
+            sources[name] = _write_once(zipped, name, folder, source)
     return replace(zipped, sources=sources)
 
 

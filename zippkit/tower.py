@@ -51,6 +51,13 @@ class Tower(nn.Module, ABC):
         del inputs
         return states
 
+    def check(self) -> None:
+        """Called once the tower is built and its weights are loaded: whether it can be run as it should.
+
+        Raises:
+            CheckpointError: it would run wrong.
+        """
+
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty cache of ``max_len`` slots in each row."""
         raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")

@@ -28,10 +28,9 @@ class Judge:
 
     def words(self, runs: Sequence[Any]) -> list[str]:
         """What each run of ids shows or says; a run without a single unit or level says nothing."""
-        seen = [self.features(ids) for ids in runs]
-        told = [bool(features.any()) for features in seen]
-        said = self.classifier.predict(np.stack(seen))
-        return [str(word) if any_ else "" for word, any_ in zip(said, told, strict=True)]
+        seen = np.stack([self.features(ids) for ids in runs])
+        said = self.classifier.predict(seen)
+        return [str(word) if row.any() else "" for word, row in zip(said, seen, strict=True)]
 
 
 def judge(dataset: Dataset, modality: str) -> Judge:

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from zippkit.config import TowerConfig, read_json
 from zippkit_towers.hf_encoder_families import FAMILIES, SAMPLE_RATE, Family, check_values, encoder_part, number
 from zippkit_towers.hf_encoder_inputs import Inputs
+from zippkit_towers.hf_folder import local_folder
 
 
 class HfEncoderConfig(TowerConfig):
@@ -122,21 +123,3 @@ def _read(folder: Path) -> dict[str, Any]:
         nested = read_json(folder / "processor_config.json").get("feature_extractor")
         extractor = nested if isinstance(nested, dict) else {}
     return _told(read_json(folder / "config.json"), str(folder), extractor)
-
-
-def local_folder(path: str) -> Path:
-    """A local folder, or what the hub's local cache holds under an id; nothing is downloaded.
-
-    Raises:
-        ValueError: neither is there.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(path, local_files_only=True))
-    except Exception as error:
-        # huggingface_hub raises one kind of error for a strange id, another for one that it has not fetched.
-        raise ValueError(f"{path!r} is no folder, nor in the hub's local cache (`hf download {path}`)") from error

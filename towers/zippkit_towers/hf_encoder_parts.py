@@ -89,7 +89,8 @@ def _mel_filters(n_mels: int) -> Tensor:
 
 def log_mel(waveforms: Tensor, n_mels: int) -> Tensor:
     """(N, samples) to (N, n_mels, samples / HOP), as Whisper's feature extractor computes it."""
-    with torch.autocast(waveforms.device.type, enabled=False):
+    # Tensors without values (the meta device) know no autocast.
+    with torch.autocast("cpu" if waveforms.is_meta else waveforms.device.type, enabled=False):
         window = torch.hann_window(N_FFT, device=waveforms.device)
         spectrum = torch.stft(waveforms.float(), N_FFT, HOP, window=window, return_complex=True)
         power = spectrum[..., :-1].abs().square()

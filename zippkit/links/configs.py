@@ -133,9 +133,11 @@ class ResamplerConfig(LinkConfig):
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}.")
 
     @model_validator(mode="after")
-    def _placed(self) -> Self:
+    def _fits_itself(self) -> Self:
         if self.output == "prefix" and self.placement != "after":
             raise ValueError("`placement` is of `output: cross_attention`; a prefix acts at the embedding, remove it")
+        if self.design == "qformer" and self.queries == 1:
+            raise ValueError("a single query has no other to attend to; expected `design: perceiver` or more queries")
         return self
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from zippkit.batch import TowerBatch, collate
 from zippkit.certificates.probe import Draws, jitter
 from zippkit.config import Frame, TowerConfig
+from zippkit.layers import split_heads
 from zippkit.layout import Insert, Layout
 from zippkit.links.base import Link, Memory
 from zippkit.links.joint_attention import attend_jointly
@@ -87,7 +88,7 @@ class Case:
         """The memory of the source tokens, or of a run of them that holds so many segments."""
         source, tokens = states.source[:, part], states.source_tokens.part(part)
         if self.acts == "attention":
-            source = source.unflatten(-1, (2, HEADS, HEAD_WIDTH))
+            source = source.reshape(*source.shape[:2], 2, HEADS, HEAD_WIDTH)
         return link.write(source, tokens if n_segments is None else replace(tokens, n_segments=n_segments))
 
     def read(self, link: Link, states: States, memory: Memory | None, part: slice = slice(None)) -> Tensor:
@@ -107,8 +108,8 @@ class Case:
 
 
 def _attended(target: Tensor, part: slice, order: Tensor, memory: Memory | None) -> Tensor:
-    heads = target.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
-    queries, keys, values = heads.split([QUERY_HEADS, HEADS, HEADS], dim=1)
+    heads_BHTK = split_heads(target, QUERY_HEADS + 2 * HEADS)
+    queries, keys, values = heads_BHTK.tensor_split([QUERY_HEADS, QUERY_HEADS + HEADS], dim=1)
     n = target.shape[1]
     mask = torch.ones(n, n, dtype=torch.bool).tril()[part].expand(len(target), -1, -1)
     return attend_jointly(queries[:, :, part], (keys, values), mask, order, [] if memory is None else [memory])

@@ -64,7 +64,8 @@ def _shapes(case: Case) -> Iterator[str]:
     rows = memory.order.shape if case.by_segment else visible.shape
     for i, tensor in enumerate(memory.tensors):
         if tensor.shape[:2] != rows:
-            yield f"tensor {i} of the memory has shape {tuple(tensor.shape)}, expected (B, S, ...) with (B, S) = {tuple(rows)}"
+            seen, expected_rows = tuple(tensor.shape), tuple(rows)
+            yield f"tensor {i} of the memory has shape {seen}, expected (B, S, ...) with (B, S) = {expected_rows}"
     out, expected = case.read(case.woken, states, memory), case.alone(states)
     if out.shape != expected.shape:
         yield f"read gives states of shape {tuple(out.shape)}, expected the target's {tuple(expected.shape)}"
@@ -100,7 +101,8 @@ def _earlier_orders_only(case: Case) -> Iterator[str]:
             )
             yield "a place of segment {} changes when a token of segment {} does".format(*segments)
         else:
-            yield f"the target token of order {reader} sees the source token of order {source}; expected earlier ones only"
+            seen = f"the target token of order {reader} sees the source token of order {source}"
+            yield f"{seen}; expected earlier ones only"
     if not moved.any():
         yield "read does not depend on the source at all, so nothing is shown"
 
