@@ -119,7 +119,9 @@ def assert_same(zipped: Composition, rows: list[list[Segment]], name: str) -> No
     own = (tokens.order >= 0) & ~tokens.inserted
     for i, row in enumerate(rows):
         if own[i].any():
-            assert (logits[i, own[i]] - Reference(zipped, row).logits(name)).abs().max() < 1e-5
+            expected = Reference(zipped, row).logits(name)
+            # Theirs has norms and angles in float32, whatever the weights are.
+            assert (logits[i, own[i]] - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def rows_of(*texts: str) -> list[list[Segment]]:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from zippkit.errors import ZippkitError as ZippkitError
     from zippkit.generation import generate as generate
     from zippkit.loading import load_spec as load_spec
+    from zippkit.model_diff import diff as diff
+    from zippkit.sizing import sizes as sizes
     from zippkit.spec import CompositionSpec as CompositionSpec
 
 # Imported on first use: `zippkit check` must not wait for torch.
@@ -25,9 +27,11 @@ _HOMES = {
     "SpecError": "errors",
     "ZippkitError": "errors",
     "compile": "composition",
+    "diff": "model_diff",
     "generate": "generation",
     "load": "composition",
     "load_spec": "loading",
+    "sizes": "sizing",
     "verify": "certificates",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -112,6 +112,58 @@ def diagram(
 
 
 @app.command()
+def sizes(
+    file: Annotated[Path, typer.Argument(help="Spec, recipe, checkpoint or run.")],
+    overrides: Overrides = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Such as 'speech -> text'; every linked direction if left out.")
+    ] = None,
+    source_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of each given segment; 256, or what fits, if left out.")
+    ] = None,
+    target_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of each predicted segment; 64, or what fits, if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count parameters, bytes, operations for each token and what generation keeps, without any weights.
+
+    Example: zippkit sizes recipes/demo/spec.yaml --task "speech -> text"
+    """
+    from zippkit.recipe import spec_at
+    from zippkit.sizing import sizes as measure
+
+    found = measure(spec_at(file, overrides or ()), task, source_tokens, target_tokens)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    from zippkit.tables import binary, show, size_tables
+
+    show(*size_tables(found))
+    print(f"Weights, gradients and Adam's moments: {binary(found.training_bytes)}")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="Spec, recipe, checkpoint or run.")],
+    new: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what differs between two compositions, down to parameters, without weights; exit code 1 if anything does.
+
+    Example: zippkit diff recipes/compositions/zipper.yaml recipes/compositions/lora_zipper.yaml
+    """
+    from zippkit.model_diff import diff as compare
+    from zippkit.recipe import spec_at
+
+    # What was saved holds its own weights, wherever they came from.
+    found = compare(spec_at(old), spec_at(new), weights=not (old.is_dir() or new.is_dir()))
+    print(json.dumps(found.as_json(), indent=2) if as_json else found)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+@app.command()
 def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
 

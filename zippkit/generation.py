@@ -205,6 +205,8 @@ class _Generation:
                 found[name].append(tokens[name])
             if not (active if feed_end else active & ~stop).any():
                 break
+        # An end id that nobody reads is not run, but has its place in the whole sequence.
+        self.rows.order = self.rows.order + len(turn) * active
         return {name: _cut(found[name], frames[name][1], self.modalities[name].first_id) for name in turn}
 
     def _next_inputs(

@@ -295,3 +295,19 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec
         SpecError: every problem found, with file, line and key.
     """
     return load_recipe(path, overrides) if "spec" in read_yaml(path).data else load_spec(path, overrides)
+
+
+def spec_at(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:
+    """The composition of a spec, a recipe, a checkpoint or a run, whichever is there.
+
+    Raises:
+        SpecError: every problem found, with file, line and key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        started = path / "recipe.yaml"
+        if started.exists() and not (path / "model").exists():
+            return load_recipe(started, [f"spec.{setting}" for setting in overrides], started=True).spec
+        return load_spec(checkpoint_folder(path) / SPEC, overrides)
+    found = load_any(path, overrides)
+    return found.spec if isinstance(found, Recipe) else found

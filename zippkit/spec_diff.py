@@ -101,8 +101,7 @@ def _site_changes(old: Mapping[str, list[LinkSite]], new: Mapping[str, list[Link
     moved: list[Change] = []
     for link in sorted({*old, *new}):
         there, here = list(old.get(link, ())), list(new.get(link, ()))
-        for kept, _ in _pairs(there, here, _ends):
-            del kept
+        _pairs(there, here, _ends)
         for same in (_target, _source):
             moved += [Change(f"links.{link}", _told(a), _told(b)) for a, b in _pairs(there, here, same)]
         removed += [f"{link}: {_told(site)}" for site in there]

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from zippkit.evaluate import TaskScore
 from zippkit.run_folder import RunFolder
+from zippkit.sizing import PartSize, Sizes, TaskCost
 
 
 def show(*tables: Table) -> None:
@@ -67,3 +68,36 @@ def summary_tables(run: Path) -> list[Table]:
 def _change(row: dict[str, Any]) -> str:
     change = row["after"] - row["before"]
     return "0 exactly" if change == 0 else f"{change:+.4f}"
+
+
+def size_tables(sizes: Sizes) -> list[Table]:
+    """What `zippkit.sizes` counted: parameters, operations, and what generation keeps."""
+    rows = [_size_row(part) for part in (*sizes.parts, sizes.total)]
+    tables = [_table("Parameters", ("part", "parameters", "trained", "weights"), rows)]
+    columns = ("task", "tokens", "forward", "training")
+    costs = [_cost_row(task) for task in sizes.tasks]
+    tables.append(_table("Operations for each predicted token", columns, costs))
+    kept = [(f"towers.{name}", f"{n:,} bytes") for name, n in sizes.cache.items()]
+    kept += [(f"links.{name}", f"{n:,.0f} bytes") for name, n in sizes.memory.items()]
+    tables.append(_table("Kept for each token (of a link's source) in generation", ("part", "bytes"), kept))
+    return tables
+
+
+def _size_row(part: PartSize) -> tuple[str, ...]:
+    return part.name, f"{part.parameters:,}", f"{part.trained:,}", binary(part.bytes)
+
+
+def _cost_row(cost: TaskCost) -> tuple[str, ...]:
+    tokens = ", ".join(f"{n} {name}" for name, n in cost.tokens.items()) + f"; {cost.predicted} predicted"
+    if cost.forward is None or cost.training is None:
+        return cost.task, tokens, "unknown", cost.problem
+    return cost.task, tokens, *(f"{cost.per_token(n) / 1e9:,.4g} G" for n in (cost.forward, cost.training))
+
+
+def binary(n_bytes: float) -> str:
+    """Bytes in words: ``1.5 MiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:,.4g} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.4g} TiB"
