@@ -67,7 +67,7 @@ def compositions(draw: st.DrawFn) -> tuple[CompositionSpec, Graph]:
 
 
 def expected(graph: Graph) -> set[tuple[Any, ...]]:
-    return {astuple(site) for site in graph.sites}
+    return {astuple(site)[:6] for site in graph.sites}
 
 
 @settings(max_examples=60)
@@ -311,7 +311,7 @@ def test_words_with_markup_in_them_stay_words() -> None:
 def test_a_site_reads_back_as_it_is_written() -> None:
     site = LinkSite("a_2", 3, "x_1", 0, "y", 12)
     path = f'<svg xmlns="http://www.w3.org/2000/svg"><path data-site="{str(site).replace(">", "&gt;")}"/></svg>'
-    assert drawn_sites(path) == {astuple(site)}
+    assert drawn_sites(path) == {astuple(site)[:6]}
 
 
 @pytest.mark.parametrize(

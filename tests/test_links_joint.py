@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import zippkit
 from zippkit.batch import Segment
 from zippkit.composition import Composition
-from zippkit.errors import SpecError
+from zippkit.errors import DataError, SpecError
 from zippkit.generation import generate_batch
 from zippkit.layers import attend
 from zippkit.links.base import Memory
@@ -231,3 +231,25 @@ def test_what_does_not_fit_is_told_before_any_weight_is_loaded(
     with pytest.raises(SpecError) as error:
         zippkit.compile(make_spec(towers, [joint("speech", "text", **given)]))
     assert told in str(error.value)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.lists(st.lists(SEGMENT, max_size=2), min_size=1, max_size=3),
+    wanted=st.lists(st.sampled_from(["text", "speech"]), min_size=1, max_size=1),
+)
+def test_a_tower_s_longest_sequence_counts_the_tokens_of_all(rows: list[list[Segment]], wanted: list[str]) -> None:
+    zipped = short()
+    used = max(sum(len(segment.tokens) + 2 for segment in row) for row in rows)
+    if used + 2 > 12:
+        with pytest.raises(DataError, match="takes at most 12"):
+            generate_batch(zipped, rows, wanted, 20)
+        return
+    for row, new in zip(rows, generate_batch(zipped, rows, wanted, 20), strict=True):
+        zipped.collate([[*row, *new]])
+
+
+@cache
+def short() -> Composition:
+    towers = {name: small(2, 8, max_len=12) for name in ("text", "speech")}
+    return sharp(make(towers, [joint("text", "speech", every=1), joint("speech", "text", every=1)]))

@@ -33,7 +33,8 @@ class Adapter(nn.Module):
     def hook(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Add to what the map gave."""
         del module
-        return output + self(inputs[0])
+        added: Tensor = self(inputs[0])
+        return output + added
 
     def change(self) -> Tensor:
         """What the weight would have to change by, of the weight's shape."""

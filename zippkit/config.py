@@ -49,6 +49,21 @@ class AttentionShape(NamedTuple):
     head_width: int
 
 
+class Sound(NamedTuple):
+    """Waveforms (samples,) of one channel, full scale at +-1."""
+
+    sample_rate: int
+    """In Hz."""
+
+
+class Image(NamedTuple):
+    """Pixels (channels, height, width), from -1 to 1."""
+
+    channels: int
+    height: int
+    width: int
+
+
 class TowerConfig(Strict):
     """Base of every tower's ``Config``. Keep it in a file without torch and ``zippkit check`` stays fast."""
 
@@ -64,6 +79,11 @@ class TowerConfig(Strict):
     vocab_size: int | None = Field(None, gt=0, description="Number of token ids; none for continuous inputs.")
     max_len: int | None = Field(None, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
     frame: Frame | None = Field(None, description="Begin and end ids; the spec's `frame` goes before it.")
+
+    @property
+    def feed(self) -> Sound | Image | None:
+        """What a continuous tower is fed, so that data are compared with it; None: token ids, or it does not tell."""
+        return None
 
     @property
     def shared_attention(self) -> AttentionShape | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-from zippkit.diagram_parts import Part, Style, link_of, mlp_label, style_of, tower_facts, tower_parts
+from zippkit.diagram_parts import Part, Style, link_of, projection_label, style_of, tower_facts, tower_parts
 from zippkit.diagram_svg import svg
 from zippkit.errors import ZippkitError
 from zippkit.graph import Graph, LinkSite
@@ -85,7 +85,7 @@ def mermaid(spec: CompositionSpec, graph: Graph) -> str:
         lines += _mermaid_tower(spec, graph, tower)
     for site in graph.sites:
         link = link_of(spec, site)
-        label = _quoted(site.link, mlp_label(link.projection.depth))
+        label = _quoted(site.link, projection_label(link))
         source, target = f"at-{site.source}-{site.source_depth}", _site_node(site)
         lines.append(f"  {source} ==>|{label}| {target}")
     lines += [f"  classDef {name} {rules}" for name, rules in _CLASSES.items()]

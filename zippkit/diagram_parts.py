@@ -93,6 +93,11 @@ def mlp_label(depth: int) -> str:
     return "linear" if depth == 1 else f"MLP x{depth}"
 
 
+def projection_label(link: LinkSpec) -> str:
+    """What stands between source and target on a link's arrow."""
+    return mlp_label(link.projection.depth) if link.settings.projects else "keys, values"
+
+
 def tower_facts(spec: TowerSpec, config: TowerConfig) -> list[str]:
     """What stands under a tower's name."""
     layers = f"{config.n_layers} layer" + ("s" if config.n_layers > 1 else "")

@@ -8,17 +8,18 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from zippkit.diagram_layout import HEIGHTS, Arrow, Place, lay_out
-from zippkit.diagram_parts import Style, mlp_label, style_of, tower_facts, words
+from zippkit.diagram_parts import Style, projection_label, style_of, tower_facts, words
 from zippkit.graph import Graph
-from zippkit.spec import CompositionSpec, LinkSpec
+from zippkit.spec import CompositionSpec, Contrast, LinkSpec
 from zippkit.svg import FONT, box, element, flame, number, snowflake, text, text_width
 
 INK, GREY, WIRE = "#22303a", "#68757f", "#9aa6ae"
 # Okabe and Ito's colours, which colour-blind readers tell apart, darkened so that they can be read as text on white.
 LINK_COLOURS = ("#0068a8", "#c04f00", "#007a5a", "#a8447f", "#6a4ba3", "#7d6500", "#a12b2b", "#3f5560")
 
-MARGIN, TITLE, HEADER, ENDS, ROW = 28.0, 44.0, 66.0, 48.0, 20.0
-"""Pixels around the figure, of its title, of a column's header, past a column's outermost boxes, of a legend's row."""
+MARGIN, TITLE, NAME, FACT, ENDS, ROW = 28.0, 44.0, 27.0, 13.0, 48.0, 20.0
+"""Pixels around the figure, of its title, of a column's name and each fact below it, past a column's outermost boxes, of
+a legend's row."""
 PAD = 14.0
 """Pixels between a box and the edge of its panel."""
 ROUTE, WIDEST_ROUTE = 56.0, 110.0
@@ -76,7 +77,15 @@ def _link_words(link: LinkSpec, n_sites: int) -> str:
     sites = f"{n_sites} site" + ("s" if n_sites > 1 else "")
     width = f", width {link.projection.width}" if link.projection.width and link.projection.depth > 1 else ""
     ends = f" ({link.source} to {link.target})" if link.name else ""
-    return f"{link.label}{ends}: {words(link.kind)}, {mlp_label(link.projection.depth)}{width}, {sites}"
+    clock = ", one clock" if link.clock == "sync" else ""
+    return f"{link.label}{ends}: {words(link.kind)}, {projection_label(link)}{width}, {sites}{clock}"
+
+
+def _contrast_words(contrast: Contrast, graph: Graph) -> str:
+    """A contrastive loss's line in the legend."""
+    depths = {name: depth for label, (name, depth) in graph.contrasts if label == contrast.label}
+    ends = " and ".join(f"{name} after layer {depth}" for name, depth in depths.items())
+    return f"{contrast.label}: contrastive loss, {ends}, weight {contrast.weight:g}"
 
 
 class _Figure:
@@ -88,7 +97,9 @@ class _Figure:
         self.styles = {name: style_of(tower) for name, tower in spec.towers.items()}
         self.links = {link.label: link for link in spec.links}
         self.colours = {name: i % len(LINK_COLOURS) for i, name in enumerate(self.links)}
-        self.base = TITLE + HEADER + ENDS + self.layout.top
+        self.facts = {name: tower_facts(tower, graph.towers[name]) for name, tower in spec.towers.items()}
+        self.top = TITLE + NAME + FACT * max(map(len, self.facts.values()))
+        self.base = self.top + ENDS + self.layout.top
         columns = list(self._columns())
         legend = [list(self._style_legend()), list(self._link_legend())]
         widths = [max((SIGN + text_width(row, 11.5) for _, row in rows), default=0) for rows in legend]
@@ -108,7 +119,7 @@ class _Figure:
         """Boxes as wide as their words, and room for labels where arrows arrive."""
         edge = MARGIN
         for i, (name, places) in enumerate(zip(self.graph.towers, self.layout.columns, strict=True)):
-            facts = tower_facts(self.spec.towers[name], self.graph.towers[name])
+            facts = self.facts[name]
             labels = (text_width(place.part.label, 11.5) + 20 for place in places if place.part and place.kind != "tap")
             width = max(120.0, text_width(name, 15) + 60, *labels, *(text_width(fact, 11) for fact in facts))
             left = edge + (self._route(i) if i else 0)
@@ -128,7 +139,7 @@ class _Figure:
         return max((self._label_width(arrow) + 16 for arrow in arriving), default=0)
 
     def _label(self, arrow: Arrow) -> str:
-        return mlp_label(self.links[arrow.site.link].projection.depth)
+        return projection_label(self.links[arrow.site.link])
 
     def _label_width(self, arrow: Arrow) -> float:
         return text_width(self._label(arrow), LABEL_SIZE) + 12
@@ -145,6 +156,8 @@ class _Figure:
         for name, link in self.links.items():
             n_sites = sum(site.link == name for site in self.graph.sites)
             yield partial(_link_sign, self.colours[name]), _link_words(link, n_sites)
+        for contrast in self.spec.contrastive:
+            yield _contrast_sign, _contrast_words(contrast, self.graph)
 
     def lines(self) -> Iterator[str]:
         """The file, one element on each line."""
@@ -176,20 +189,20 @@ class _Figure:
     def _panel(self, name: str, column: Column) -> Iterator[str]:
         """A tower's header, ground and wire."""
         style, config = self.styles[name], self.graph.towers[name]
-        look, top = LOOKS[style], TITLE + HEADER
+        look, top = LOOKS[style], self.top
         name_width = text_width(name, 15)
         sign_room = 36.0 if style == "partly" else 18.0
         yield text(column.x + sign_room / 2, TITLE + 8, name, 15, text_anchor="middle", font_weight="bold")
         yield _marker(style, column.x - name_width / 2 - 2, TITLE + 8)
-        for i, fact in enumerate(tower_facts(self.spec.towers[name], config)):
-            yield text(column.x, TITLE + 25 + 13 * i, fact, 10.5, text_anchor="middle", fill=GREY)
+        for i, fact in enumerate(self.facts[name]):
+            yield text(column.x, TITLE + 25 + FACT * i, fact, 10.5, text_anchor="middle", fill=GREY)
         low, high = self.base + ENDS, self.base - self.layout.top
         yield box(column.x, (top + low) / 2, column.panel, low - top, radius=10, fill=look.panel, stroke=look.edge)
         wire = f"M{number(column.x)} {number(self.base + 27)}V{number(high - 20)}"
         yield element("path", d=wire, stroke=WIRE, stroke_width=1.4, fill="none", marker_end="url(#arrow-head-wire)")
-        inputs = "inputs" if config.vocab_size is None else "tokens"
-        yield text(column.x, self.base + 36, f"{name} {inputs}", 10.5, text_anchor="middle", fill=GREY)
-        yield text(column.x, high - 36, f"{name} logits", 10.5, text_anchor="middle", fill=GREY)
+        ends = ("inputs", "states") if config.continuous else ("tokens", "logits")
+        yield text(column.x, self.base + 36, f"{name} {ends[0]}", 10.5, text_anchor="middle", fill=GREY)
+        yield text(column.x, high - 36, f"{name} {ends[1]}", 10.5, text_anchor="middle", fill=GREY)
 
     def _place(self, name: str, column: Column, place: Place) -> Iterator[str]:
         part, y = place.part, self.base - place.y
@@ -263,6 +276,11 @@ def _style_sign(style: Style, x: float, y: float) -> str:
 
 def _tap_sign(x: float, y: float) -> str:
     return element("circle", cx=x + 8, cy=y, r=3, fill=INK)
+
+
+def _contrast_sign(x: float, y: float) -> str:
+    way = f"M{number(x)} {number(y)}h36"
+    return element("path", d=way, fill="none", stroke=INK, stroke_width=1.4, stroke_dasharray="2 3")
 
 
 def _link_sign(colour: int, x: float, y: float) -> str:

@@ -15,7 +15,7 @@ aten = torch.ops.aten
 Rule = Callable[..., Tensor]
 
 
-class CountFlops(TorchDispatchMode):
+class CountFlops(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up what runs inside, forward and backward; a multiplication and its addition are two.
 
     What an operation counts is told by `torch.utils.flop_counter`: matrix products and convolutions (attention is two
@@ -24,7 +24,7 @@ class CountFlops(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     @classmethod
@@ -82,10 +82,18 @@ def _in_place(func: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 def _pointwise(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    shape = torch.broadcast_shapes(*(each.shape for each in tensors))
+    shape = _broadcast(*(each.shape for each in tensors))
     dtype = _dtype(func, *map(_kind, args), **kwargs)
     like = next((each for each in tensors if each.shape == shape), None)
     return _empty(shape, dtype) if like is None else _like(like, dtype)
+
+
+@cache
+def _broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """`torch.broadcast_shapes` of shapes that fit, without its imports."""
+    n_dims = max(map(len, shapes))
+    padded = [(1,) * (n_dims - len(shape)) + tuple(shape) for shape in shapes]
+    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
 
 
 def _kind(arg: Any) -> Any:
@@ -115,17 +123,27 @@ def _product(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     return _empty((*left.shape[:-1], right.shape[-1]), left.dtype)
 
 
-def _reduced(func: Any, x: Tensor, dims: Any, keep: bool = False, **kwargs: Any) -> Tensor:
+def _reduced(func: Any, x: Tensor, dims: Any = None, keep: bool = False, **kwargs: Any) -> Tensor:
+    every = torch.zeros(1, dtype=x.dtype)
+    if func is aten.sum.default:
+        return _empty((), func(every, **kwargs).dtype)
     dims = [dims] if isinstance(dims, int) else dims or range(x.dim())
     gone = {d % x.dim() for d in dims}
     shape = [1 if d in gone else n for d, n in enumerate(x.shape) if keep or d not in gone]
-    return _empty(shape, func(torch.zeros(1, dtype=x.dtype), 0, **kwargs).dtype)
+    return _empty(shape, func(every, 0 if func is aten.any.dim else [0], **kwargs).dtype)
 
 
 def _cat(func: Any, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     del func
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
+    return _empty(shape, parts[0].dtype)
+
+
+def _stack(func: Any, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    del func
+    shape = list(parts[0].shape)
+    shape.insert(dim % (len(shape) + 1), len(parts))
     return _empty(shape, parts[0].dtype)
 
 
@@ -157,10 +175,11 @@ def _viewed(func: Any, x: Tensor, size: Sequence[int]) -> Tensor:
 
 _RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.mm.default, aten.bmm.default, aten.addmm.default), _product),
-    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.any.dim), _reduced),
+    **dict.fromkeys((aten.mean.dim, aten.sum.dim_IntList, aten.sum.default, aten.any.dim), _reduced),
     **dict.fromkeys((aten._safe_softmax.default, aten._softmax.default, aten.tril.default), _same_as(0)),
-    aten._softmax_backward_data.default: _same_as(0),
+    **dict.fromkeys((aten._softmax_backward_data.default, aten.ones_like.default), _same_as(0)),
     aten.cat.default: _cat,
+    aten.stack.default: _stack,
     **dict.fromkeys((aten.arange.start_step, aten.ones.default, aten.zeros.default, aten.scalar_tensor.default), _made),
     aten.embedding.default: _embedding,
     aten.embedding_dense_backward.default: _embedding_backward,

@@ -128,11 +128,7 @@ class _Generation:
             n_slots = used + n_turns * (self.max_tokens + 2) + self._places(name, advancing)
             if limit is not None:
                 n_slots = min(n_slots, limit)
-                if used + 2 * n_turns > limit:
-                    raise DataError(
-                        f"{name}: the prompt has {used} tokens, and begin and end of {n_turns} new segments are to "
-                        f"follow; the tower takes at most {limit}"
-                    )
+                self._check_room(name, used, limit, advancing)
             rows.capacity[name] = n_slots
             self.decoding.caches[name] = self.model.tower(name).new_cache(len(self.prompts), n_slots)
             self.decoding.n_slots[name] = used
@@ -150,11 +146,31 @@ class _Generation:
         inserts = [insert for insert in self.graph.layout.inserts if insert.target == name]
         return sum(advancing.count(insert.source) * insert.places(self.max_tokens + 2) for insert in inserts)
 
-    def _room(self, name: str, n_turns: int) -> Tensor:
-        """(B,) longest next segment, so that the tower can still frame each of its ``n_turns`` segments."""
+    def _check_room(self, name: str, used: int, limit: int, advancing: Sequence[str]) -> None:
+        n_turns = self._turns_left(name, advancing)
+        if name in self.graph.layout.shared:
+            used = int(self.rows.order.max())
+        if used + 2 * n_turns > limit:
+            raise DataError(
+                f"{name}: the prompt has {used} tokens, and begin and end of {n_turns} new segments are to "
+                f"follow; the tower takes at most {limit}"
+            )
+
+    def _turns_left(self, name: str, advancing: Sequence[str]) -> int:
+        """How many segments are still to be framed within a tower's longest sequence: its own; or where towers share
+        their attention, so that it counts the tokens of all, everything up to its own last one."""
+        if name not in self.graph.layout.shared:
+            return advancing.count(name)
+        return len(advancing) - list(reversed(advancing)).index(name)
+
+    def _room(self, name: str, advancing: Sequence[str]) -> Tensor:
+        """(B,) longest next segment, so that the tower can still frame each segment that is to come."""
         room = torch.full_like(self.rows.order, self.max_tokens)
         limit = self.graph.towers[name].max_len
-        return room if limit is None else torch.minimum(room, limit - 2 * n_turns - self.rows.positions[name])
+        if limit is None:
+            return room
+        used = self.rows.order if name in self.graph.layout.shared else self.rows.positions[name]
+        return torch.minimum(room, limit - 2 * self._turns_left(name, advancing) - used)
 
     def _segments(self, turn: Sequence[str], to_come: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
         """Generate one segment in every row with each tower of this turn; ``to_come`` are this turn and the rest."""
@@ -163,7 +179,7 @@ class _Generation:
         together = {(one, other) for one in towers for other in towers if one != other}
         given = {s for s in self.decoding.memories if s.target in towers and (s.target, s.source) not in together}
         plan = self.plan.prune(heads=set(towers), sees=together, writes=writes, given=given)
-        rooms = [self._room(name, self._advancing(to_come).count(name)) for name in towers]
+        rooms = [self._room(name, self._advancing(to_come)) for name in towers]
         room = torch.stack(rooms).amin(dim=0)
         # The end ids are run too where somebody reads them later.
         feed_end = bool(writes) or any(name in later for name in towers)

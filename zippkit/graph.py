@@ -104,10 +104,13 @@ def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> 
 
 
 def _site(link: LinkSpec, index: int, source_depth: int, layer: int) -> LinkSite:
-    acts = link.settings.acts
+    depth = _acting_depth(link, layer)
+    return LinkSite(link.label, index, link.source, source_depth, link.target, depth, link.settings.acts)
+
+
+def _acting_depth(link: LinkSpec, layer: int) -> int:
     # The state before a layer is the one after the layer before it.
-    depth = layer - 1 if acts == "before_layer" else layer
-    return LinkSite(link.label, index, link.source, source_depth, link.target, depth, acts)
+    return layer - 1 if link.settings.acts == "before_layer" else layer
 
 
 def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, target: TowerConfig) -> int:
@@ -117,8 +120,9 @@ def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, t
         return source.n_layers
     if link.source_every:
         return (index + 1) * link.source_every
-    # The same relative depth, rounded half up, and never the bare embedding.
-    return max(1, (2 * depth * source.n_layers + target.n_layers) // (2 * target.n_layers))
+    # The same relative depth as the state that is rewritten, rounded half up; the bare embedding only for an embedding.
+    acting = _acting_depth(link, depth)
+    return max(min(acting, 1), (2 * acting * source.n_layers + target.n_layers) // (2 * target.n_layers))
 
 
 def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zippkit.config import Frame, TowerConfig
+from zippkit.config import Frame, Image, Sound, TowerConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Modality:
     """What is added to the modality's ids, frame included."""
     vocab_size: int | None
     frame: Frame | None
+    continuous: bool = False
+    """Whether the tower is fed with floats instead of ids."""
+    feed: Sound | Image | None = None
+    """Which floats, where it tells."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Layout:
 
     def modalities(self, towers: Mapping[str, TowerConfig]) -> dict[str, Modality]:
         """Everything that a segment can be of: the towers' own modalities, and those that they host."""
-        own = {name: Modality(name, 0, config.vocab_size, config.frame) for name, config in towers.items()}
+        own = {
+            name: Modality(name, 0, config.vocab_size, config.frame, config.continuous, config.feed)
+            for name, config in towers.items()
+        }
         return own | dict(self.hosted)
 
     def simultaneous(self, one: str, other: str) -> bool:

@@ -184,12 +184,16 @@ def n_bytes(state: Any) -> int:
 
 def memory_bytes(model: ZippedModel, graph: Graph, n_tokens: int, fixed: bool) -> dict[str, float]:
     """Bytes that each link keeps for each token of a source segment of so many."""
-    found: dict[str, float] = {}
+    lengths, found = _Lengths(n_tokens, n_tokens), dict[str, float]()
+    sources = {
+        name: _batch(graph, Task((), name), lengths, fixed).to("meta").towers[name]
+        for name in dict.fromkeys(site.source for site in graph.sites)
+    }
     for site in graph.sites:
-        batch = _batch(graph, Task((), site.source), _Lengths(n_tokens, n_tokens), fixed).towers[site.source]
+        tokens = sources[site.source]
         with torch.no_grad(), CountFlops():
-            memory = model.link(site).write(_states(graph, site, batch), batch)
-        found[site.link] = found.get(site.link, 0) + n_bytes(memory) / batch.tokens.shape[1]
+            memory = model.link(site).write(_states(graph, site, tokens), tokens)
+        found[site.link] = found.get(site.link, 0) + n_bytes(memory) / tokens.tokens.shape[1]
     return found
 
 
@@ -220,7 +224,8 @@ def count(model: ZippedModel, batch: Batch) -> tuple[int, int]:
         logits = [each for each in model(batch).values() if each.requires_grad]
         forward = counted.total
         if logits:
-            torch.autograd.backward(logits, [torch.empty(each.shape, device="meta") for each in logits])
+            # Any scalar of them does; nothing of a loss is a matrix product.
+            torch.stack([each.sum() for each in logits]).sum().backward()  # type: ignore[no-untyped-call]
     return forward, counted.total
 
 

@@ -26,7 +26,7 @@ class Change:
 
 @dataclass(frozen=True)
 class SpecDiff:
-    """From one composition to another; parts are called as in their tensors' names, such as ``links.speech_to_text``."""
+    """From one composition to another; parts are called as in tensors' names, such as ``links.speech_to_text``."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]

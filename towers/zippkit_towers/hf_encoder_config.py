@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from zippkit.config import TowerConfig, read_json
+from zippkit.config import Image, Sound, TowerConfig, read_json
 from zippkit_towers.hf_encoder_families import FAMILIES, SAMPLE_RATE, Family, check_values, encoder_part, number
-from zippkit_towers.hf_encoder_inputs import Inputs
+from zippkit_towers.hf_encoder_inputs import Inputs, Pixels
 from zippkit_towers.hf_folder import local_folder
 
 
@@ -80,6 +80,12 @@ class HfEncoderConfig(TowerConfig):
     def inputs(self) -> Inputs:
         """The shape of one segment's inputs."""
         return self.family.inputs({**self.family.defaults, **self.model})
+
+    @property
+    def feed(self) -> Sound | Image | None:
+        if isinstance(self.inputs, Pixels):
+            return Image(*self.inputs.shape)
+        return None if self.sample_rate is None else Sound(self.sample_rate)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

@@ -21,7 +21,8 @@ from zippkit.data.manifest import (
     read_manifest,
     sha256_of,
 )
-from zippkit.data.table import Columns, Example, Item, Split, write_rows
+from zippkit.data.rows import Columns, Kind, write_rows
+from zippkit.data.table import Example, Item, Split
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, did_you_mean
@@ -63,7 +64,7 @@ class Dataset:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """Modality to its tokenizer's fingerprint; None where ids came without a tokenizer."""
+        """Modality to its tokenizer's fingerprint; None where there is no tokenizer: plain ids, and waveforms."""
         return {name: modality.fingerprint for name, modality in self.manifest.modalities.items()}
 
     def split(self, name: str) -> Split:
@@ -89,6 +90,8 @@ class Dataset:
         tokenizer: Tokenizer
         if entry.kind == "bytes":
             tokenizer = ByteTokenizer()
+        elif entry.kind == "waveform":
+            raise DataError(f"{self.path}: {modality} holds waveforms, which have no tokenizer")
         elif entry.file is None:
             raise DataError(f"{self.path}: {modality} came as plain ids, without a tokenizer")
         elif entry.kind == "units":
@@ -129,6 +132,7 @@ def write_dataset(
     splits: Mapping[str, Iterable[Example]],
     tokenizers: Mapping[str, Tokenizer],
     *,
+    waveforms: Mapping[str, int] | None = None,
     source: Mapping[str, Any] | None = None,
     skipped: Sequence[tuple[str, str]] = (),
     partial: bool = False,
@@ -139,9 +143,10 @@ def write_dataset(
     Args:
         splits: name to examples, each read once and not kept.
         tokenizers: modality to tokenizer; a modality of text without one is bytes, one of ids without one is plain ids.
+        waveforms: modalities of waveforms, and their samples a second.
         source: where the examples came from, JSON values.
         skipped: (id, reason) of recordings that could not be used.
-        partial: an example may lack a modality that has a tokenizer; tasks pass over examples that lack one of theirs.
+        partial: an example may lack a modality that is named in either; tasks pass over examples that lack one of theirs.
 
     Raises:
         DataError: ``path`` exists (with ``overwrite``: exists and is not a dataset), or the examples do not agree.
@@ -154,16 +159,22 @@ def write_dataset(
     with _appearing(target) as folder:
         files: dict[str, FileEntry] = {}
         written: dict[str, Columns] = {}
-        optional = {name: _is_text(tokenizer) for name, tokenizer in tokenizers.items()} if partial else {}
+        kinds = _kinds(tokenizers, waveforms or {})
         for name, examples in splits.items():
-            written[name] = write_rows(folder / f"{name}.parquet", examples, optional)
+            written[name] = write_rows(folder / f"{name}.parquet", examples, kinds, partial)
             _check_alike(next(iter(written.values())), written[name], name)
             files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", written[name].n_examples)
         largest = _over_all(written.values())
-        unused = [name for name in tokenizers if name not in largest]
+        unused = [name for name in kinds if name not in largest]
         if unused:
-            raise DataError(f"tokenizer for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
-        modalities = {name: _save_modality(folder, name, tokenizers.get(name), most) for name, most in largest.items()}
+            what = "tokenizer" if unused[0] in tokenizers else "sample rate"
+            raise DataError(f"{what} for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
+        modalities = {
+            name: _waveform(waveforms[name])
+            if waveforms and name in waveforms
+            else _save_modality(folder, name, tokenizers.get(name), most)
+            for name, most in largest.items()
+        }
         (folder / "README.md").write_text(_card(splits), encoding="utf-8")
         # The card is for people to edit, so it is not among the files that are hashed.
         files |= {m.file: _entry(folder / m.file) for m in modalities.values() if m.file}
@@ -178,27 +189,40 @@ def write_dataset(
     return Dataset(target, manifest)
 
 
+def _kinds(tokenizers: Mapping[str, Tokenizer], waveforms: Mapping[str, int]) -> dict[str, Kind]:
+    """What is known of modalities before any example is read."""
+    both = tokenizers.keys() & waveforms.keys()
+    if both:
+        raise DataError(f"{min(both)} has a tokenizer and a sample rate; expected one of them")
+    kinds: dict[str, Kind] = {name: "text" if _is_text(tokenizer) else "ids" for name, tokenizer in tokenizers.items()}
+    return kinds | dict.fromkeys(waveforms, "waveform")
+
+
 def _check_alike(first: Columns, other: Columns, split: str) -> None:
-    if first.is_text != other.is_text:
-        expected = sorted(first.is_text)
+    if first.kinds != other.kinds:
+        expected = sorted(first.kinds)
         raise DataError(
-            f"split {split!r} has {sorted(other.is_text)}, expected {expected} as in the others, text as text"
+            f"split {split!r} has {sorted(other.kinds)}, expected {expected} as in the others, text as text"
         )
 
 
 def _over_all(written: Collection[Columns]) -> dict[str, int | None]:
-    """Modalities that some example has, and their largest id over all splits; None for text."""
+    """Modalities that some example has, and their largest id over all splits; None for those that are not ids."""
     largest: dict[str, int | None] = {}
     for columns in written:
         for name, n_rows in columns.n_rows.items():
             if n_rows:
-                most = columns.largest[name]
+                most = columns.largest.get(name)
                 largest[name] = None if most is None else max(most, largest.get(name) or 0)
     return largest
 
 
 def _is_text(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, ByteTokenizer | FileTokenizer)
+
+
+def _waveform(sample_rate: int) -> Modality:
+    return Modality(kind="waveform", sample_rate=sample_rate)
 
 
 def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Modality:

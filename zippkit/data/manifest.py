@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from zippkit.config import Strict
 from zippkit.errors import DataError
@@ -23,16 +23,27 @@ class FileEntry(Strict):
 
 
 class Modality(Strict):
-    """One column of the splits, and what its ids mean."""
+    """One column of the splits, and what its ids or samples mean."""
 
-    kind: Literal["bytes", "tokenizer_json", "units", "pixels", "ids"] = Field(
-        description="`ids` are plain integers that no tokenizer of zippkit's made."
+    kind: Literal["bytes", "tokenizer_json", "units", "pixels", "ids", "waveform"] = Field(
+        description="`ids` are plain integers that no tokenizer of zippkit's made; `waveform` are samples, not ids."
     )
     file: str | None = Field(None, description="The tokenizer, relative to the folder.")
     fingerprint: str | None = Field(None, description="The tokenizer's, of everything that decides what an id means.")
-    vocab_size: int = Field(gt=0, description="Number of ids, begin and end included where the tokenizer has them.")
+    vocab_size: int | None = Field(
+        None, gt=0, description="Number of ids, begin and end included where the tokenizer has them; of ids only."
+    )
+    sample_rate: int | None = Field(None, gt=0, description="Samples a second; of waveforms only.")
     begin: int | None = Field(None, description="Id that opens a segment.")
     end: int | None = Field(None, description="Id that closes a segment.")
+
+    @model_validator(mode="after")
+    def _ids_or_samples(self) -> Self:
+        needed = "sample_rate" if self.kind == "waveform" else "vocab_size"
+        for key in ("vocab_size", "sample_rate"):
+            if (getattr(self, key) is None) == (key == needed):
+                raise ValueError(f"{self.kind}: {key} is {'missing' if key == needed else 'not for it'}")
+        return self
 
     @property
     def is_text(self) -> bool:
