@@ -112,11 +112,11 @@ def _text_tasks(recipe: Recipe, dataset: Dataset) -> list[Task]:
 def _score(
     task: Task, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
 ) -> TaskScore:
-    data = TaskData(task, dataset, dataset.split(split))
+    data = TaskData(task, dataset, dataset.split(split), after.graph.readers)
     indices = list(range(min(len(data), recipe.evaluate.limit or len(data))))
     if not indices:
         raise DataError(f"{dataset.path}: split {split!r} is empty")
-    references = [str(data.example(i).items[task.target]) for i in indices]
+    references = [str(data.item(i, task.target)) for i in indices]
     decode = dataset.text_tokenizer(task.target).decode
     found: list[list[str]] = []
     for zipped, what in ((before, "before"), (after, "after")):

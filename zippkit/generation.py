@@ -61,13 +61,16 @@ def generate_batch(
 
     Raises:
         ZippkitError: an output that is no modality, or a tower that cannot generate.
-        DataError: a prompt that a tower cannot take, or that leaves it no room to go on.
+        DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
+            two towers say at once.
     """
     if max_tokens < 0:
         raise ZippkitError(f"max_tokens: expected 0 or more, got {max_tokens}")
     _check_outputs(zipped, outputs)
     if not prompts or not outputs:
         return [[] for _ in prompts]
+    for i, prompt in enumerate(prompts):
+        _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], outputs)
     zipped.model.eval()
     return _Generation(zipped, prompts, outputs, max_tokens).run()
 
@@ -81,6 +84,15 @@ def _check_outputs(zipped: Composition, outputs: Sequence[str]) -> None:
             raise ZippkitError(f"outputs: {name!r} is not causal, so it cannot generate")
         if modalities[name].frame is None:
             raise ZippkitError(f"{name} has no begin and end ids, so it cannot generate")
+
+
+def _check_turns(zipped: Composition, where: str, given: Sequence[str], outputs: Sequence[str]) -> None:
+    layout = zipped.graph.layout
+    if turns([*given, *outputs], layout) != [*turns(given, layout), *turns(outputs, layout)]:
+        raise DataError(
+            f"{where} ends with a segment of {given[-1]!r}, and {outputs[0]!r} next to it would be simultaneous "
+            "(`clock: sync`); expected both in the prompt, or both in the outputs"
+        )
 
 
 class _Generation:

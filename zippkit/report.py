@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from zippkit.backend import backend
 from zippkit.batch import Batch, Segment
@@ -194,27 +195,32 @@ def _mask_batch(it: _Finished) -> tuple[Batch, dict[str, Callable[[int], str]], 
     try:
         dataset = Dataset.open(it.recipe.data)
         check_tokenizers(dataset, it.zipped.graph.modalities, it.run.fingerprints())
-        data = TaskData(task, dataset, dataset.split(split))
+        data = TaskData(task, dataset, dataset.split(split), it.zipped.graph.readers)
         shortest = [int(i) for i in np.argsort(data.lengths, kind="stable")[:2]]
         batch = it.zipped.collate([data.segments(i) for i in shortest])
         words = f"The shortest examples of {_arrowed(str(task))} in {split}: {', '.join(data.ids(shortest))}."
-        return batch, {name: _naming(dataset, name) for name in task.modalities}, words
+        return batch, {name: _naming(dataset, it.zipped, name) for name in task.modalities}, words
     except DataError as error:
-        made_up = [Segment(name, _some_ids(it.zipped, name)) for name in task.modalities]
+        made_up = [Segment(name, _something(it.zipped, name)) for name in task.modalities]
         words = f"No examples of the dataset can be shown here ({error}), so these token ids are made up."
         return it.zipped.collate([made_up]), {}, words
 
 
-def _naming(dataset: Dataset, modality: str) -> Callable[[int], str]:
-    """What a token id is called: text is spelt out, anything else is its number."""
+def _naming(dataset: Dataset, zipped: Composition, modality: str) -> Callable[[int], str]:
+    """What a token id is called: text is spelt out, a state of continuous inputs has no id, all else is its number."""
+    if zipped.graph.modalities[modality].continuous:
+        return lambda _: "~"
     if not dataset.manifest.modalities[modality].is_text:
         return str
     tokenizer = dataset.text_tokenizer(modality)
     return lambda token: tokenizer.decode([token])
 
 
-def _some_ids(zipped: Composition, tower: str) -> list[int]:
+def _something(zipped: Composition, tower: str) -> list[int] | NDArray[np.float32]:
+    """Token ids that were never in any dataset, or noise."""
     modality = zipped.graph.modalities[tower]
+    if modality.continuous:
+        return zipped.graph.towers[tower].example_inputs(4, seed=0)
     frame = {modality.frame.begin, modality.frame.end} if modality.frame else set()
     return [i for i in range(modality.vocab_size or 8) if i not in frame][:4]
 

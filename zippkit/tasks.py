@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.batch import Segment
-from zippkit.config import TowerConfig
+from zippkit.config import Image, TowerConfig
 from zippkit.data.dataset import Dataset
-from zippkit.data.table import Example, Split
+from zippkit.data.images import PixelTokenizer
+from zippkit.data.manifest import Modality as Column
+from zippkit.data.table import Example, Item, Split
 from zippkit.errors import DataError, did_you_mean
 from zippkit.layout import Modality
 from zippkit.recipe import Task
@@ -20,39 +22,87 @@ from zippkit.recipe import Task
 def check_tokenizers(
     dataset: Dataset, wanted: Mapping[str, Modality], fingerprints: Mapping[str, str | None] | None = None
 ) -> None:
-    """Refuse data whose tokens are not those of the towers.
+    """Refuse data that are not what the towers read.
 
     Args:
-        dataset: where the tokens come from.
+        dataset: where the tokens, waveforms and images come from.
         wanted: what the towers read, by name.
         fingerprints: of the tokenizers that a model was trained with, by modality.
 
     Raises:
-        DataError: a modality is missing, a vocabulary or frame differs, or another tokenizer made the tokens.
+        DataError: a modality is missing, a vocabulary, frame or sample rate differs, tokens are to be fed to a tower of
+            waveforms or the other way round, or another tokenizer made the tokens.
     """
     modalities = dataset.manifest.modalities
     for name, modality in wanted.items():
         if name not in modalities:
             raise DataError(f"{dataset.path}: no modality is called {name!r}{did_you_mean(name, modalities)}")
-        tokens = modalities[name]
-        if modality.vocab_size is not None and tokens.vocab_size > modality.vocab_size:
-            hosted = f"towers.{modality.tower}.extend_vocabulary.{name}"
-            key = f"towers.{name}.config.vocab_size" if name == modality.tower else hosted
+        found = modalities[name]
+        wrong = (_wrong_feed if modality.continuous else _wrong_ids)(dataset, name, found, modality)
+        if wrong:
+            raise DataError(f"{dataset.path}: {wrong}")
+        if fingerprints and fingerprints.get(name) != found.fingerprint:
             raise DataError(
-                f"{dataset.path}: {name} has {tokens.vocab_size} token ids, the tower {modality.vocab_size}; expected "
-                f"{key}: {tokens.vocab_size}"
-            )
-        frame = (modality.frame.begin, modality.frame.end) if modality.frame else None
-        if tokens.begin is not None and frame != (tokens.begin, tokens.end):
-            raise DataError(
-                f"{dataset.path}: {name} begins with {tokens.begin} and ends with {tokens.end}, the tower's frame is "
-                f"{frame}; expected towers.{name}.frame: {{begin: {tokens.begin}, end: {tokens.end}}}"
-            )
-        if fingerprints and fingerprints.get(name) != tokens.fingerprint:
-            raise DataError(
-                f"{dataset.path}: its {name} tokens were made by another tokenizer ({_short(tokens.fingerprint)}) than "
+                f"{dataset.path}: its {name} tokens were made by another tokenizer ({_short(found.fingerprint)}) than "
                 f"the model was trained with ({_short(fingerprints.get(name))}); prepare the data with the run's own"
             )
+
+
+def _wrong_ids(dataset: Dataset, name: str, found: Column, modality: Modality) -> str:
+    """Why a tower of token ids cannot read a modality; empty if it can."""
+    del dataset
+    if found.vocab_size is None:
+        return (
+            f"{name} holds waveforms, but tower {modality.tower!r} reads token ids; expected a tower of waveforms "
+            "(such as kind: hf_encoder), or a dataset of units (prepared without --waveform)"
+        )
+    if modality.vocab_size is not None and found.vocab_size > modality.vocab_size:
+        hosted = f"towers.{modality.tower}.extend_vocabulary.{name}"
+        key = f"towers.{name}.config.vocab_size" if name == modality.tower else hosted
+        return (
+            f"{name} has {found.vocab_size} token ids, the tower {modality.vocab_size}; expected "
+            f"{key}: {found.vocab_size}"
+        )
+    frame = (modality.frame.begin, modality.frame.end) if modality.frame else None
+    if found.begin is not None and frame != (found.begin, found.end):
+        return (
+            f"{name} begins with {found.begin} and ends with {found.end}, the tower's frame is "
+            f"{frame}; expected towers.{name}.frame: {{begin: {found.begin}, end: {found.end}}}"
+        )
+    return ""
+
+
+def _wrong_feed(dataset: Dataset, name: str, found: Column, modality: Modality) -> str:
+    """Why a continuous tower cannot be fed with a modality; empty if it can."""
+    feed = modality.feed
+    if isinstance(feed, Image):
+        if found.kind != "pixels":
+            return f"{name} holds {_told(found)}, but tower {name!r} is fed images; expected a modality of pixels"
+        tokenizer = dataset.pixel_tokenizer(name)
+        if not tokenizer.fits(feed):
+            side = tokenizer.side
+            return (
+                f"{name} holds images of {side} x {side} pixels, and tower {name!r} is fed {feed.height} x "
+                f"{feed.width}; expected a multiple of {side}, as each pixel is drawn as a block"
+            )
+    elif found.kind != "waveform":
+        rate = feed.sample_rate if feed else "RATE"
+        return (
+            f"{name} holds {_told(found)}, but tower {name!r} is fed waveforms; expected a dataset prepared with "
+            f"--waveform {rate}, or a tower of token ids (such as kind: decoder)"
+        )
+    elif feed is not None and found.sample_rate != feed.sample_rate:
+        return (
+            f"{name} holds {found.sample_rate} samples a second, tower {name!r} hears {feed.sample_rate}; expected "
+            f"a dataset prepared with --waveform {feed.sample_rate} --resample (or, if the tower is not pre-trained, "
+            f"towers.{name}.config.sample_rate: {found.sample_rate})"
+        )
+    return ""
+
+
+def _told(found: Column) -> str:
+    words = {"bytes": "text", "tokenizer_json": "text", "ids": "token ids", "waveform": "waveforms"}
+    return words.get(found.kind, found.kind)
 
 
 def _short(fingerprint: str | None) -> str:
@@ -62,8 +112,16 @@ def _short(fingerprint: str | None) -> str:
 class TaskData:
     """One task over one split: those of its examples that have all of the task's modalities."""
 
-    def __init__(self, task: Task, dataset: Dataset, split: Split) -> None:
+    def __init__(
+        self, task: Task, dataset: Dataset, split: Split, readers: Mapping[str, TowerConfig] | None = None
+    ) -> None:
         """Look which examples there are, and turn their text into ids.
+
+        Args:
+            task: what is given, and what is predicted.
+            dataset: what the ids mean.
+            split: of that dataset.
+            readers: the tower that reads each modality, where one of them may be fed pixels.
 
         Raises:
             DataError: no example has all of the task's modalities.
@@ -77,13 +135,17 @@ class TaskData:
             raise DataError(
                 f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
             )
-        self.names = [split[int(place)].id for place in self._places]
-        # Text is turned into ids once; units are ids already.
+        names = split.names()
+        self.names = [names[place] for place in self._places]
+        # Text is turned into ids once; units are ids already, and waveforms stay on the disk until they are needed.
         self._texts: dict[str, list[list[int]]] = {}
+        self._images: dict[str, tuple[PixelTokenizer, Image]] = {}
         for name in task.modalities:
             if dataset.manifest.modalities[name].is_text:
                 encode = dataset.text_tokenizer(name).encode
-                self._texts[name] = [encode(str(self.example(i).items[name])) for i in range(len(self))]
+                self._texts[name] = [encode(str(self.item(i, name))) for i in range(len(self))]
+            elif readers and isinstance(feed := readers[name].feed, Image):
+                self._images[name] = dataset.pixel_tokenizer(name), feed
 
     def __len__(self) -> int:
         return len(self._places)
@@ -92,9 +154,13 @@ class TaskData:
         """The example as the dataset has it."""
         return self._split[int(self._places[index])]
 
+    def item(self, index: int, name: str) -> Item:
+        """One of the task's modalities of an example, as the dataset has it."""
+        return self._split.item(int(self._places[index]), name)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """(N,) tokens of each example in its longest modality."""
+        """(N,) tokens, or samples, of each example in its longest modality."""
         longest: NDArray[np.int64] = np.max([self._lengths(name) for name in self.task.modalities], axis=0)
         return longest
 
@@ -107,26 +173,53 @@ class TaskData:
         """Look for sequences that a tower cannot take, before anything is computed.
 
         Raises:
-            DataError: names the longest.
+            DataError: names the longest; or the shortest waveform, if no state can be made of it.
         """
         for name in dict.fromkeys(self.task.modalities):
-            # Each segment comes with its begin and end id.
-            lengths = self.task.modalities.count(name) * (self._lengths(name) + 2)
-            limit = towers[name].max_len
-            n_long = int((lengths > limit).sum()) if limit is not None else 0
-            if n_long:
-                longest = int(lengths.argmax())
-                raise DataError(
-                    f"{self._split.path}: example {self.names[longest]} has {lengths[longest]} {name} tokens, and "
-                    f"{n_long} of {len(self)} examples have more than the {limit} that the tower takes"
-                )
+            count = self.task.modalities.count(name)
+            if not towers[name].continuous:
+                # Each segment comes with its begin and end id.
+                self._check_limit(name, count * (self._lengths(name) + 2), towers[name].max_len, "tokens")
+            elif name not in self._images:
+                self._check_waveforms(name, count, towers[name])
+
+    def _check_limit(self, name: str, lengths: NDArray[np.int64], limit: int | None, what: str) -> None:
+        n_long = int((lengths > limit).sum()) if limit is not None else 0
+        if n_long:
+            longest = int(lengths.argmax())
+            raise DataError(
+                f"{self._split.path}: example {self.names[longest]} has {lengths[longest]} {name} {what}, and "
+                f"{n_long} of {len(self)} examples have more than the {limit} that the tower takes"
+            )
+
+    def _check_waveforms(self, name: str, count: int, tower: TowerConfig) -> None:
+        """Without reading them: how many states come out is a matter of length."""
+        lengths, places = np.unique(self._lengths(name), return_inverse=True)
+        wrong = []
+        for n_samples in dict.fromkeys((lengths[0], lengths[-1])):
+            try:
+                tower.n_states(np.zeros(n_samples, np.float32))
+            except ValueError as error:
+                example = self.names[int((lengths[places] == n_samples).argmax())]
+                wrong.append(f"{self._split.path}: example {example}, {name}: {error}")
+        if wrong:
+            raise DataError("\n".join(wrong))
+        if tower.max_len is not None:
+            states = np.array([tower.n_states(np.zeros(n_samples, np.float32)) for n_samples in lengths])
+            self._check_limit(name, count * states[places], tower.max_len, "states")
 
     def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Names of examples."""
         return tuple(self.names[i] for i in indices)
 
     def _tokens(self, name: str, index: int) -> Any:
-        return self._texts[name][index] if name in self._texts else self.example(index).items[name]
+        if name in self._texts:
+            return self._texts[name][index]
+        item = self.item(index, name)
+        if name in self._images:
+            tokenizer, shape = self._images[name]
+            return tokenizer.scaled(np.asarray(item), shape)
+        return item
 
     def prompt(self, index: int) -> list[Segment]:
         """The segments that are given."""

@@ -77,7 +77,7 @@ def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
     check_tokenizers(dataset, graph.modalities)
     split = dataset.split(recipe.split)
     tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
-    found = {task: TaskData(task, dataset, split) for task in tasks}
+    found = {task: TaskData(task, dataset, split, graph.readers) for task in tasks}
     for data in found.values():
         data.check_lengths(graph.readers)
     return found

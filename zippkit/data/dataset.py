@@ -118,6 +118,17 @@ class Dataset:
             return tokenizer
         raise DataError(f"{self.path}: {modality} holds {self.manifest.modalities[modality].kind}, expected text")
 
+    def pixel_tokenizer(self, modality: str) -> PixelTokenizer:
+        """The tokenizer of a modality that is images.
+
+        Raises:
+            DataError: as `tokenizer`, or the modality is not pixels.
+        """
+        tokenizer = self.tokenizer(modality)
+        if isinstance(tokenizer, PixelTokenizer):
+            return tokenizer
+        raise DataError(f"{self.path}: {modality} holds {self.manifest.modalities[modality].kind}, expected pixels")
+
     def verify(self) -> None:
         """Hash every file, whatever the size.
 
@@ -170,7 +181,7 @@ def write_dataset(
             what = "tokenizer" if unused[0] in tokenizers else "sample rate"
             raise DataError(f"{what} for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
         modalities = {
-            name: _waveform(waveforms[name])
+            name: Modality(kind="waveform", sample_rate=waveforms[name])
             if waveforms and name in waveforms
             else _save_modality(folder, name, tokenizers.get(name), most)
             for name, most in largest.items()
@@ -219,10 +230,6 @@ def _over_all(written: Collection[Columns]) -> dict[str, int | None]:
 
 def _is_text(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, ByteTokenizer | FileTokenizer)
-
-
-def _waveform(sample_rate: int) -> Modality:
-    return Modality(kind="waveform", sample_rate=sample_rate)
 
 
 def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Modality:

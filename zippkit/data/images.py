@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from zippkit.config import Image
 from zippkit.errors import DataError
 
 Pixels = NDArray[np.int64]
@@ -72,6 +73,17 @@ class PixelTokenizer:
         given = np.asarray(ids, dtype=np.int64)
         given = given[(given >= 0) & (given < self.levels)][: self.side**2]
         return np.pad(given, (0, self.side**2 - len(given))).reshape(self.side, self.side)
+
+    def fits(self, shape: Image) -> bool:
+        """Whether `scaled` can fill an image of that shape: both sides are whole multiples of the tokenizer's."""
+        return shape.height % self.side == 0 and shape.width % self.side == 0
+
+    def scaled(self, ids: Sequence[int] | NDArray[np.integer], shape: Image) -> NDArray[np.float32]:
+        """(channels, height, width) floats for a tower that is fed pixels: no ink is -1, full ink 1, each pixel becomes
+        a block of equal ones, and all channels are alike."""
+        image = self.decode(ids).astype(np.float32) * 2 / (self.levels - 1) - 1
+        block = np.ones((shape.height // self.side, shape.width // self.side), np.float32)
+        return np.repeat(np.kron(image, block)[None], shape.channels, axis=0)
 
     def drawn(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """The image as ``side`` lines of characters, each pixel two wide."""

@@ -73,6 +73,21 @@ class Split:
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
+    def names(self) -> list[str]:
+        """Ids of all examples, in order."""
+        names: list[str] = self._columns["id"].to_pylist()
+        return names
+
+    def item(self, index: int, modality: str) -> Item:
+        """One modality of the example at ``index``, which has it; nothing else of the example is read.
+
+        Raises:
+            DataError: no such modality, or the example lacks it.
+        """
+        if not self._column(modality)[index].is_valid:
+            raise DataError(f"{self.path}: example {self._columns['id'][index].as_py()!r} has no {modality}")
+        return self._item(modality, index)
+
     def lengths(self, modality: str) -> NDArray[np.int64]:
         """(len(self),) ids or samples per example; of text, UTF-8 bytes. Frames not counted; no row is read singly.
 
