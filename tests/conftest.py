@@ -1,10 +1,15 @@
-"""One hypothesis profile and one thread for all tests."""
+"""One hypothesis profile, one thread and no model hub for all tests."""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+# Read by huggingface_hub when it is imported: no test asks a hub for anything.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Derandomised: a run of the tests is a check of the code, not a lottery. Raise `max_examples` to go hunting.
 settings.register_profile(

@@ -204,7 +204,10 @@ def test_a_model_that_would_run_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
         return update(self, key, value, layer_idx)
 
     monkeypatch.setattr(hf_causal_lm.Slots, "update", misplaced)
-    with pytest.raises(CheckpointError, match="token by token"):
+    with pytest.raises(CheckpointError, match="part by part"):
+        made.check()
+    monkeypatch.setattr(hf_causal_lm_parity, "windows_of", lambda hf: [9] * 3)
+    with pytest.raises(CheckpointError, match=r"cannot be run layer by layer: its windows are \[9, 9, 9\]"):
         made.check()
 
 
@@ -236,7 +239,7 @@ def test_what_cannot_be_run_is_told_without_transformers() -> None:
         assert f"rope_type is {rope!r}" in told({"model": llama | {"rope_parameters": scaling}})
     assert "hidden_size is None; expected a whole number" in told({"model": {"model_type": "llama", "vocab_size": 5}})
     assert "expected `path: FOLDER_OR_HUB_ID` or `model" in told({})
-    assert "is no folder, nor in the hub's local cache" in told({"path": "no/such-model"})
+    assert "is no folder, nor to be had from the hub" in told({"path": "no/such-model"})
     assert "use_bidirectional_attention is True" in told(
         {"model": settings("gemma3_text")["model"] | {"use_bidirectional_attention": True}}
     )
@@ -269,9 +272,21 @@ def test_the_config_comes_back_without_its_folder(tmp_path: Path) -> None:
     assert "path" not in config.model_dump()
 
 
-def test_nothing_in_training_is_random() -> None:
-    name = settings("gpt2")
-    made = HfCausalLm(HfCausalLmConfig.model_validate(name)).train()
+@torch.no_grad()
+def test_padding_may_be_longer_than_the_model_takes() -> None:
+    """GPT-2 has no position beyond its last one; a batch that is padded to a round length does."""
+    made = build("gpt2")
+    padded = collate([[Segment("text", list(range(3, 40)) + list(range(3, 23)))]], {"text": made.config}, multiple=50)
+    logits = tower_logits(made, padded.towers["text"])
+    assert logits.shape[1] == 100
+    expected = tower_logits(made, padded.towers["text"].part(slice(0, 59)))
+    assert torch.allclose(logits[:, :59], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "random"), [("gpt2", {}), ("mixtral", {"router_jitter_noise": 0.5})])
+def test_nothing_in_training_is_random(name: str, random: dict[str, float]) -> None:
+    model = settings(name)["model"] | random
+    made = HfCausalLm(HfCausalLmConfig.model_validate({"model": model})).train()
     randomise(made)
     batch = TowerBatch.alone(tokens(1, 8))
     assert torch.equal(tower_logits(made, batch), tower_logits(copy.deepcopy(made), batch))

@@ -64,7 +64,7 @@ def test_inputs_that_an_encoder_cannot_take(name: str, values: Any, words: str) 
     ("encoder", "words"),
     [
         ({"config": {}}, "config: expected `path: FOLDER_OR_HUB_ID` or `model: {model_type: ...}`"),
-        ({"config": {"path": "no/folder"}}, "'no/folder' is no folder, nor in the hub's local cache"),
+        ({"config": {"path": "no/folder"}}, "'no/folder' is no folder, nor to be had from the hub"),
         ({"config": {"model": {"model_type": "vits"}}}, "kind `hf_encoder` does not run; did you mean 'vit'?"),
         ({"config": {"model": {"model_type": ["vit"]}}}, "a ['vit'] model"),
         ({"config": {"model": {}}}, "a None model"),

@@ -140,7 +140,9 @@ STARTS: list[tuple[Callable[..., Attending], dict[str, Any], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("make", "config", "expected"), STARTS, ids=str)
+@pytest.mark.parametrize(
+    ("make", "config", "expected"), STARTS, ids=lambda given: getattr(given, "__name__", str(given))
+)
 def test_it_starts_as_the_identity_and_still_learns(
     make: Callable[..., Attending], config: dict[str, Any], expected: set[str]
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from compositions import link, make, make_spec, tower
-from torch import nn
 
 import zippkit
 from zippkit.batch import Segment
@@ -16,6 +15,7 @@ from zippkit.composition import Composition
 from zippkit.errors import SpecError
 from zippkit.graph import build_graph
 from zippkit.optimizer import build_optimizer
+from zippkit.recipe import learning_rates
 
 ROWS = [
     [Segment("a", [1, 2]), Segment("b", [3]), Segment("a", [4])],
@@ -28,12 +28,12 @@ def both(share: str, **more: Any) -> Composition:
     return make({"a": tower(4), "b": tower(4)}, [link("a", "b", **shared), link("b", "a", **shared)])
 
 
-def projections(zipped: Composition) -> dict[str, nn.Module]:
+def projections(zipped: Composition) -> dict[str, Any]:
     return {f"{s.link}.{s.index}": zipped.model.link(s).projection for s in zipped.graph.sites}
 
 
 @pytest.mark.parametrize(("share", "n_modules"), [("none", 4), ("sites", 2), ("directions", 1)])
-def test_one_module_stands_at_every_site_that_shares_it(share: str, n_modules: int, tmp_path: Path) -> None:
+def test_one_module_stands_at_every_site_that_shares_it(share: str, n_modules: int) -> None:
     zipped = both(share)
     found = projections(zipped)
     assert len({id(module) for module in found.values()}) == n_modules
@@ -58,14 +58,13 @@ def test_it_is_saved_and_loaded(share: str, tmp_path: Path) -> None:
 
 def test_it_is_trained_once_by_all() -> None:
     zipped = both("directions")
-    phase = zipped.recipe.phases[0]
-    optimizer = build_optimizer(zipped.model, phase)
+    phase = zipped.recipe.train
+    optimizer = build_optimizer(zipped.model, learning_rates(zipped.spec, phase), phase)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     assert len(parameters) == len({id(p) for p in parameters}) == len(list(zipped.model.parameters()))
     batch = zipped.collate(ROWS)
     zipped.loss(zipped.model(batch), batch)["total"].backward()
-    shared = projections(zipped)["a_to_b.0"][0].weight
-    together = shared.grad.clone()
+    (together,) = {module[0].weight.grad for module in projections(zipped).values()}
     apart = both("none")
     apart.model.load_state_dict(zipped.model.state_dict())
     apart.loss(apart.model(batch), batch)["total"].backward()

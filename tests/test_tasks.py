@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_encoders import MODELS
 from tiny_runs import WORDS, examples, spec, write_data
+from zippkit_towers.hf_encoder_config import HfEncoderConfig
 
 from zippkit.config import TowerConfig
+from zippkit.data import table
 from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
@@ -18,6 +21,11 @@ from zippkit.layout import Layout, Modality
 from zippkit.recipe import Task
 from zippkit.spec import CompositionSpec
 from zippkit.tasks import TaskData, check_tokenizers
+
+HEARS = HfEncoderConfig(model=MODELS["wav2vec2"], sample_rate=800)
+"""Convolutions of 5 and 3 samples, 3 and 2 apart: a state of 11 samples, and one more every 6."""
+LOOKS = HfEncoderConfig(model=MODELS["vit"])
+"""Images of one channel, 8 x 8."""
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +159,123 @@ def test_a_task_passes_over_examples_that_lack_one_of_its_modalities(tmp_path: P
         TaskData(Task(("speech",), "image"), dataset, split)
     with pytest.raises(DataError, match="shown3 has 5 image tokens, and 1 of 3"):
         task.check_lengths(towers(text={"max_len": 9}) | {"image": towers(speech={"max_len": 4})["speech"]})
+
+
+LENGTHS = [30, 11, 47, 23]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Four waveforms, and images of 2 x 2 pixels."""
+    numbers = np.random.default_rng(0)
+    made = [
+        Example(f"w{i}", "", 0.0, {"text": "one", "speech": numbers.uniform(-1, 1, n), "image": np.array([0, 1, 2, i])})
+        for i, n in enumerate(LENGTHS)
+    ]
+    tokenizers: dict[str, Tokenizer] = {"text": train_words(WORDS), "image": PixelTokenizer(2, 5)}
+    folder = tmp_path_factory.mktemp("sounds") / "data"
+    return write_dataset(folder, {"train": made}, tokenizers, waveforms={"speech": 800})
+
+
+def test_a_tower_of_waveforms_is_given_waveforms(sounds: Dataset) -> None:
+    read: dict[str, TowerConfig] = {"text": towers()["text"], "speech": HEARS}
+    check_tokenizers(sounds, Layout().modalities(read), sounds.fingerprints)
+    split = sounds.split("train")
+    task = TaskData(Task(("speech",), "text"), sounds, split, read)
+    task.check_lengths(read)
+    assert task.lengths.tolist() == LENGTHS
+    speech, text = task.segments(2)
+    assert (speech.tower, speech.loss, text.loss) == ("speech", False, True)
+    assert speech.tokens.dtype == np.float32 and text.tokens == [3 + WORDS.index("one")]
+    np.testing.assert_array_equal(speech.tokens, split[2].items["speech"])
+    np.testing.assert_array_equal(task.prompt(2)[0].tokens, speech.tokens)
+
+
+def test_no_waveform_is_read_before_it_is_needed(sounds: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: dict[str, TowerConfig] = {"text": towers()["text"], "speech": HEARS.model_copy(update={"max_len": 99})}
+    with monkeypatch.context() as watched:
+        watched.setattr(table._Waves, "_read", lambda *_: pytest.fail("a waveform was read"))
+        task = TaskData(Task(("speech",), "text"), sounds, sounds.split("train"), read)
+        task.check_lengths(read)
+        assert task.lengths.max() == 47 and task.ids([3]) == ("w3",) and task.item(0, "text") == "one"
+        with pytest.raises(pytest.fail.Exception, match="a waveform was read"):
+            task.prompt(0)
+
+
+def test_a_waveform_of_which_no_state_can_be_made_is_named(sounds: Dataset) -> None:
+    task = TaskData(Task(("speech",), "text"), sounds, sounds.split("train"))
+    text = towers()["text"]
+    wide = HfEncoderConfig(model=MODELS["wav2vec2"] | {"conv_kernel": [9, 3]}, sample_rate=800)
+    with pytest.raises(DataError, match="example w1, speech: got 11 samples; expected at least 15") as caught:
+        task.check_lengths({"text": text, "speech": wide})
+    assert len(str(caught.value).splitlines()) == 1
+    # 47 samples make 15 and then 7 states.
+    task.check_lengths({"text": text, "speech": HEARS.model_copy(update={"max_len": 7})})
+    with pytest.raises(DataError, match="example w2 has 7 speech states, and 1 of 4 examples have more than the 6"):
+        task.check_lengths({"text": text, "speech": HEARS.model_copy(update={"max_len": 6})})
+
+
+def test_a_waveform_past_the_window_is_named(sounds: Dataset) -> None:
+    short = MODELS["whisper"] | {"max_source_positions": 1}
+    whisper = HfEncoderConfig(model=short)
+    made = [Example("long", "", 0.0, {"speech": np.zeros(321)}), Example("none", "", 0.0, {"speech": np.zeros(0)})]
+    folder = sounds.path.with_name("long")
+    written = write_dataset(folder, {"train": made}, {}, waveforms={"speech": 16_000})
+    task = TaskData(Task((), "speech"), written, written.split("train"))
+    with pytest.raises(DataError) as caught:
+        task.check_lengths({"speech": whisper})
+    none, long = str(caught.value).splitlines()
+    assert "example none, speech: got 0 samples" in none and "example long, speech: got 321 samples" in long
+
+
+def test_a_tower_of_images_is_given_floats(sounds: Dataset) -> None:
+    read: dict[str, TowerConfig] = {"text": towers()["text"], "image": LOOKS}
+    check_tokenizers(sounds, Layout().modalities(read), sounds.fingerprints)
+    task = TaskData(Task(("image",), "text"), sounds, sounds.split("train"), read)
+    task.check_lengths(read)
+    image = task.prompt(3)[0].tokens
+    assert image.shape == (1, 8, 8) and LOOKS.n_states(image) == 5
+    np.testing.assert_array_equal(image[0, ::4, ::4], [[-1, -0.5], [0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "message"),
+    [
+        (
+            "speech",
+            HEARS.model_copy(update={"sample_rate": 16_000}),
+            r"speech holds 800 samples a second, tower 'speech' hears 16000; expected a dataset prepared with "
+            r"--waveform 16000 --resample \(or, .*towers.speech.config.sample_rate: 800\)",
+        ),
+        ("speech", LOOKS, "speech holds waveforms, but tower 'speech' is fed images; expected a modality of pixels"),
+        ("image", HEARS, "image holds pixels, but tower 'image' is fed waveforms; .* --waveform 800, or a tower of"),
+        ("text", HEARS, "text holds text, but tower 'text' is fed waveforms"),
+        (
+            "image",
+            HfEncoderConfig(model=MODELS["vit"] | {"image_size": 9, "patch_size": 3}),
+            "image holds images of 2 x 2 pixels, and tower 'image' is fed 9 x 9; expected a multiple of 2",
+        ),
+    ],
+)
+def test_what_a_continuous_tower_cannot_be_fed(sounds: Dataset, name: str, tower: TowerConfig, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_tokenizers(sounds, Layout().modalities({name: tower}))
+
+
+def test_waveforms_are_no_token_ids(sounds: Dataset, data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"speech holds waveforms, but tower 'speech' reads token ids; .*--waveform\)"):
+        check_tokenizers(sounds, read(towers()))
+    with pytest.raises(DataError, match="speech holds token ids, but tower 'speech' is fed waveforms"):
+        check_tokenizers(data, Layout().modalities({"speech": HEARS}))
+
+
+def test_a_continuous_tower_that_does_not_tell_takes_any_waveform(sounds: Dataset) -> None:
+    class Mute(HfEncoderConfig):
+        @property
+        def feed(self) -> None:
+            return None
+
+    mute = Mute(model=MODELS["wav2vec2"])
+    check_tokenizers(sounds, Layout().modalities({"speech": mute}))
+    with pytest.raises(DataError, match="--waveform RATE"):
+        check_tokenizers(sounds, Layout().modalities({"image": mute}))

@@ -295,13 +295,19 @@ def prepare(
     units: Annotated[
         Path | None, typer.Option(help="A trained unit tokenizer; trained on the corpus if left out.")
     ] = None,
-    resample: Annotated[bool, typer.Option("--resample", help="Bring other sample rates to the units'.")] = False,
+    waveform: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="HZ", help="Write sound as waveforms at this sample rate, instead of as units."),
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Bring other sample rates to the units' or the waveforms'.")
+    ] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad recordings out and count them.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many recordings per split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
-    """Turn a corpus into a dataset folder: speech as units, images as grey levels, with their transcripts.
+    """Turn a corpus into a dataset folder: speech as units or waveforms, images as grey levels, with transcripts.
 
     Example: zippkit prepare fsdd path/to/recordings -o data/fsdd --text words max_digits=5 units.sample_rate=8000
     """
@@ -309,6 +315,7 @@ def prepare(
 
     flags = {
         "text": text,
+        "waveform": waveform,
         "resample": resample,
         "skip_bad": skip_bad,
         "limit": limit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from zippkit.compiler import build_model
 from zippkit.errors import CheckpointError
 from zippkit.graph import Graph
 from zippkit.mask_view import Masks, mask_views
+from zippkit.meta import meta_model
 from zippkit.model import ZippedModel
 from zippkit.parts import Transfer, checkpoint_folder, compare
 from zippkit.plan import Plan
@@ -78,13 +80,20 @@ class Composition:
         write_checkpoint(Path(folder), checkpoint, copy_towers=copy_towers)
 
 
-def compile(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True) -> Composition:
+def compile(
+    spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True, device: Literal["cpu", "meta"] = "cpu"
+) -> Composition:
     """Build the model of a spec; new parameters depend on ``seed`` alone.
+
+    On the ``meta`` device there are modules and shapes and no values; no weights are read, and none need to be there.
 
     Raises:
         SpecError: everything that is wrong with the spec.
         CheckpointError: weights that do not fit.
     """
+    if device == "meta":
+        model, graph = meta_model(spec)
+        return Composition(spec, graph, model)
     model, graph = build_model(spec, seed=seed, load_weights=load_weights)
     found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else {}
     return Composition(spec, graph, model, {name: source for name, source in found.items() if source is not None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import torch
@@ -55,9 +55,12 @@ def _rule(func: Any) -> Rule | None:
     """How the output of an operation is made here, if it is."""
     if func in _RULES:
         return _RULES[func]
-    if func.is_view or torch.Tag.pointwise not in func.tags:
+    one = [str(each.type) for each in func._schema.returns] == ["Tensor"]
+    if func.is_view or torch.Tag.pointwise not in func.tags or not one:
         return None
-    return _in_place if func._schema.is_mutable else _pointwise
+    if func._schema.is_mutable:
+        return _in_place if func._schema.name.endswith("_") else None
+    return _pointwise
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -85,7 +88,9 @@ def _pointwise(func: Any, *args: Any, **kwargs: Any) -> Tensor:
     shape = _broadcast(*(each.shape for each in tensors))
     dtype = _dtype(func, *map(_kind, args), **kwargs)
     like = next((each for each in tensors if each.shape == shape), None)
-    return _empty(shape, dtype) if like is None else _like(like, dtype)
+    if like is None or kwargs.get("memory_format") is torch.contiguous_format:
+        return _empty(shape, dtype)
+    return _like(like, dtype)
 
 
 @cache
@@ -101,7 +106,7 @@ def _kind(arg: Any) -> Any:
     return (arg.dtype, arg.dim() == 0) if isinstance(arg, Tensor) else arg
 
 
-@cache
+@lru_cache(maxsize=None, typed=True)
 def _dtype(func: Any, *kinds: Any, **kwargs: Any) -> torch.dtype:
     """The type of a result: that of nothing at all, really computed."""
     args = [torch.zeros(() if kind[1] else (0,), dtype=kind[0]) if isinstance(kind, tuple) else kind for kind in kinds]
@@ -137,7 +142,7 @@ def _cat(func: Any, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     del func
     shape = list(parts[0].shape)
     shape[dim] = sum(part.shape[dim] for part in parts)
-    return _empty(shape, parts[0].dtype)
+    return _empty(shape, reduce(torch.promote_types, (part.dtype for part in parts)))
 
 
 def _stack(func: Any, parts: Sequence[Tensor], dim: int = 0) -> Tensor:

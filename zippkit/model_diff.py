@@ -58,7 +58,7 @@ class Difference:
         yield from _marked("", removed=spec.removed, added=spec.added, changed=spec.changed)
         yield from _marked("site ", removed=spec.sites_removed, added=spec.sites_added, changed=spec.sites_moved)
         changed = [
-            f"{part}: {_told(*(old for old, _ in each))} -> {_told(*(new for _, new in each))}"
+            f"{part}: {_told(*(old for old, _ in each))} => {_told(*(new for _, new in each))}"
             for part, each in _by_part(self.changed).items()
         ]
         removed, added = (

@@ -33,6 +33,9 @@ def run_prepare(
     if root is None:
         raise DataError(f"corpus kind {corpus} needs its folder, as in `prepare {corpus} path/to/it -o {out}`")
     reading, unit_settings = _split_options(options)
+    if flags["waveform"] is not None and (units is not None or unit_settings):
+        named = ["--units"] * (units is not None) + [f"units.{key}" for key in unit_settings]
+        raise ZippkitError(f"--waveform writes sound as it is, and no units; remove {', '.join(named)}")
     if units is not None and unit_settings:
         raise ZippkitError(
             f"--units brings its own settings; remove {', '.join(f'units.{key}' for key in unit_settings)}"
@@ -46,7 +49,7 @@ def run_prepare(
             corpus,
             root,
             out,
-            units=units or config,
+            units=None if flags["waveform"] is not None else units or config,
             options=reading,
             progress=lambda done, total, what: advance(0, f"{what} {done}/{total}" if total else f"{what} {done}"),
             **flags,
@@ -59,7 +62,7 @@ def _pictures(
 ) -> Dataset:
     """Prepare a corpus of images, which comes with a library and has no use for what is about sound."""
     unused = [f"{root}"] * (root is not None) + list(options) + ["--units"] * (units is not None)
-    unused += [f"--{name.replace('_', '-')}" for name in ("resample", "skip_bad") if flags[name]]
+    unused += [f"--{name.replace('_', '-')}" for name in ("waveform", "resample", "skip_bad") if flags[name]]
     if unused:
         raise DataError(f"corpus kind {corpus} holds images and needs no folder; remove {', '.join(unused)}")
     return prepare_pictures(corpus, out, **{name: flags[name] for name in ("text", "limit", "seed", "overwrite")})

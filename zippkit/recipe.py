@@ -143,7 +143,7 @@ class Recipe(Strict):
     def complaints(self) -> list[Complaint]:
         """What does not fit between the phases and the spec."""
         found: list[Complaint] = []
-        towers, modalities = self.spec.towers, self.spec.modalities
+        towers = self.spec.towers
         phases: list[tuple[Place, list[str] | None]] = [
             (("train",), self.train.tasks),
             (("evaluate",), self.evaluate.tasks),
@@ -151,10 +151,7 @@ class Recipe(Strict):
         phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
         for place, tasks in phases:
             for i, text in enumerate(tasks or []):
-                for name in Task.parse(text).modalities:
-                    if name not in modalities:
-                        message = f"no tower is called {name!r}{did_you_mean(name, modalities)}"
-                        found.append(((*place, "tasks", i), message))
+                found += [((*place, "tasks", i), message) for message in self._task_complaints(Task.parse(text))]
         for name, phase in self.pretrain.items():
             if name not in towers:
                 found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
@@ -163,6 +160,9 @@ class Recipe(Strict):
                 found.append((("pretrain", name), message))
             elif towers[name].weights is not None:
                 found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
+            elif towers[name].settings.continuous:
+                message = "continuous inputs have no next token to predict; name `weights`, or train it with a link"
+                found.append((("pretrain", name), message))
             if phase.tasks not in (None, [name]):
                 found.append(
                     (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
@@ -176,6 +176,14 @@ class Recipe(Strict):
                 message = f"no such parameter group{did_you_mean(group, known)}"
                 found.append(((*place, "learning_rates", group), message))
         return found
+
+    def _task_complaints(self, task: Task) -> Iterator[str]:
+        towers, modalities = self.spec.towers, self.spec.modalities
+        for name in task.modalities:
+            if name not in modalities:
+                yield f"no tower is called {name!r}{did_you_mean(name, modalities)}"
+            elif name in task.targets and towers[modalities[name]].settings.continuous:
+                yield f"{name!r} is fed continuous inputs, which nothing predicts; it can only be given"
 
     def start_complaints(self) -> Iterator[Complaint]:
         """What does not fit between the spec and what it starts from."""

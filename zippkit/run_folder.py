@@ -160,9 +160,14 @@ class RunFolder:
         return Dataset(self._tokenizers, read_manifest(self._tokenizers)).fingerprints
 
     def tokenizers(self) -> dict[str, Tokenizer]:
-        """What turned the training data into tokens, by modality; those that came as plain ids are left out."""
+        """What turned the training data into tokens, by modality; plain ids and waveforms have none."""
         dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
         return {name: dataset.tokenizer(name) for name, known in dataset.fingerprints.items() if known is not None}
+
+    def sample_rates(self) -> dict[str, int]:
+        """Modalities that were waveforms in the training data, and their samples a second."""
+        modalities = read_manifest(self._tokenizers).modalities
+        return {name: column.sample_rate for name, column in modalities.items() if column.sample_rate is not None}
 
 
 def _is_temporary(file: Path) -> bool:

@@ -35,9 +35,11 @@ def answer(
     if audio is not None and not audio.is_file():
         raise ZippkitError(f"{audio}: no such file")
     zipped = load(path)
-    known = RunFolder(path).tokenizers()
+    run = RunFolder(path)
+    known, rates = run.tokenizers(), run.sample_rates()
     tokenizers = {name: known[name] for name in zipped.graph.modalities if name in known}
-    prompt = _hear(tokenizers, audio) if audio is not None else _read(tokenizers, text or "")
+    heard = {name: rates[name] for name in zipped.graph.modalities if name in rates}
+    prompt = _hear(tokenizers, heard, audio) if audio is not None else _read(tokenizers, text or "")
     wanted = list(outputs or _answering(zipped, prompt.tower))
     _check_out(out, [name for name in wanted if isinstance(tokenizers.get(name), UnitTokenizer)])
     for segment in generate(zipped, [prompt], wanted, max_tokens):
@@ -65,7 +67,10 @@ def _check_out(out: Path | None, sounds: Sequence[str]) -> None:
         raise ZippkitError(f"--to names {len(sounds)} segments of sound, and --out takes one")
 
 
-def _hear(tokenizers: Mapping[str, Tokenizer], audio: Path) -> Segment:
+def _hear(tokenizers: Mapping[str, Tokenizer], rates: Mapping[str, int], audio: Path) -> Segment:
+    """The sound as the run's first listener takes it: a tower of waveforms at its ``rates``, or one of units."""
+    for name, rate in rates.items():
+        return Segment(name, resample(*read_audio(audio), rate))
     for name, tokenizer in tokenizers.items():
         if isinstance(tokenizer, UnitTokenizer):
             wave, rate = read_audio(audio)

@@ -16,12 +16,12 @@ class Change:
     """One value of something that both compositions have."""
 
     place: str
-    """Such as ``towers.text.config.dim``."""
+    """Such as ``towers.text.config.dim``; a link's name where one of its sites has moved."""
     old: Any
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.place}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.place}: {_shown(self.old)} => {_shown(self.new)}"
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _site_changes(old: Mapping[str, list[LinkSite]], new: Mapping[str, list[Link
         there, here = list(old.get(link, ())), list(new.get(link, ()))
         _pairs(there, here, _ends)
         for same in (_target, _source):
-            moved += [Change(f"links.{link}", _told(a), _told(b)) for a, b in _pairs(there, here, same)]
+            moved += [Change(link, _told(a), _told(b)) for a, b in _pairs(there, here, same)]
         removed += [f"{link}: {_told(site)}" for site in there]
         added += [f"{link}: {_told(site)}" for site in here]
     return tuple(added), tuple(removed), tuple(moved)
@@ -143,8 +143,8 @@ def _orders(old: CompositionSpec, new: CompositionSpec) -> Iterator[Change]:
     """Where links that both have act on the same state in another order."""
     there, here = _acting(old), _acting(new)
     for place in there:
-        both = set(there[place]) & set(here.get(place, ()))
-        before, after = ([link for link in acting[place] if link in both] for acting in (there, here) if both)
+        before = [link for link in there[place] if link in here.get(place, ())]
+        after = [link for link in here.get(place, ()) if link in there[place]]
         if before != after:
             yield Change("links at {}[{}]".format(*place), before, after)
 

@@ -3,9 +3,9 @@
     python recipes/smollm2/unchanged.py             # after fetch.py
 
 The links' gates are opened and their outputs filled with noise first, so that they would be heard if they leaked. Each
-prompt is continued greedily by zippkit (its caches, the zipped model) and by transformers' own ``generate`` (its caches,
-the model alone). Then the logits of prompts and answers, beside a row that hears speech, are compared with those of the
-tower compiled by itself: bit by bit.
+prompt is continued greedily by zippkit (its caches, the zipped model) and by transformers' own ``generate`` (its own
+caches, the model alone). Then the logits of prompts and answers, beside a row that hears speech, are compared bit
+by bit with those of the tower compiled by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from zippkit.recipe import single_tower
 from zippkit.tower import tower_logits
 
 SPEC = Path(__file__).parents[1] / "compositions" / "smollm2_listens.yaml"
+SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
 PROMPTS = (
     "What is the capital of France?",
     "Why is the sky blue?",
@@ -64,13 +65,15 @@ def main() -> None:
     try:
         rows, heard = compare(arguments.spec, arguments.max_tokens)
     except ZippkitError as error:
-        parser.exit(2, f"{error}\nfetch SmolLM2 first: python recipes/smollm2/fetch.py\n")
+        parser.exit(2, f"{error}\nwas SmolLM2 fetched? python recipes/smollm2/fetch.py\n")
     print("| prompt | answer | tokens | as transformers' generate | logits as the tower alone | from transformers |")
     print("|---|---|---|---|---|---|")
     for row in rows:
         tokens, bits = "the same" if row.same_tokens else "OTHER", "bit-equal" if row.same_bits else "DIFFER"
         print(f"| {row.prompt} | {row.answer} | {row.n_tokens} | {tokens} | {bits} | {row.gap:.1e} |")
-    print(f"\nA row that hears speech: its logits differ from the tower's alone by up to {heard:.2g}; the links do act.")
+    print(
+        f"\nA row that hears speech: its logits differ from the tower's alone by up to {heard:.2g}; the links do act."
+    )
     sys.exit(0 if heard and all(row.same_tokens and row.same_bits for row in rows) else 1)
 
 
@@ -81,48 +84,53 @@ def compare(file: Path, max_tokens: int) -> tuple[list[Row], float]:
     Raises:
         ZippkitError: the model is not there, or the spec is wrong.
     """
-    import transformers
-
     spec = zippkit.load_spec(file)
     zipped, alone = zippkit.compile(spec), zippkit.compile(single_tower(spec, "text"))
     wake(zipped.model.eval())
-    folder = str(spec.towers["text"].settings.weights_path())
-    auto: Any = transformers.AutoModelForCausalLM
-    own = auto.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
-    asked = [tokenizer.encode(f"user\n{prompt}", add_special_tokens=False).ids for prompt in PROMPTS]
-    answers = [zippkit.generate(zipped, [Segment("text", ids)], ["text"], max_tokens)[0].tokens for ids in asked]
-    batch = zipped.collate(
-        [
-            *([Segment("text", ids), Segment("text", answer)] for ids, answer in zip(asked, answers, strict=True)),
-            [Segment("speech", list(range(50))), Segment("text", asked[0])],
-        ]
-    )
-    found = zipped.model(batch)["text"]
-    expected = tower_logits(alone.model.eval().tower("text"), batch.towers["text"])
-    rows = []
-    for i, (prompt, ids, answer) in enumerate(zip(PROMPTS, asked, answers, strict=True)):
-        there = batch.towers["text"].order[i] >= 0
-        own_logits = own(batch.towers["text"].tokens[i : i + 1, : int(there.sum())]).logits[0]
-        rows.append(
+    folder = spec.towers["text"].settings.weights_path()
+    own, tokenizer = _own_model(folder), Tokenizer.from_file(f"{folder}/tokenizer.json")
+    asked = [[_segment(tokenizer, turn) for turn in (SYSTEM, f"user\n{prompt}")] for prompt in PROMPTS]
+    answers = [zippkit.generate(zipped, segments, ["text"], max_tokens)[0] for segments in asked]
+    rows = [[*segments, answer] for segments, answer in zip(asked, answers, strict=True)]
+    batch = zipped.collate([*rows, [Segment("speech", list(range(50))), *asked[0]]])
+    text = batch.towers["text"]
+    found, expected = zipped.model(batch)["text"], tower_logits(alone.model.eval().tower("text"), text)
+    outcomes = []
+    for i, (prompt, segments, answer) in enumerate(zip(PROMPTS, asked, answers, strict=True)):
+        there = text.order[i] >= 0
+        own_logits = own(text.tokens[i : i + 1, : int(there.sum())]).logits[0]
+        outcomes.append(
             Row(
                 prompt,
-                " ".join(tokenizer.decode(answer).split()),
-                len(answer),
-                answer == continued(own, zipped, ids, max_tokens),
+                " ".join(tokenizer.decode(answer.tokens).removeprefix("assistant").split()),
+                len(answer.tokens),
+                answer.tokens == continued(own, zipped, segments, max_tokens),
                 torch.equal(found[i][there], expected[i][there]),
                 float((found[i][there] - own_logits).abs().max()),
             )
         )
-    hears = batch.towers["text"].order[-1] >= 0
-    return rows, float((found[-1] - expected[-1])[hears].abs().max())
+    return outcomes, float((found[-1] - expected[-1])[text.order[-1] >= 0].abs().max())
 
 
-def continued(own: Any, zipped: Composition, ids: list[int], max_tokens: int) -> list[int]:
+def _own_model(folder: Path | None) -> Any:
+    import transformers
+
+    auto: Any = transformers
+    auto.utils.logging.disable_progress_bar()
+    model = auto.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval()
+
+
+def _segment(tokenizer: Tokenizer, turn: str) -> Segment:
+    return Segment("text", tokenizer.encode(turn, add_special_tokens=False).ids)
+
+
+def continued(own: Any, zipped: Composition, segments: list[Segment], max_tokens: int) -> list[int]:
     """The answer of transformers' own ``generate``, without its end id."""
     frame = zipped.graph.towers["text"].frame
     assert frame is not None
-    given = torch.tensor([[frame.begin, *ids, frame.end, frame.begin]])
+    turns = [token for segment in segments for token in (frame.begin, *segment.tokens, frame.end)]
+    given = torch.tensor([[*turns, frame.begin]])
     out: Tensor = own.generate(
         given,
         attention_mask=torch.ones_like(given),

@@ -5,8 +5,9 @@ Needs a copy of the Free Spoken Digit Dataset (CC BY-SA 4.0); the images come wi
     python recipes/three_from_pairs/make_data.py path/to/free-spoken-digit-dataset
 
 takes half a minute and writes ``data/three_from_pairs``, in which no example has speech and an image, and
-``data/three_all_pairs``, which has such pairs besides: each training recording with images of the same digit. Training
-images are 1300 of their own and three turned and slanted copies of each; test images are as they are.
+``data/three_all_pairs``, which has such pairs besides: each training recording with an image of the same digit. Training
+images are 1300 and a turned and slanted copy of each; test images are as they are. Both datasets also have strings that
+count up and down as text alone: a text tower that has read nothing but single words makes the same state of each.
 """
 
 from __future__ import annotations
@@ -28,10 +29,8 @@ from zippkit.errors import DataError, ZippkitError
 
 UNITS = UnitConfig(sample_rate=8000, n_fft=256, n_mels=40, n_units=256)
 SPLITS = ("train", "dev", "test")
-N_COPIES = 3
-"""Of each training image, besides itself."""
-N_MET = 2
-"""Images that each training recording meets in ``three_all_pairs``."""
+N_COUNTED = 4000
+"""Strings of text alone."""
 
 
 def main() -> None:
@@ -57,6 +56,7 @@ def make(root: Path, out: Path, seed: int, overwrite: bool) -> Iterator[Dataset]
     pictures = [*handwritten(), *turned(seed)]
     shown = {split: list(picture_examples(pictures, split, pixels)) for split in SPLITS}
     pairs = {split: [*spoken[split], *shown[split]] for split in SPLITS}
+    pairs["train"] += counted(seed)
     every = pairs | {"train": [*pairs["train"], *met(spoken["train"], shown["train"], seed)]}
     tokenizers: dict[str, Tokenizer] = {"text": words, "speech": units, "image": pixels}
     for name, splits in (("three_from_pairs", pairs), ("three_all_pairs", every)):
@@ -87,24 +87,32 @@ def turned(seed: int) -> Iterator[Picture]:
     rng = np.random.default_rng(seed)
     middle = np.full(2, 3.5)
     for picture in handwritten():
-        for copy in range(N_COPIES if picture.split == "train" else 0):
+        if picture.split == "train":
             angle, slant = rng.uniform(-0.2, 0.2, size=2)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, 0], [slant, 1]]
             moved = affine_transform(picture.pixels.astype(float), turn, middle - turn @ middle)
             levels = np.clip(np.rint(moved), 0, 16).astype(np.int64)
-            yield Picture(f"{picture.id}.{copy}", levels, picture.text, picture.split)
+            yield Picture(f"{picture.id}-turned", levels, picture.text, picture.split)
+
+
+def counted(seed: int) -> Iterator[Example]:
+    """Strings such as ``nine zero one`` or ``five four``: 2 to 8 digits, counted up or down."""
+    rng = np.random.default_rng(seed)
+    for i in range(N_COUNTED):
+        first, step, length = rng.integers(10), rng.choice([1, -1]), rng.integers(2, 9)
+        text = " ".join(DIGITS[(first + step * place) % 10] for place in range(length))
+        yield Example(f"count-{i:04d}", "", 0.0, {"text": text})
 
 
 def met(spoken: list[Example], shown: list[Example], seed: int) -> Iterator[Example]:
-    """Each recording with some drawn images of the same digit, without the word."""
+    """Each recording with a drawn image of the same digit, without the word."""
     rng = np.random.default_rng(seed)
     by_word = {word: [example for example in shown if example.items["text"] == word] for word in DIGITS}
     for one in spoken:
         of_word = by_word[str(one.items["text"])]
-        for index in rng.choice(len(of_word), N_MET, replace=False):
-            other = of_word[index]
-            items = {"speech": one.items["speech"], "image": other.items["image"]}
-            yield Example(f"{one.id}+{other.id}", one.speaker, one.seconds, items)
+        other = of_word[rng.integers(len(of_word))]
+        items = {"speech": one.items["speech"], "image": other.items["image"]}
+        yield Example(f"{one.id}+{other.id}", one.speaker, one.seconds, items)
 
 
 if __name__ == "__main__":

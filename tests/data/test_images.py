@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zippkit.config import Image
 from zippkit.data.dataset import Dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.pictures import Picture, handwritten, prepare_pictures
@@ -18,6 +19,7 @@ from zippkit.prepare_cli import run_prepare
 
 FLAGS: dict[str, Any] = {
     "text": "words",
+    "waveform": None,
     "resample": False,
     "skip_bad": False,
     "limit": 20,
@@ -125,3 +127,13 @@ def test_the_command_needs_no_folder_and_takes_no_sound(tmp_path: Path) -> None:
         prepare_pictures("handwriten", tmp_path / "b")
     with pytest.raises(DataError, match="corpus kind fsdd needs its folder"):
         run_prepare("fsdd", None, tmp_path / "b", [], None, FLAGS)
+
+
+def test_an_image_is_scaled_for_a_tower_that_is_fed_pixels() -> None:
+    tokenizer = PixelTokenizer(2, 5)
+    pixels = tokenizer.scaled([0, 1, 2, 4], Image(3, 4, 6))
+    assert pixels.dtype == np.float32 and pixels.shape == (3, 4, 6)
+    drawn = [[-1, -1, -1, -0.5, -0.5, -0.5], [0, 0, 0, 1, 1, 1]]
+    for channel in pixels:
+        np.testing.assert_array_equal(channel, np.repeat(drawn, 2, axis=0))
+    assert tokenizer.fits(Image(1, 4, 6)) and not tokenizer.fits(Image(1, 4, 5)) and not tokenizer.fits(Image(1, 3, 4))

@@ -23,6 +23,9 @@ from zippkit.tower import Tower
 from zippkit.weights import load_into, read_tensors
 from zippkit_towers.hf_causal_lm_config import HfCausalLmConfig
 
+_RANDOM = ("dropout", "pdrop", "jitter_noise")
+"""Ends of the names of settings that make training random; a tower gives the same for the same inputs."""
+
 
 @dataclass
 class Slots:
@@ -117,7 +120,12 @@ class HfCausalLm(Tower):
 
     def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
         family = self.config.family
-        return states + self._base(family.positions)(inputs.places) if family.positions else states
+        if not family.positions:
+            return states
+        learned = self._base(family.positions)
+        # Padding counts on, past the last position that there is.
+        moved: Tensor = states + learned(inputs.places.clamp(max=learned.num_embeddings - 1))
+        return moved
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         family, given = self.config.family, {}
@@ -150,7 +158,7 @@ class HfCausalLm(Tower):
         return Slots([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
 
     def load_weights(self, path: Path) -> None:
-        """Load a Hugging Face folder (through transformers, so that older names fit), or what zippkit wrote; safetensors.
+        """Load a Hugging Face folder (through transformers, so that older names fit), or what zippkit wrote.
 
         Raises:
             CheckpointError: weights that do not fit, or no safetensors.
@@ -193,11 +201,11 @@ def _transformers() -> Any:
 def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
     """Transformers' own model of a config, randomly initialised and without dropout."""
     transformers = _transformers()
-    data = {key: 0.0 if key.endswith(("dropout", "pdrop")) else value for key, value in config.model.items()}
+    data = {key: 0.0 if key.endswith(_RANDOM) else value for key, value in config.model.items()}
     model_type = data.pop("model_type")
     hf = transformers.AutoConfig.for_model(model_type, **data)
     for key in vars(hf):
-        if key.endswith(("dropout", "pdrop")):
+        if key.endswith(_RANDOM):
             setattr(hf, key, 0.0)
     for key, value in changes.items():
         setattr(hf, key, value)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from zippkit.config import Frame, TowerConfig, read_json
 from zippkit.errors import did_you_mean
-from zippkit_towers.hf_folder import local_folder
+from zippkit_towers.hf_folder import WEIGHTS, local_folder
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angles depend on a token's position alone, not on the longest one that has been seen."""
@@ -126,7 +126,7 @@ class HfCausalLmConfig(TowerConfig):
 
     def weights_path(self) -> Path | None:
         """The folder of the pre-trained weights, if the config names one."""
-        return None if self.path is None else local_folder(self.path)
+        return None if self.path is None else local_folder(self.path, WEIGHTS)
 
 
 def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:

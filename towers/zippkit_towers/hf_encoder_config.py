@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from zippkit.config import Image, Sound, TowerConfig, read_json
 from zippkit_towers.hf_encoder_families import FAMILIES, SAMPLE_RATE, Family, check_values, encoder_part, number
 from zippkit_towers.hf_encoder_inputs import Inputs, Pixels
-from zippkit_towers.hf_folder import local_folder
+from zippkit_towers.hf_folder import WEIGHTS, local_folder
 
 
 class HfEncoderConfig(TowerConfig):
@@ -93,7 +93,7 @@ class HfEncoderConfig(TowerConfig):
 
     def weights_path(self) -> Path | None:
         """The folder of the pre-trained weights, if the config names one."""
-        return None if self.path is None else local_folder(self.path)
+        return None if self.path is None else local_folder(self.path, WEIGHTS)
 
     def n_states(self, values: NDArray[np.float32]) -> int:
         return self.inputs.n_states(values)

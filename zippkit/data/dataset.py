@@ -157,7 +157,7 @@ def write_dataset(
         waveforms: modalities of waveforms, and their samples a second.
         source: where the examples came from, JSON values.
         skipped: (id, reason) of recordings that could not be used.
-        partial: an example may lack a modality that is named in either; tasks pass over examples that lack one of theirs.
+        partial: an example may lack a modality that is named in either; a task passes over examples without one of its.
 
     Raises:
         DataError: ``path`` exists (with ``overwrite``: exists and is not a dataset), or the examples do not agree.

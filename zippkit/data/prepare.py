@@ -42,6 +42,7 @@ def prepare(
     out: str | Path,
     *,
     units: UnitConfig | UnitTokenizer | str | Path | None = None,
+    waveform: int | None = None,
     text: str | Path = "bytes",
     resample: bool = False,
     skip_bad: bool = False,
@@ -56,17 +57,20 @@ def prepare(
     Args:
         kind: a reader's name, or a function like one: called with ``root`` and ``options``.
         units: what units to train on the training split, or a trained tokenizer or its file, used as it is.
+        waveform: write speech as waveforms of so many samples a second, for a tower that is fed sound, and no units.
         text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
-        resample: bring recordings of another sample rate to the units'; otherwise each counts as bad.
+        resample: bring recordings to the sample rate of units or waveforms; otherwise those of another count as bad.
         skip_bad: leave bad recordings out, and name them in the manifest.
         limit: at most so many recordings per split, drawn with ``seed``.
         options: for the reader.
 
     Raises:
-        DataError: bad recordings, all of them in one message, or nothing to train on, or ``out`` exists. Nothing is
-            written then.
+        DataError: bad recordings, all of them in one message, or nothing to train on, or ``out`` exists, or units and
+            waveforms are asked for. Nothing is written then.
     """
     refuse_to_overwrite(Path(out), overwrite)
+    if waveform is not None and (units is not None or waveform < 1):
+        raise DataError(f"waveform={waveform} and units={units!r}; expected a sample rate in Hz, or units, not both")
     read = reader(kind) if isinstance(kind, str) else kind
     _check_options(kind, read, options or {})
     recordings = drawn(list(read(Path(root), **(options or {}))), limit, seed)
@@ -75,12 +79,13 @@ def prepare(
     text_tokenizer = transcript_tokenizer(text, recordings)
     trained = None if units is None or isinstance(units, UnitConfig) else _unit_tokenizer(units)
     config = trained.config if trained else units if isinstance(units, UnitConfig) else UnitConfig()
-    check = _Check(Path(root), config.sample_rate, resample, skip_bad, text_tokenizer)
+    check = _Check(Path(root), waveform or config.sample_rate, resample, skip_bad, text_tokenizer)
     train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
-    if trained:
+    if waveform is None and trained is None:
+        trained = UnitTokenizer.train(train_waves, config, seed, progress)
+    else:
         for _ in train_waves:
             pass
-    unit_tokenizer = trained or UnitTokenizer.train(train_waves, config, seed, progress)
 
     encoded = _Counter(len(check.good), "encoding", progress)
     source = {
@@ -93,8 +98,9 @@ def prepare(
     }
     return write_dataset(
         out,
-        {split: _examples(check, split, unit_tokenizer, encoded) for split in split_names(check.good)},
-        {"text": text_tokenizer, "speech": unit_tokenizer},
+        {split: _examples(check, split, trained, encoded) for split in split_names(check.good)},
+        {"text": text_tokenizer} | ({"speech": trained} if trained else {}),
+        waveforms={} if waveform is None else {"speech": waveform},
         source=source,
         skipped=check.bad,
         overwrite=overwrite,
@@ -192,11 +198,12 @@ class _Check:
         return "\n".join(lines)
 
 
-def _examples(check: _Check, split: str, units: UnitTokenizer, encoded: _Counter) -> Iterator[Example]:
+def _examples(check: _Check, split: str, units: UnitTokenizer | None, encoded: _Counter) -> Iterator[Example]:
     for recording in check.good:
         if recording.split == split:
             wave = check.wave(recording)
-            items: dict[str, Item] = {"text": check.text(recording), "speech": units.encode(wave, check.rate)}
+            speech: Item = units.encode(wave, check.rate) if units else wave
+            items: dict[str, Item] = {"text": check.text(recording), "speech": speech}
             yield Example(recording.id, recording.speaker, len(wave) / check.rate, items)
             encoded.step()
 

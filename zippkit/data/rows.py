@@ -21,8 +21,8 @@ Kind: TypeAlias = Literal["text", "ids", "waveform"]
 """What a column holds."""
 
 _ROWS_AT_ONCE = 1024
-_SAMPLES_AT_ONCE = 2**17
-"""Rows are read in groups of about so many samples: 1 to 2 ms for one of them. A smaller group is read faster and makes
+_SAMPLES_AT_ONCE = 2**16
+"""Rows are read in groups of about so many samples: 1 to 2 ms for one row. A smaller group is read faster and makes
 a longer table of contents."""
 _LOUDEST = 2.0
 """Resampling may carry a sample a little beyond 1; further out are integers that somebody forgot to scale."""
@@ -155,10 +155,10 @@ def _row(example: Example, columns: Columns, seen: set[str]) -> dict[str, object
         raise DataError(f"two examples have the id {example.id!r}")
     seen.add(example.id)
     columns.add(example)
-    row = {"id": example.id, "speaker": example.speaker, "seconds": example.seconds, **example.items}
-    for name in example.items:
+    row: dict[str, object] = {"id": example.id, "speaker": example.speaker, "seconds": example.seconds, **example.items}
+    for name, item in example.items.items():
         if columns.kinds[name] == "waveform":
-            scaled = np.rint(np.asarray(row[name], np.float32) * FULL_SCALE)
+            scaled = np.rint(np.asarray(item, np.float32) * FULL_SCALE)
             row[name] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
             row[samples_column(name)] = len(scaled)
     return row

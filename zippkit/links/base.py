@@ -62,15 +62,19 @@ class Link(nn.Module, ABC):
         advance together), one or several at a time.
 
         Args:
-            source: (B, S, source_dim) states.
+            source: (B, S, source_dim) states; keys and values (B, S, 2, H, K) for a link inside attention.
             tokens: the source's tokens, (B, S) each: ``visible`` is the order from which each may be seen, -1 at
                 padding; ``positions`` its place among the source's own; ``segment`` and ``offset`` which segment it
-                belongs to, and its place therein.
+                belongs to, and its place therein; ``inserted`` marks places that stand for segments of a third tower.
         """
 
     @abstractmethod
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         """Rewrite target states; the identity at initialisation and on blind positions.
+
+        At the embedding (`LinkConfig.acts`), it fills the places that the link has inserted, each from the segment that
+        ``segment`` names, and leaves every other token as it is. Inside attention it is not called: the target's layer
+        attends over keys and values (B, S, H, K), which the memory's tensors are.
 
         Args:
             target: (B, T, target_dim) states.
