@@ -81,7 +81,7 @@ def mirrored(found: Difference) -> Difference:
     return Difference(back, found.removed, found.added, {n: (b, a) for n, (a, b) in found.changed.items()})
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.sets(st.sampled_from(sorted(EDITS))), st.sets(st.sampled_from(sorted(EDITS))))
 def test_told_the_same_way_from_both_ends(one: set[str], other: set[str]) -> None:
     a, b = (edited(*(EDITS[name] for name in sorted(names))) for names in (one, other))

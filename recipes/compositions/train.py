@@ -35,6 +35,7 @@ from zippkit.data.readers import DIGITS
 from zippkit.errors import ZippkitError
 from zippkit.loading import load_spec
 from zippkit.optimizer import build_optimizer
+from zippkit.progress import progress
 from zippkit.recipe import Phase, Task, learning_rates, linked_tasks, single_tower
 from zippkit.spec import CompositionSpec
 from zippkit.step import build_step
@@ -138,8 +139,10 @@ def train(zipped: Composition, tasks: Sequence[Task], steps: int, rate: float = 
         return zipped.collate(of[at : at + BATCH_SIZE], multiple=16)
 
     losses = []
-    for number in range(steps):
-        losses.append(float(np.mean([float(step(batch(of, number))["total"]) for of in examples])))
+    with progress(zipped.spec.name, steps) as advance:
+        for number in range(steps):
+            losses.append(float(np.mean([float(step(batch(of, number))["total"]) for of in examples])))
+            advance(number + 1, f"loss {losses[-1]:.2f}")
     return losses
 
 

@@ -5,9 +5,9 @@ Needs a copy of the Free Spoken Digit Dataset (CC BY-SA 4.0); the images come wi
     python recipes/three_from_pairs/make_data.py path/to/free-spoken-digit-dataset
 
 takes half a minute and writes ``data/three_from_pairs``, in which no example has speech and an image, and
-``data/three_all_pairs``, which has such pairs besides: each training recording with an image of the same digit. Training
-images are 1300 and a turned and slanted copy of each; test images are as they are. Both datasets also have strings that
-count up and down as text alone: a text tower that has read nothing but single words makes the same state of each.
+``data/three_all_pairs``, which has such pairs besides: each training recording with an image of the same digit. Test
+images are as they are; a training image comes with a copy, turned and slanted. Both datasets have strings that count up
+and down as text alone: a text tower that has read nothing but single words makes the same states of all of them.
 """
 
 from __future__ import annotations
