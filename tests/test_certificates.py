@@ -330,7 +330,7 @@ def only_failure(zipped: Composition) -> tuple[str, str]:
 
 
 def test_a_link_whose_mask_is_off_is_caught_by_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zippkit.links.gated_cross_attention.cross_mask", off_by_two)
+    monkeypatch.setattr("zippkit.links.attending.cross_mask", off_by_two)
     name, detail = only_failure(two())
     assert name == "C1"
     # Row 0 is text, speech, text, speech: the text's end may not see the speech's begin.

@@ -355,6 +355,8 @@ ON_FILES: dict[str, list[str | Path]] = {
     "diagram": ["-o", "a.svg"],
     "verify": [],
     "recipe": [],
+    "sizes": [],
+    "diff": [DEMO / "spec.yaml"],
     "train": ["--out", "run"],
 }
 ON_RUNS: dict[str, list[str | Path]] = {

@@ -211,6 +211,14 @@ def test_a_model_that_would_run_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
         made.check()
 
 
+@torch.no_grad()
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    made = build("llama")
+    dict(made.named_parameters())["model.norm.weight"][0] = float("nan")
+    with pytest.raises(CheckpointError, match="differs by nan"):
+        made.check()
+
+
 def test_a_large_window_is_passed_in_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mistral's window is 4096 tokens; the check makes it small for itself, and leaves the tower as it was."""
     large = settings("mistral")
@@ -244,6 +252,7 @@ def test_what_cannot_be_run_is_told_without_transformers() -> None:
         {"model": settings("gemma3_text")["model"] | {"use_bidirectional_attention": True}}
     )
     assert "the model has no begin and end ids" in told({"model": {k: v for k, v in llama.items() if k not in IDS}})
+    assert "the model has no begin and end ids" in told({"model": llama | {"bos_token_id": 2, "eos_token_id": [2, 3]}})
     assert "dim is 8, but the model's is 32; leave it out" in told({"model": llama, "dim": 8})
     assert told({"model": llama}) == ""
 

@@ -200,6 +200,24 @@ def test_no_weights_need_to_be_there(tmp_path: Path) -> None:
     assert zippkit.compile(spec, device="meta").plan == zippkit.compile(spec, load_weights=False).plan
 
 
+def test_a_decoder_costs_the_same_whoever_runs_it() -> None:
+    llama = {
+        "model_type": "llama",
+        "vocab_size": 20,
+        "hidden_size": 16,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    }
+    theirs = {"kind": "hf_causal_lm", "config": {"model": llama}, "frame": {"begin": 18, "end": 19}, "freeze": True}
+    links = [link("speech", "text", every=2), link("text", "speech", every=2)]
+    ours, found = (sizes(make_spec(two(text=text), links)) for text in (tower(freeze=True), theirs))
+    assert (found.total.parameters, found.total.trained) == (ours.total.parameters, ours.total.trained)
+    assert (found.tasks, found.cache, found.memory) == (ours.tasks, ours.cache, ours.memory)
+
+
 def test_on_the_meta_device_nothing_has_a_value() -> None:
     spec = make_spec(two(), [link("speech", "text", every=2)])
     built, shapes = zippkit.compile(spec), zippkit.compile(spec, device="meta")

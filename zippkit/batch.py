@@ -357,7 +357,8 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
         for row in rows
         for target in row
         for source in row
-        if target != source and row[source]["visible"][0] < row[target]["order"][-1]
+        # Equal where the target ends in places that stand for this very segment.
+        if target != source and row[source]["visible"][0] <= row[target]["order"][-1]
     )
 
 

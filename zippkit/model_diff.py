@@ -82,7 +82,7 @@ def diff(old: CompositionSpec, new: CompositionSpec, *, weights: bool = True) ->
     there, here = _parameters(old), _parameters(new)
     return Difference(
         diff_specs(old, new, weights=weights),
-        added={name: here[name] for name in sorted(here.keys())},
+        added={name: here[name] for name in sorted(here.keys() - there)},
         removed={name: there[name] for name in sorted(there.keys() - here)},
         changed={n: (there[n], here[n]) for n in sorted(there.keys() & here.keys()) if there[n] != here[n]},
     )
