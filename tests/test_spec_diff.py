@@ -13,6 +13,7 @@ import yaml
 from compositions import SPEC, link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import zippkit
 from zippkit import cli
@@ -149,6 +150,10 @@ def test_sites_are_kept_moved_added_or_removed() -> None:
     ]
     assert found.sites_added == ("speech_to_text: speech[3] -> text[4]",)
     assert found.sites_removed == found.changed == ()
+    # The same depth, read elsewhere.
+    found = diff_specs(at((2, 2)), at((2, 3)))
+    assert found.sites_moved == (Change("speech_to_text", "speech[2] -> text[2]", "speech[2] -> text[3]"),)
+    assert found.sites_added == found.sites_removed == ()
 
 
 def test_the_order_of_links_matters_where_they_meet() -> None:
@@ -172,6 +177,7 @@ def test_parameters_are_those_of_the_built_models() -> None:
     assert {part_of(name) for name in found.added} == {"links.speech_to_text"}
     assert {part_of(name) for name in found.removed} == {"input_projections.text"}
     assert {part_of(name) for name in found.changed} == {"towers.text"}
+    assert found.spec.changed == (Change("towers.text.freeze", True, False),)
     assert not any(old.trained for old, _ in found.changed.values())
     n = sum(here[name].numel() for name in found.added)
     assert f"+ parameters of links.speech_to_text: {len(found.added)} tensors, {n:,} parameters" in str(found)
@@ -219,7 +225,9 @@ def test_the_command_ends_like_diff(call: Callable[..., tuple[int, str, str]], t
     assert (code, out) == (2, "")
     assert "wrong.yaml:4: towers.text.kind" in err
     # What was saved holds its weights and writes every default out.
-    zippkit.compile(spec_at(old)).save(tmp_path / "saved")
+    save_file(zippkit.compile(spec_at(old)).model.tower("text").state_dict(), tmp_path / "text.safetensors")
+    old.write_text(SPEC.replace("    freeze: true", "    freeze: true\n    weights: text.safetensors"))
+    zippkit.compile(spec_at(old)).save(tmp_path / "saved", copy_towers=True)
     assert call(old, tmp_path / "saved")[0] == 0
     assert call(tmp_path / "saved", new)[0] == 1
 

@@ -357,9 +357,15 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
         for row in rows
         for target in row
         for source in row
-        # Equal where the target ends in places that stand for this very segment.
-        if target != source and row[source]["visible"][0] <= row[target]["order"][-1]
+        if target != source and _reads(row[target], row[source])
     )
+
+
+def _reads(target: Row, source: Row) -> bool:
+    """Whether some place of the target comes after a token of the source; or stands for the source's last segment, as at
+    the end of a prompt, where a segment that is seen only once it is complete has the same order."""
+    stands = bool(target["inserted"][-1]) and target["segment"][-1] in source.segments
+    return source["visible"][0] < target["order"][-1] or stands
 
 
 def _stack(rows: Sequence[Row | None], config: TowerConfig, multiple: int) -> TowerBatch:

@@ -68,7 +68,7 @@ class ZippedModel(nn.Module):
         self.vocabularies = nn.ModuleDict(vocabularies or {})
         self.contrastive = nn.ModuleDict(contrasts or {})
         self.adapters = nn.ModuleDict(adapters or {})
-        self._inserted_into = {site.target for site in links if site.acts == "embedding"}
+        self.inserted_into = {site.target for site in links if site.acts == "embedding"}
 
     def link(self, site: LinkSite) -> Link:
         """The module that acts at a site."""
@@ -143,60 +143,13 @@ class ZippedModel(nn.Module):
         Returns:
             Logits (B, T, V) of each tower whose head the plan runs.
         """
-        hidden: dict[str, Tensor] = {}
-        context: dict[str, Any] = {}
-        logits: dict[str, Tensor] = {}
-        projected: dict[str, Projected] = {}
-        joined: dict[str, list[Memory]] = {}
-        pooled: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        memories: dict[LinkSite, Memory] = {} if decoding is None else dict(decoding.memories)
-        read = {op.site for op in plan.ops if op.kind == "read"}
+        forward = _Forward(self, plan, inputs, multimodal, decoding)
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:
-            tower = op.tower
             with torch.set_grad_enabled(with_gradient and op not in gradient_free):
-                if op.kind == "start":
-                    hidden[tower], context[tower] = self._start(tower, inputs[tower], multimodal, decoding)
-                elif op.kind == "project":
-                    projected[tower] = self._sharing(tower).project(op.depth - 1, hidden[tower], context[tower])
-                elif op.kind == "layer" and tower in projected:
-                    order, others = inputs[tower].order, joined.pop(tower, [])
-                    parts = projected.pop(tower)
-                    hidden[tower] = self._joint_layer(op, hidden[tower], context[tower], parts, order, others)
-                elif op.kind == "layer":
-                    hidden[tower] = self.tower(tower).layer(op.depth - 1, hidden[tower], context[tower])
-                elif op.kind == "head":
-                    logits[tower] = self._head(tower, hidden[tower])
-                elif op.kind == "pool" and op.contrast is not None:
-                    head = cast("ContrastHead", self.contrastive[op.contrast])
-                    pooled.setdefault(op.contrast, []).append(head.pool(tower, hidden[tower], inputs[tower]))
-                    if len(pooled[op.contrast]) == 2:
-                        logits[op.contrast] = head.compare(*pooled[op.contrast])
-                elif op.kind == "write" and op.site is not None:
-                    states = _keys_and_values(projected[tower]) if op.inside else hidden[tower]
-                    self._write(op.site, states, inputs[tower], memories, decoding, op.site in read)
-                elif op.site is not None and op.inside:
-                    joined.setdefault(tower, []).append(memories[op.site])
-                elif op.site is not None:
-                    hidden[tower] = self.link(op.site).read(hidden[tower], inputs[tower], memories[op.site])
-        return logits
-
-    def _write(
-        self,
-        site: LinkSite,
-        states: Tensor,
-        tokens: TowerBatch,
-        memories: dict[LinkSite, Memory],
-        decoding: Decoding | None,
-        read_now: bool,
-    ) -> None:
-        if decoding is None:
-            memories[site] = self.link(site).write(states, tokens)
-        elif read_now:
-            memories[site] = decoding.keep(site, self.link(site).write(states, tokens))
-        else:
-            decoding.pending.setdefault(site, []).append((states, tokens))
+                forward.do(op)
+        return forward.logits
 
     def commit(self, decoding: Decoding) -> None:
         """The segments that were written are finished: the towers that advance from now on see them."""
@@ -205,46 +158,117 @@ class ZippedModel(nn.Module):
             decoding.keep(site, self.link(site).write(states, TowerBatch.join([tokens for _, tokens in parts])))
         decoding.pending.clear()
 
-    def _sharing(self, name: str) -> SharedAttention:
-        return cast("SharedAttention", self.towers[name])
-
-    def _joint_layer(
-        self, op: Op, hidden: Tensor, context: Any, parts: Projected, order: Tensor, others: list[Memory]
-    ) -> Tensor:
-        """A layer whose attention sees what other towers have written besides its own tokens."""
-        tower, index = self._sharing(op.tower), op.depth - 1
-        keys, values, mask = tower.remember(index, parts, context)
-        attended = attend_jointly(parts.queries, (keys, values), mask, order, others)
-        return tower.close(index, hidden, attended, context)
-
     def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
         """A tower's tokens without ids that it does not know itself."""
         if name not in self.vocabularies:
             return inputs
         return cast("AddedVocabulary", self.vocabularies[name]).known(inputs)
 
-    def _head(self, name: str, hidden: Tensor) -> Tensor:
-        logits = self.tower(name).head(hidden)
-        if name not in self.vocabularies:
-            return logits
-        return cast("AddedVocabulary", self.vocabularies[name]).head(logits, hidden)
 
-    def _start(
-        self, name: str, inputs: TowerBatch, multimodal: Tensor | bool, decoding: Decoding | None
-    ) -> tuple[Tensor, Any]:
-        tower, mask, cache = self.tower(name), self_mask(inputs, self.tower(name).config.causal), None
-        if decoding is not None and name in decoding.caches:
-            mask, cache = cache_mask(inputs.positions, decoding.n_slots[name]), decoding.caches[name]
-        hidden, context = tower.start(self.known(name, inputs), mask, cache)
-        if name in self.vocabularies:
-            hidden = cast("AddedVocabulary", self.vocabularies[name]).start(tower, inputs, hidden)
-        if name in self.input_projections and multimodal is not False:
-            projected = self.input_projections[name](hidden)
-            hidden = projected if multimodal is True else torch.where(multimodal[:, None, None], projected, hidden)
-        if name in self._inserted_into:
+class _Forward:
+    """One run of a plan: what stands between its operations, and what each of them does."""
+
+    def __init__(
+        self,
+        model: ZippedModel,
+        plan: Plan,
+        inputs: Mapping[str, TowerBatch],
+        multimodal: Tensor | bool,
+        decoding: Decoding | None,
+    ) -> None:
+        self.model, self.inputs, self.multimodal, self.decoding = model, inputs, multimodal, decoding
+        self.read_here = {op.site for op in plan.ops if op.kind == "read"}
+        self.hidden: dict[str, Tensor] = {}
+        self.context: dict[str, Any] = {}
+        self.logits: dict[str, Tensor] = {}
+        self.memories = dict(decoding.memories) if decoding else {}
+        self.projected: dict[str, Projected] = {}
+        """What the next layer's attention is made of, where it is shared."""
+        self.joined: dict[str, list[Memory]] = {}
+        """What that attention sees of other towers."""
+        self.pooled: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def do(self, op: Op) -> None:
+        """Run one operation."""
+        {
+            "start": self.start,
+            "project": self.project,
+            "layer": self.layer,
+            "write": self.write,
+            "read": self.read,
+            "pool": self.pool,
+            "head": self.head,
+        }[op.kind](op)
+
+    def start(self, op: Op) -> None:
+        name, inputs, model = op.tower, self.inputs[op.tower], self.model
+        tower = model.tower(name)
+        mask, cache = self_mask(inputs, tower.config.causal), None
+        if self.decoding is not None and name in self.decoding.caches:
+            mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
+        hidden, self.context[name] = tower.start(model.known(name, inputs), mask, cache)
+        if name in model.vocabularies:
+            hidden = cast("AddedVocabulary", model.vocabularies[name]).start(tower, inputs, hidden)
+        if name in model.input_projections and self.multimodal is not False:
+            projected, rows = model.input_projections[name](hidden), self.multimodal
+            hidden = projected if rows is True else torch.where(rows[:, None, None], projected, hidden)
+        if name in model.inserted_into:
             empty = tower.placed(torch.zeros_like(hidden), inputs)
             hidden = torch.where(inputs.inserted[:, :, None], empty, hidden)
-        return hidden, context
+        self.hidden[name] = hidden
+
+    def project(self, op: Op) -> None:
+        tower = cast("SharedAttention", self.model.towers[op.tower])
+        self.projected[op.tower] = tower.project(op.depth - 1, self.hidden[op.tower], self.context[op.tower])
+
+    def layer(self, op: Op) -> None:
+        name, index, context = op.tower, op.depth - 1, self.context[op.tower]
+        if name not in self.projected:
+            self.hidden[name] = self.model.tower(name).layer(index, self.hidden[name], context)
+            return
+        tower, parts = cast("SharedAttention", self.model.towers[name]), self.projected.pop(name)
+        keys, values, mask = tower.remember(index, parts, context)
+        others = self.joined.pop(name, [])
+        attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
+        self.hidden[name] = tower.close(index, self.hidden[name], attended, context)
+
+    def write(self, op: Op) -> None:
+        site, tokens = _site_of(op), self.inputs[op.tower]
+        states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
+        if self.decoding is None:
+            self.memories[site] = self.model.link(site).write(states, tokens)
+        elif site in self.read_here:
+            self.memories[site] = self.decoding.keep(site, self.model.link(site).write(states, tokens))
+        else:
+            self.decoding.pending.setdefault(site, []).append((states, tokens))
+
+    def read(self, op: Op) -> None:
+        site, name = _site_of(op), op.tower
+        if op.inside:
+            self.joined.setdefault(name, []).append(self.memories[site])
+        else:
+            link = self.model.link(site)
+            self.hidden[name] = link.read(self.hidden[name], self.inputs[name], self.memories[site])
+
+    def pool(self, op: Op) -> None:
+        contrast, name = cast("str", op.contrast), op.tower
+        head = cast("ContrastHead", self.model.contrastive[contrast])
+        pooled = self.pooled.setdefault(contrast, [])
+        pooled.append(head.pool(name, self.hidden[name], self.inputs[name]))
+        if len(pooled) == 2:
+            self.logits[contrast] = head.compare(*pooled)
+
+    def head(self, op: Op) -> None:
+        name, hidden = op.tower, self.hidden[op.tower]
+        logits = self.model.tower(name).head(hidden)
+        if name in self.model.vocabularies:
+            logits = cast("AddedVocabulary", self.model.vocabularies[name]).head(logits, hidden)
+        self.logits[name] = logits
+
+
+def _site_of(op: Op) -> LinkSite:
+    assert op.site is not None, "only links write and read"
+    return op.site
 
 
 def _keys_and_values(projected: Projected) -> Tensor:
