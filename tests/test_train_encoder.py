@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from compositions import make
+from greedy import greedy, sharp
 from test_trainer import assert_same_run, interrupt, on_step
 from tiny_encoders import MODELS
 from tiny_runs import WORDS
@@ -26,6 +28,7 @@ from zippkit.data.images import PixelTokenizer
 from zippkit.data.text import train_words
 from zippkit.errors import DataError, SpecError
 from zippkit.evaluate import evaluate
+from zippkit.generation import generate_batch
 from zippkit.mask_view import Masks
 from zippkit.recipe import Recipe, load_recipe
 from zippkit.report import write_report
@@ -97,6 +100,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hears")
     train(tiny_recipe(folder), folder / "run")
     return folder / "run"
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        PREFIX,
+        {"kind": "resampler", "config": {"queries": 2, "depth": 1, "n_heads": 2, "output": "prefix"}},
+        {"kind": "cross_attention", "every": 1, "config": {"n_heads": 2}},
+    ],
+    ids=lambda link: link["kind"],
+)
+def test_an_answer_to_sound_is_that_of_the_whole_sequence(link: dict[str, Any]) -> None:
+    """A segment that is not causal is seen only once it is complete, at the very end of such a prompt."""
+    speech = {"kind": "hf_encoder", "config": {"model": MODELS["wav2vec2"], "sample_rate": RATE}}
+    zipped = sharp(make({"text": TEXT, "speech": speech}, [PREFIX | link]))
+    prompts = [[Segment("speech", said(words, 0))] for words in ([0, 1], [2], [3, 3, 1], [1, 0, 2])]
+    expected = [greedy(zipped, prompt, ["text"], 5)[0].tokens for prompt in prompts]
+    assert [row[0].tokens for row in generate_batch(zipped, prompts, ["text"], 5)] == expected
+    assert len({tuple(tokens) for tokens in expected}) > 1, "the answer depends on what was heard"
 
 
 def test_it_learns_what_it_hears(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 
@@ -27,11 +29,12 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
         CheckpointError: weights that do not fit.
     """
     cls: type[Tower] = registry.implementation(registry.TOWERS, spec.kind)
-    tower = cls(spec.settings)
     try:
         weights = (spec.weights or spec.settings.weights_path()) if load_weights else None
     except ValueError as error:
         raise SpecError([Problem(place, 0, "config.path", str(error))]) from error
+    with torch.device("meta") if weights is not None and cls.made_by_weights else nullcontext():
+        tower = cls(spec.settings)
     if weights is not None:
         if not weights.exists():
             raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])

@@ -18,6 +18,8 @@ class Tower(nn.Module, ABC):
     """Base of every tower. Subclass it, name its ``Config``, write `start`, `layer` and `head`."""
 
     Config: ClassVar[type[TowerConfig]]
+    made_by_weights: ClassVar[bool] = False
+    """True: where weights are to be loaded, the tower is built without values, and `load_weights` brings them all."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()

@@ -66,17 +66,23 @@ class HfCausalLm(Tower):
     """Any causal language model of the known families (`hf_causal_lm_config.FAMILIES`)."""
 
     Config = HfCausalLmConfig
+    made_by_weights = True
     config: HfCausalLmConfig
 
     def __init__(self, config: HfCausalLmConfig) -> None:
         super().__init__(config)
         whole = whole_model(config)
         self.hf: Any = whole.config
-        self.add_module(config.family.base, getattr(whole, config.family.base))
-        if not self.hf.tie_word_embeddings:
-            self.lm_head = whole.lm_head
+        self._take(whole)
         self.eager = self.hf._attn_implementation == "eager"
         self.windows = windows_of(self.hf)
+
+    def _take(self, whole: Any) -> None:
+        """Make the modules of a whole model this tower's own."""
+        base = self.config.family.base
+        self.add_module(base, getattr(whole, base))
+        if not self.hf.tie_word_embeddings:
+            self.lm_head = whole.lm_head
 
     def _base(self, name: str) -> Any:
         return getattr(getattr(self, self.config.family.base), name)
@@ -163,17 +169,21 @@ class HfCausalLm(Tower):
         Raises:
             CheckpointError: weights that do not fit, or no safetensors.
         """
-        tensors = _from_folder(path) if (path / "config.json").is_file() else read_tensors(path)
-        if self.hf.tie_word_embeddings:
-            tensors.pop("lm_head.weight", None)
-        load_into(self, tensors, str(path))
+        if (path / "config.json").is_file():
+            self._take(_from_folder(path, self.config))
+            return
+        if any(parameter.is_meta for parameter in self.parameters()):
+            self._take(whole_model(self.config))
+        load_into(self, read_tensors(path), str(path))
 
 
-def _from_folder(path: Path) -> dict[str, Tensor]:
+def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
     transformers = _transformers()
     try:
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
             path,
+            config=hf_config(config),
+            attn_implementation=_attention(config),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -188,7 +198,7 @@ def _from_folder(path: Path) -> dict[str, Tensor]:
     problems = [f"{key.replace('_', ' ')}: {', '.join(names[:5])}" for key, names in wrong.items() if names]
     if problems:
         raise CheckpointError(f"{path}: does not fit its own config.json: {'; '.join(problems)}")
-    return dict(model.state_dict())
+    return model
 
 
 def _transformers() -> Any:
@@ -198,8 +208,13 @@ def _transformers() -> Any:
         raise ZippkitError("kind `hf_causal_lm` needs transformers: pip install 'zippkit[hf]'") from error
 
 
-def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
-    """Transformers' own model of a config, randomly initialised and without dropout."""
+def _attention(config: HfCausalLmConfig) -> str:
+    """Scores that are capped need attention that is written out."""
+    return "eager" if getattr(hf_config(config), "attn_logit_softcapping", None) else "sdpa"
+
+
+def hf_config(config: HfCausalLmConfig, **changes: Any) -> Any:
+    """Transformers' own config, without anything random."""
     transformers = _transformers()
     data = {key: 0.0 if key.endswith(_RANDOM) else value for key, value in config.model.items()}
     model_type = data.pop("model_type")
@@ -209,10 +224,15 @@ def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
             setattr(hf, key, 0.0)
     for key, value in changes.items():
         setattr(hf, key, value)
-    return transformers.AutoModelForCausalLM.from_config(
-        hf,
+    return hf
+
+
+def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
+    """Transformers' own model of a config, randomly initialised."""
+    return _transformers().AutoModelForCausalLM.from_config(
+        hf_config(config, **changes),
         dtype=torch.float32,
-        attn_implementation="eager" if getattr(hf, "attn_logit_softcapping", None) else "sdpa",
+        attn_implementation=_attention(config),
         trust_remote_code=False,
     )
 
