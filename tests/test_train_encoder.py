@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from compositions import make
+from compositions import make, tower
 from greedy import greedy, sharp
 from test_trainer import assert_same_run, interrupt, on_step
 from tiny_encoders import MODELS
@@ -114,8 +114,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_answer_to_sound_is_that_of_the_whole_sequence(link: dict[str, Any]) -> None:
     """A segment that is not causal is seen only once it is complete, at the very end of such a prompt."""
     speech = {"kind": "hf_encoder", "config": {"model": MODELS["wav2vec2"], "sample_rate": RATE}}
-    zipped = sharp(make({"text": TEXT, "speech": speech}, [PREFIX | link]))
-    prompts = [[Segment("speech", said(words, 0))] for words in ([0, 1], [2], [3, 3, 1], [1, 0, 2])]
+    zipped = sharp(make({"text": tower(2, 8, 8, {"tied": False}), "speech": speech}, [PREFIX | link]))
+    numbers = np.random.default_rng(0)
+    prompts = [[Segment("speech", numbers.uniform(-1, 1, n))] for n in (30, 80, 47, 20, 64)]
     expected = [greedy(zipped, prompt, ["text"], 5)[0].tokens for prompt in prompts]
     assert [row[0].tokens for row in generate_batch(zipped, prompts, ["text"], 5)] == expected
     assert len({tuple(tokens) for tokens in expected}) > 1, "the answer depends on what was heard"

@@ -362,8 +362,8 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
 
 
 def _reads(target: Row, source: Row) -> bool:
-    """Whether some place of the target comes after a token of the source, or stands for the source's last segment: at the
-    end of a prompt, both have one order where the source is not causal, so that it is seen only once it is complete."""
+    """Whether some place of the target comes after a token of the source, or stands for the source's last segment; at
+    the end of a prompt both have one order where the source is not causal, and so is seen only once it is complete."""
     stands = bool(target["inserted"][-1]) and target["segment"][-1] in source.segments
     return source["visible"][0] < target["order"][-1] or stands
 
