@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from compositions import link, make_spec, randomise, tower
+from compositions import bucketed, link, make_spec, randomise, tower
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,6 +17,7 @@ from zippkit.batch import Batch, Segment
 from zippkit.errors import SpecError
 from zippkit.frozen import frozen_hashes
 from zippkit.loading import check_spec
+from zippkit.meta import meta_model
 from zippkit.optimizer import build_optimizer
 from zippkit.recipe import Phase, group_names, learning_rates
 from zippkit.spec import Lora
@@ -139,6 +140,40 @@ def test_adapters_that_do_not_fit_are_told_without_building(changes: dict[str, A
     ((place, seen),) = check_spec(spec)[1]
     assert place == ("towers", "text", "lora")
     assert message in seen
+
+
+def test_several_patterns_and_every_complaint_about_them() -> None:
+    patterns = ["layers.0.self_attn.q_proj.weight", "layers.*.mlp.up_proj.weight"]
+    both = make_spec({"text": tower(2, freeze=True, lora={"rank": 2, "pattern": patterns})})
+    expected = {"layers-0-self_attn-q_proj", "layers-0-mlp-up_proj", "layers-1-mlp-up_proj"}
+    assert set(zippkit.compile(both).model.adapters["text"]) == expected
+    wrong = {"name": "tiny", "towers": {"text": tower(2, lora={"pattern": [*patterns, "layers.*.up.*", "mlp.*"]})}}
+    ((_, seen),) = check_spec(wrong)[1]
+    assert "'layers.*.up.*' matches no" in seen and "'mlp.*' matches no" in seen and "is trained itself" in seen
+    for pattern in ([], "", 3, [3]):
+        wrong["towers"]["text"]["lora"] = {"pattern": pattern}
+        ((place, seen),) = check_spec(wrong)[1]
+        assert place == ("towers", "text", "lora", "pattern")
+        assert "expected a name pattern or a list of them" in seen
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_a_compiled_model_runs_its_adapters_and_is_compiled_once() -> None:
+    zipped = woken(adapted())
+    compiled = torch.compile(zipped.model, fullgraph=True, dynamic=False, backend="eager")
+    learned = list(zipped.model.adapters.parameters())
+    for seed in range(2):
+        given = bucketed(zipped, seed)
+        found, expected = compiled(given)["text"], zipped.model(given)["text"]
+        assert torch.allclose(found, expected, atol=1e-5)
+        gradients = [torch.autograd.grad(logits.square().sum(), learned) for logits in (found, expected)]
+        assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(*gradients, strict=True))
+
+
+def test_adapters_have_shapes_before_they_have_values() -> None:
+    real, meta = adapted().model, meta_model(make_spec(TOWERS, LINKS))[0]
+    assert all(p.is_meta for p in meta.parameters())
+    assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
 
 
 def test_weights_that_take_no_adapter_are_told() -> None:

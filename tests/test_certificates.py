@@ -26,8 +26,8 @@ from zippkit.graph import LinkSite
 from zippkit.links.base import Memory
 from zippkit.links.gated_cross_attention import GatedCrossAttention
 from zippkit.masks import Staircase, Step
-from zippkit.model import ZippedModel
-from zippkit.plan import Plan
+from zippkit.model import ZippedModel, _Forward
+from zippkit.plan import Op, Plan
 from zippkit.weights import fingerprint
 
 RULES = {"layers.0.*": "freeze", "layers.[1-9].*": "train", "embed*": "freeze", "norm*": "train"}
@@ -433,8 +433,12 @@ def test_a_frozen_parameter_that_follows_a_trained_one_is_caught() -> None:
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_an_input_projection_that_is_not_bypassed_is_named(residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = ZippedModel._start
-    monkeypatch.setattr(ZippedModel, "_start", lambda self, n, i, multimodal, d: start(self, n, i, True, d))
+    class Careless(_Forward):
+        def start(self, op: Op) -> None:
+            self.multimodal = True
+            super().start(op)
+
+    monkeypatch.setattr(zippkit.model, "_Forward", Careless)
     name, detail = only_failure(two(speech={"input_projection": {"residual": residual}}))
     assert name == "C2"
     assert detail.startswith("speech position 0 (order 0), in a batch of unimodal rows, differs from speech alone")
@@ -442,10 +446,12 @@ def test_an_input_projection_that_is_not_bypassed_is_named(residual: bool, monke
 
 
 def test_an_input_projection_that_only_mixed_batches_do_not_bypass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    start = ZippedModel._start
-    monkeypatch.setattr(
-        ZippedModel, "_start", lambda self, n, i, multimodal, d: start(self, n, i, multimodal is not False, d)
-    )
+    class Careless(_Forward):
+        def start(self, op: Op) -> None:
+            self.multimodal = self.multimodal is not False
+            super().start(op)
+
+    monkeypatch.setattr(zippkit.model, "_Forward", Careless)
     name, detail = only_failure(two({"input_projection": {}}))
     assert name == "C2"
     assert "beside multimodal rows, differs from text alone: its input projection is not bypassed" in detail

@@ -65,8 +65,8 @@ colour: red
 """
     assert problems(file, text) == [
         "FILE:1: name: string should match pattern '^[a-z][a-z0-9_]*$', got 'Tiny'",
-        "FILE:5: towers.text.freeze: expected true, false, or a mapping of name patterns to `freeze`, `train` or `lora`, "
-        "got 'yes please'",
+        "FILE:5: towers.text.freeze: expected true, false, or a mapping of name patterns to `freeze`, `train` or "
+        "`lora`, got 'yes please'",
         "FILE:8: towers.speech.config.n_haeds: unknown key 'n_haeds'; did you mean 'n_heads'?",
         "FILE:8: towers.speech.config.n_layers: expected a valid integer, got 'six'",
         "FILE:10: towers.Video: string should match pattern '^[a-z][a-z0-9_]*$', got 'Video'",

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import yaml
-from compositions import link, make_spec, tower
+from compositions import link, make_spec, randomise, tower
 from torch.nn.functional import cross_entropy
 
 import zippkit
+from zippkit.adapters import merged_state
 from zippkit.batch import Segment
 from zippkit.checkpoint import spec_text
 from zippkit.loading import check_spec
@@ -49,6 +50,34 @@ def test_the_gradient_is_that_of_both_channels() -> None:
         sum(nats).backward()
         parts.append(zipped.model.tower("left").norm.weight.grad.clone())
     assert torch.allclose(parts[0] + parts[1], parts[2], atol=1e-5)
+
+
+def test_adapters_learn_from_both_channels() -> None:
+    lora = {"rank": 2, "pattern": "layers.*.self_attn.?_proj.weight"}
+    spec = make_spec({"right": {"share_with": "left"}, "left": tower(2, freeze=True, lora=lora)})
+    zipped = zippkit.compile(spec)
+    assert [name for name in group_names(spec) if name.startswith("adapters.")] == ["adapters.left"]
+    randomise(zipped.model)
+    parts = []
+    for losses in ((True, False), (False, True), (True, True)):
+        rows = [[Segment("left", [1, 2], loss=losses[0]), Segment("right", [3, 4], loss=losses[1])]]
+        batch = zipped.collate(rows)
+        zipped.model.zero_grad()
+        logits = zipped.model(batch)
+        sum(cross_entropy(logits[n].mT, batch.towers[n].targets, reduction="sum") for n in logits).backward()
+        parts.append([p.grad.clone() for p in zipped.model.adapters.parameters()])
+    for left, right, both in zip(*parts, strict=True):
+        assert left.any() and right.any()
+        assert torch.allclose(left + right, both, atol=1e-5)
+    states = [merged_state(zipped.model, name) for name in ("left", "right")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_what_is_frozen_is_hashed_once() -> None:
+    zipped = zippkit.compile(make_spec({"right": {"share_with": "left"}, "left": tower(2, freeze=True)}, LINKS))
+    zipped.model.tower("left").register_buffer("calm", torch.ones(2))
+    found = zipped.model.frozen_tensors()
+    assert {name.split(".")[1] for name in found} == {"left"} and "towers.left.calm" in found
 
 
 def test_every_certificate_holds_and_the_spec_comes_back() -> None:

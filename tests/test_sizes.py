@@ -231,9 +231,9 @@ def test_a_large_composition_is_counted_at_once_and_without_torchs_compiler(tmp_
     (tmp_path / "big.yaml").write_text(BIG)
     code = f"""
 import resource, sys, zippkit
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))  # The weights would be 36 GB.
 found = zippkit.sizes(zippkit.load_spec({str(tmp_path / "big.yaml")!r}))
 print(found.total.parameters, "torch._dynamo" in sys.modules, "sympy" in sys.modules)
-assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20, "a gigabyte"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     n, *slow = done.stdout.split()

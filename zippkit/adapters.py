@@ -48,7 +48,7 @@ def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDic
     Raises:
         ValueError: names every weight that is not a linear map's, and those that the rank does not fit.
     """
-    modules, wrong, found = dict(tower.named_modules()), [], nn.ModuleDict()
+    modules, wrong, found = dict(tower.named_modules()), [], dict[str, Adapter]()
     for name in weights:
         path, _, leaf = name.rpartition(".")
         shape = _shape(modules.get(path), leaf)
@@ -57,13 +57,17 @@ def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDic
         elif lora.rank > min(shape[:2]):
             wrong.append(f"rank {lora.rank} is larger than a side of {name!r}, {shape[1]} x {shape[0]}")
         else:
-            found[path.replace(".", "-")] = Adapter(shape[0], shape[1], lora, transposed=shape[2])
+            found[path] = Adapter(shape[0], shape[1], lora, transposed=shape[2])
     if wrong:
         raise ValueError("; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
-    for key, adapter in found.items():
-        assert isinstance(adapter, Adapter)
-        modules[key.replace("-", ".")].register_forward_hook(adapter.hook)
-    return found
+    for path, adapter in found.items():
+        modules[path].register_forward_hook(adapter.hook)
+    return nn.ModuleDict({_key(path): adapter for path, adapter in found.items()})
+
+
+def _key(path: str) -> str:
+    """A module's name may have no dots."""
+    return path.replace(".", "-")
 
 
 def _shape(module: nn.Module | None, leaf: str) -> tuple[int, int, bool] | None:
@@ -80,8 +84,9 @@ def _shape(module: nn.Module | None, leaf: str) -> tuple[int, int, bool] | None:
 def merged_state(model: ZippedModel, tower: str) -> dict[str, Tensor]:
     """A tower's state with its adapters added into the weights; it computes the same without them."""
     state = {name: tensor.detach().clone() for name, tensor in model.tower(tower).state_dict().items()}
-    adapters = cast("nn.ModuleDict", model.adapters[tower]) if tower in model.adapters else nn.ModuleDict()
-    for key, adapter in adapters.items():
-        assert isinstance(adapter, Adapter)
-        state[f"{key.replace('-', '.')}.weight"] += adapter.change().detach()
+    owner = model.owner(tower)
+    adapters = cast("nn.ModuleDict", model.adapters[owner]) if owner in model.adapters else nn.ModuleDict()
+    for path, _ in model.tower(tower).named_modules():
+        if _key(path) in adapters:
+            state[f"{path}.weight"] += cast("Adapter", adapters[_key(path)]).change().detach()
     return state

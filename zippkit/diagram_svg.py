@@ -18,8 +18,8 @@ INK, GREY, WIRE = "#22303a", "#68757f", "#9aa6ae"
 LINK_COLOURS = ("#0068a8", "#c04f00", "#007a5a", "#a8447f", "#6a4ba3", "#7d6500", "#a12b2b", "#3f5560")
 
 MARGIN, TITLE, NAME, FACT, ENDS, ROW = 28.0, 44.0, 27.0, 13.0, 48.0, 20.0
-"""Pixels around the figure, of its title, of a column's name and each fact below it, past a column's outermost boxes, of
-a legend's row."""
+"""Pixels around the figure, of its title, of a column's name and each fact below it, past a column's outermost boxes,
+of a legend's row."""
 PAD = 14.0
 """Pixels between a box and the edge of its panel."""
 ROUTE, WIDEST_ROUTE = 56.0, 110.0

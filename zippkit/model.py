@@ -69,6 +69,7 @@ class ZippedModel(nn.Module):
         self.contrastive = nn.ModuleDict(contrasts or {})
         self.adapters = nn.ModuleDict(adapters or {})
         self.inserted_into = {site.target for site in links if site.acts == "embedding"}
+        self._adapted = {name for name in towers if self.owner(name) in self.adapters}
 
     def link(self, site: LinkSite) -> Link:
         """The module that acts at a site."""
@@ -76,6 +77,10 @@ class ZippedModel(nn.Module):
 
     def tower(self, name: str) -> Tower:
         return cast("Tower", self.towers[name])
+
+    def owner(self, name: str) -> str:
+        """The tower under whose name a tower's weights and adapters stand: another one where it shares its weights."""
+        return next(other for other, _ in self.towers.named_children() if self.towers[other] is self.towers[name])
 
     @property
     def contrast_weights(self) -> dict[str, float]:
@@ -97,14 +102,15 @@ class ZippedModel(nn.Module):
     def frozen_tensors(self) -> dict[str, Tensor]:
         """Parameters that are not trained, and the buffers of towers that are frozen as a whole, by name."""
         frozen = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
-        for name, tower in self.towers.items():
+        # Children and not items: a tower that has two names counts once.
+        for name, tower in self.towers.named_children():
             if not _trainable(tower):
                 frozen |= {f"towers.{name}.{key}": buffer for key, buffer in tower.named_buffers()}
         return frozen
 
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:
         # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
-        towers = {name: _trainable(tower) or name in self.adapters for name, tower in self.towers.items()}
+        towers = {name: _trainable(tower) or name in self._adapted for name, tower in self.towers.items()}
         projected = {name for name, projection in self.input_projections.items() if _trainable(projection)}
 
         def trains(op: Op) -> bool:

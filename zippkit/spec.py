@@ -92,9 +92,24 @@ class Lora(Strict):
 
     rank: int = Field(8, gt=0, description="Width between the two maps of an adapter.")
     alpha: float = Field(16.0, gt=0, description="What an adapter adds is scaled by alpha / rank.")
-    pattern: str | None = Field(
-        None, description="Weights that get an adapter, as `layers.*.self_attn.*`; or name them in `freeze` by `lora`."
+    pattern: str | list[str] | None = Field(
+        None,
+        description="Weights that get an adapter, as `layers.*.self_attn.*`, or a list of such patterns; or name them "
+        "in `freeze` by `lora`.",
     )
+
+    @field_validator("pattern", mode="plain")
+    @classmethod
+    def _pattern(cls, value: Any) -> str | list[str] | None:
+        """One message instead of one for each member of the union."""
+        listed = isinstance(value, list) and bool(value) and all(isinstance(each, str) and each for each in value)
+        if value is None or listed or (isinstance(value, str) and value):
+            return cast("str | list[str] | None", value)
+        raise ValueError("expected a name pattern or a list of them")
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.pattern] if isinstance(self.pattern, str) else list(self.pattern or ())
 
 
 class TowerSpec(Strict):
@@ -246,15 +261,17 @@ class TowerSpec(Strict):
         """
         frozen, lora = self.frozen(names), self.lora or Lora()
         rules = [] if isinstance(self.freeze, bool) else [r for r, action in self.freeze.items() if action == "lora"]
-        patterns = [*rules, *([lora.pattern] if lora.pattern else [])]
+        patterns = [*rules, *lora.patterns]
         if self.lora is not None and not patterns:
             raise ValueError("expected `pattern`, or `lora` as the action of a rule in `freeze`")
-        if lora.pattern and not fnmatch.filter(frozen, lora.pattern):
-            raise ValueError(f"pattern {lora.pattern!r} matches no parameter{did_you_mean(lora.pattern, frozen)}")
-        found = [name for name in frozen if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        matches = {pattern: [name for name in frozen if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns}
+        found = [name for name in frozen if any(name in names for names in matches.values())]
+        wrong = [f"pattern {p!r} matches no parameter{did_you_mean(p, frozen)}" for p in patterns if not matches[p]]
         trained = [name for name in found if not frozen[name]]
         if trained:
-            raise ValueError(f"{_some(trained)} is trained itself; freeze what adapters are for")
+            wrong.append(f"{_some(trained)} is trained itself; freeze what adapters are for")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return lora, found
 
 

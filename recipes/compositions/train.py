@@ -3,9 +3,10 @@
     python recipes/compositions/train.py recipes/compositions/*.yaml
     python recipes/compositions/train.py recipes/compositions/slam_asr.yaml --steps 200 --out runs/slam_asr
 
-Frozen towers without weights are trained on their own modality first, as a stand-in for pre-trained ones. Then the whole
-is trained on every linked direction, its certificates are proven, and it is saved and loaded again. The data ships with
-zippkit and scikit-learn: spoken digit strings (units, words, and a few recordings), and handwritten digits.
+Frozen towers without weights are trained on their own modality first, as a stand-in for pre-trained ones. Then the
+whole is trained on every linked direction, its certificates are proven, and it is saved and loaded again. The data
+ships with zippkit and scikit-learn: spoken digit strings (units, words, and a few recordings), and handwritten
+digits.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _recordings() -> list[tuple[NDArray[np.float32], str]]:
 
 
 def example(spec: CompositionSpec, task: Task, index: int) -> dict[str, Any]:
-    """One thing in each of a task's modalities: a digit string, spoken and written, and a picture of its first digit."""
+    """One thing in each of a task's modalities: a digit string, spoken and written, a picture of its first digit."""
     spoken = _words().split("train")[index]
     words = str(spoken.items["text"])
     values: dict[str, Any] = {"speech": spoken.items["speech"]}
