@@ -17,7 +17,8 @@ from zippkit_towers.decoder_config import DecoderConfig
 from zippkit.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
-from zippkit.generation import generate, generate_batch
+from zippkit.generation import generate, generate_batch, stream
+from zippkit.sampling import Sampling
 from zippkit.tower import tower_logits
 
 MAX_LEN = 15
@@ -151,6 +152,55 @@ def test_rows_of_every_kind_beside_each_other(wanted: list[str]) -> None:
     assert [[segment.tower for segment in row] for row in found] == [wanted] * len(rows)
 
 
+ORDERS = st.lists(st.sampled_from(["text", "speech"]), max_size=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(prompts(["text", "speech"]).map(lambda rows: rows[0]), ORDERS), min_size=1, max_size=4))
+def test_rows_in_different_modalities_at_the_same_time(rows: list[tuple[list[Segment], list[str]]]) -> None:
+    given, wanted = [row for row, _ in rows], [names for _, names in rows]
+    found = generate_batch(two(), given, wanted, 4)
+    assert found == [naive(two(), row, names, 4) if names else [] for row, names in rows]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(["video", "speech", "text"]), max_size=4), min_size=2, max_size=4))
+def test_rows_of_a_chain_in_different_modalities(wanted: list[list[str]]) -> None:
+    given = [[Segment("video", [i, 2, 1])] for i in range(len(wanted))]
+    found = generate_batch(chain(), given, wanted, 3)
+    assert found == [naive(chain(), row, names, 3) for row, names in zip(given, wanted, strict=True)]
+
+
+def test_tokens_come_as_they_are_chosen() -> None:
+    rows = [[Segment("speech", [1, 2])], [], [Segment("text", [3, 3, 3])]]
+    generation = stream(two(), rows, ["text", "speech"], 5)
+    heard: dict[tuple[int, int], list[int | None]] = {}
+    for piece in generation:
+        assert piece.modality == ["text", "speech"][piece.segment]
+        heard.setdefault((piece.row, piece.segment), []).append(piece.token)
+        so_far = generation.segments[piece.row]
+        assert [*so_far[piece.segment].tokens] == [t for t in heard[piece.row, piece.segment] if t is not None]
+    expected = generate_batch(two(), rows, ["text", "speech"], 5)
+    assert generation.segments == expected
+    for (row, segment), tokens in heard.items():
+        assert tokens == [*expected[row][segment].tokens, None]
+
+
+def test_a_row_that_is_cancelled_keeps_what_it_has_and_the_others_go_on() -> None:
+    rows = [[Segment("speech", [a, 2])] for a in range(3)]
+    expected = generate_batch(two(), rows, ["text", "speech"], 6)
+    longest = max(range(3), key=lambda row: len(expected[row][0].tokens))
+    assert len(expected[longest][0].tokens) > 2
+    generation = stream(two(), rows, ["text", "speech"], 6)
+    for piece in generation:
+        if piece.row == longest and len(generation.segments[longest][0].tokens) == 2:
+            generation.cancel(longest)
+            assert [s.tokens for s in generation.segments[longest]] == [expected[longest][0].tokens[:2]]
+    assert [s.tokens for s in generation.segments[longest]] == [expected[longest][0].tokens[:2]]
+    for row in {0, 1, 2} - {longest}:
+        assert generation.segments[row] == expected[row]
+
+
 def test_the_links_are_heard() -> None:
     """So that the tests above can fail."""
     answers = {str(generate(two(), [Segment("speech", [unit] * 3)], ["text"], 6)) for unit in range(5)}
@@ -237,7 +287,8 @@ def test_every_source_token_is_written_once(monkeypatch: pytest.MonkeyPatch) -> 
         "speech_to_text.0": sum(n_speech),
         "speech_to_text.1": sum(n_speech),
     }, "nobody reads the last segment"
-    steps = (n_text[1] + len(last.tokens) + 1, n_speech[1])
+    # Where the limit ends the last segment, its last token is not run either.
+    steps = (n_text[1] + len(last.tokens) + (len(last.tokens) < 5), n_speech[1])
     assert counted.layers == {"text": 2 * (1 + steps[0]), "speech": 3 * (1 + steps[1])}
 
 
@@ -254,6 +305,21 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_nothing_asked_is_nothing_answered() -> None:
     assert generate_batch(two(), [], ["text"]) == []
     assert generate_batch(two(), [[Segment("text", [1])], []], []) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"outputs": [["text"]]}, "expected one list for each of 2 prompts, got 1"),
+        ({"max_tokens": {"text": 3}, "outputs": ["text", "speech"]}, "max_tokens: nothing for 'speech'"),
+        ({"max_tokens": {"text": 3, "speach": 2}}, "max_tokens: no tower is called 'speach'; did you mean 'speech'"),
+        ({"sampling": {"txt": Sampling()}}, "sampling: no tower is called 'txt'; did you mean 'text'"),
+        ({"seed": [1]}, "seed: expected one for each of 2 prompts, got 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ZippkitError, match=words):
+        generate_batch(two(), [[], []], **{"outputs": ["text"], **settings})
 
 
 def test_what_cannot_be_generated_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import zippkit
 from zippkit import cli
 from zippkit.batch import Batch, Segment
+from zippkit.decoding import Decoding
 from zippkit.errors import DataError, SpecError, ZippkitError
 from zippkit.loading import load_spec
-from zippkit.model import Decoding
 from zippkit.recipe import Task, linked_tasks
 from zippkit.sizing import Sizes, n_bytes, sizes
 from zippkit.spec import CompositionSpec
@@ -71,11 +71,11 @@ def really_counted(zipped: zippkit.Composition, batch: Batch) -> tuple[int, int]
 def really_kept(zipped: zippkit.Composition, batch: Batch) -> dict[str, float]:
     """Bytes of each link's memory for each token of its source, after these tokens were read."""
     sites = {site for site in zipped.graph.sites if site.source in batch.towers}
-    decoding = Decoding()
+    decoding = Decoding(batch.size)
     with torch.no_grad():
         plan = zipped.plan.prune(heads=set(), sees=batch.sees, writes=sites)
         zipped.model.run(plan, batch.towers, multimodal=False, decoding=decoding)
-        zipped.model.commit(decoding)
+        zipped.model.commit(decoding, decoding.rows)
     found: dict[str, float] = {}
     for site, memory in decoding.memories.items():
         n = batch.towers[site.source].tokens.shape[1]

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from zippkit.errors import SpecError as SpecError
     from zippkit.errors import ZippkitError as ZippkitError
     from zippkit.generation import generate as generate
+    from zippkit.generation import generate_batch as generate_batch
+    from zippkit.generation import stream as stream
     from zippkit.loading import load_spec as load_spec
     from zippkit.model_diff import diff as diff
+    from zippkit.sampling import Sampling as Sampling
     from zippkit.sizing import sizes as sizes
     from zippkit.spec import CompositionSpec as CompositionSpec
 
@@ -23,15 +26,18 @@ if TYPE_CHECKING:
 _HOMES = {
     "Composition": "composition",
     "CompositionSpec": "spec",
+    "Sampling": "sampling",
     "Segment": "batch",
     "SpecError": "errors",
     "ZippkitError": "errors",
     "compile": "composition",
     "diff": "model_diff",
     "generate": "generation",
+    "generate_batch": "generation",
     "load": "composition",
     "load_spec": "loading",
     "sizes": "sizing",
+    "stream": "generation",
     "verify": "certificates",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605

@@ -104,6 +104,15 @@ class TowerBatch:
         """Some of the columns of tokens."""
         return self.mapped(lambda column: column[:, which])
 
+    def hidden_before(self, counts: Sequence[int]) -> Self:
+        """The first tokens of each row, so many, turned into padding."""
+        n_hidden = torch.tensor(counts, device=self.order.device)[:, None]
+        hidden = torch.arange(self.order.shape[1], device=n_hidden.device) < n_hidden
+        order, visible, segment = (
+            column.masked_fill(hidden, -1) for column in (self.order, self.visible, self.segment)
+        )
+        return replace(self, order=order, visible=visible, segment=segment)
+
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Runs of tokens, one after the other."""

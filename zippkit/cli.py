@@ -212,6 +212,31 @@ def train(
     print(folder)
 
 
+@app.command()
+def experiment(
+    folder: Annotated[Path, typer.Argument(help="Folder with one YAML file for each experiment.")],
+    only: Annotated[str | None, typer.Option(help="Experiments to run, as in asr,tts; all if left out.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same as --preset smoke.")] = False,
+    preset: Annotated[str, typer.Option(help="Which of the experiments' presets.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Results; runs/<folder>-<preset> if left out.")
+    ] = None,
+) -> None:
+    """Run experiments, or go on with them where they stopped, and judge their claims; exit code 1 if a run failed.
+
+    Example: zippkit experiment recipes/paper --smoke
+    """
+    from zippkit.experiment.cli import run_experiments
+
+    chosen = "smoke" if smoke else preset
+    target = out or Path("runs") / f"{folder.resolve().name}-{chosen}"
+    page, n_failed = run_experiments(folder, only.split(",") if only else None, chosen, target)
+    print(page)
+    if n_failed:
+        print(f"{n_failed} runs failed; start again to try them again", file=sys.stderr)
+        raise typer.Exit(1)
+
+
 @app.command(name="eval")
 def evaluate(
     run: Run,
@@ -355,8 +380,10 @@ def _list_kinds(group: Literal["zippkit.towers", "zippkit.links"], as_json: bool
 
 
 @app.command()
-def schema(what: Annotated[Literal["spec", "recipe"], typer.Argument(help="Which YAML.")] = "spec") -> None:
-    """Print the JSON Schema of a spec or a recipe, for editors.
+def schema(
+    what: Annotated[Literal["spec", "recipe", "experiment"], typer.Argument(help="Which YAML.")] = "spec",
+) -> None:
+    """Print the JSON Schema of a spec, a recipe or an experiment, for editors.
 
     Example: zippkit schema spec > zippkit-spec.json
     """
@@ -364,4 +391,8 @@ def schema(what: Annotated[Literal["spec", "recipe"], typer.Argument(help="Which
     from zippkit.spec import CompositionSpec
 
     model: Any = CompositionSpec if what == "spec" else Recipe
+    if what == "experiment":
+        from zippkit.experiment.format import Experiment
+
+        model = Experiment
     print(json.dumps(model.model_json_schema(by_alias=True), indent=2))

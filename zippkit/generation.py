@@ -1,51 +1,77 @@
-"""Generation: finish each wanted segment token by token, with caches, greedily."""
+"""Generation in any order of modalities: each row runs through its segments by itself, with caches and memories.
+
+Every step advances, for each turn that some rows are at, one tower (or two that have one clock) by a token. What a
+tower reads of the others was computed once, when their segments were complete.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 from zippkit.batch import IGNORE, Batch, Segment, TowerBatch
+from zippkit.beam import beam_search
 from zippkit.composition import Composition
 from zippkit.config import Frame
+from zippkit.decoding import Decoding
 from zippkit.errors import DataError, ZippkitError, did_you_mean
-from zippkit.layout import Modality, turns
-from zippkit.model import Decoding
+from zippkit.layout import turns
+from zippkit.links.base import Memory
 from zippkit.plan import Plan
+from zippkit.sampling import GREEDY, Sampling, choose, penalised
+
+Prompt: TypeAlias = Sequence[Segment]
+Limits: TypeAlias = "int | Mapping[str, int]"
+Ways: TypeAlias = "Sampling | Mapping[str, Sampling]"
+Turn: TypeAlias = tuple[str, ...]
+Watch: TypeAlias = Callable[[str, dict[int, tuple[int, int]], Tensor], None]
+"""Called before a token is chosen: with a modality; for each row that it advances, the number of its segment and how
+many tokens of it there are, its begin included; and the logits (B, V) of its tower."""
 
 
-@dataclass
-class _Rows:
-    """Where each row stands."""
+@dataclass(frozen=True)
+class Piece:
+    """One new token, or the end of a segment."""
 
-    order: Tensor
-    """(B,) place of the next token in the whole sequence."""
-    segment: Tensor
-    """(B,) number of the next segment."""
-    positions: dict[str, Tensor]
-    """For each tower that advances, (B,) place of its next token among its own."""
-    capacity: dict[str, int]
-    """For each tower that advances, slots of its cache."""
+    row: int
+    segment: int
+    """Which of the row's new segments, from 0."""
+    modality: str
+    token: int | None
+    """In the modality's own ids; None where the segment ends."""
+    score: float | None = None
+    """Of a segment that a beam search found, at its end: its log-probability over its length to a power."""
 
 
 def generate(
-    zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str], max_tokens: int = 256
+    zipped: Composition,
+    prompt: Prompt,
+    outputs: Sequence[str],
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int = 0,
 ) -> list[Segment]:
     """Continue one prompt by a segment of each modality in ``outputs``; see `generate_batch`."""
-    return generate_batch(zipped, [prompt], outputs, max_tokens)[0]
+    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed)[0]
 
 
-@torch.inference_mode()
 def generate_batch(
-    zipped: Composition, prompts: Sequence[Sequence[Segment]], outputs: Sequence[str], max_tokens: int = 256
+    zipped: Composition,
+    prompts: Sequence[Prompt],
+    outputs: Sequence[str] | Sequence[Sequence[str]],
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int | Sequence[int] = 0,
 ) -> list[list[Segment]]:
-    """Continue each prompt by one segment of each modality in ``outputs``, in that order, taking the likeliest token.
+    """Continue each prompt by one segment of each modality in ``outputs``, in that order.
 
-    Only the tower whose turn it is advances; what it reads of the others was computed once. Neighbours with one clock
+    Only towers whose turn it is advance; what they read of the others was computed once. Neighbours with one clock
     (`clock: sync`) take their turn together, and end together. A segment ends at its end id, after ``max_tokens``
     tokens, or where the tower's ``max_len`` leaves no room for more. A row's answer does not depend on the rows beside
     it.
@@ -53,31 +79,63 @@ def generate_batch(
     Args:
         zipped: the composition.
         prompts: for each row, the segments that are given; may be empty.
-        outputs: towers to generate with, or modalities that they host.
-        max_tokens: longest segment, begin and end ids not counted.
+        outputs: modalities to generate, the same for every row; or a sequence of such for each row.
+        max_tokens: longest segment, begin and end ids not counted; one number, or one for each modality.
+        sampling: how tokens are chosen; one way, or one for each modality (greedy for those that are not named).
+        seed: of what is drawn: one for each row, or the first row's, and each row's is one more than the one before.
 
     Returns:
         For each row, its new segments.
 
     Raises:
-        ZippkitError: an output that is no modality, or a tower that cannot generate.
+        ZippkitError: an output that is no modality, a tower that cannot generate, or beams where two advance at once.
         DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
             two towers say at once.
     """
-    if max_tokens < 0:
-        raise ZippkitError(f"max_tokens: expected 0 or more, got {max_tokens}")
-    _check_outputs(zipped, outputs)
-    if not prompts or not outputs:
-        return [[] for _ in prompts]
-    for i, prompt in enumerate(prompts):
-        _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], outputs)
+    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed)
+    for _ in generation:
+        pass
+    return generation.segments
+
+
+def stream(
+    zipped: Composition,
+    prompts: Sequence[Prompt],
+    outputs: Sequence[str] | Sequence[Sequence[str]],
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int | Sequence[int] = 0,
+    watch: Watch | None = None,
+) -> Generation:
+    """`generate_batch` token by token: iterate over what it returns, stop when you like, or cancel single rows.
+
+    Example:
+        >>> for piece in (generation := zippkit.stream(zipped, [prompt], ["text", "speech"])):
+        ...     if piece.token == 7:
+        ...         generation.cancel(piece.row)
+        >>> generation.segments
+    """
+    shared = not outputs or isinstance(outputs[0], str)
+    wanted = [list(cast("Sequence[str]", outputs))] * len(prompts) if shared else [list(names) for names in outputs]
+    if len(wanted) != len(prompts):
+        raise ZippkitError(f"outputs: expected one list for each of {len(prompts)} prompts, got {len(wanted)}")
+    names = list(dict.fromkeys(name for row in wanted for name in row))
+    _check_outputs(zipped, names)
+    for i, (prompt, row) in enumerate(zip(prompts, wanted, strict=True)):
+        _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], row)
+    ways = sampling if isinstance(sampling, Mapping) else dict.fromkeys(names, sampling)
+    limits = max_tokens if isinstance(max_tokens, Mapping) else dict.fromkeys(names, max_tokens)
+    _check_settings(zipped, names, ways, limits)
+    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    if len(seeds) != len(prompts):
+        raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
-    return _Generation(zipped, prompts, outputs, max_tokens).run()
+    return Generation(zipped, prompts, wanted, limits, {name: ways.get(name, GREEDY) for name in names}, seeds, watch)
 
 
-def _check_outputs(zipped: Composition, outputs: Sequence[str]) -> None:
+def _check_outputs(zipped: Composition, names: Sequence[str]) -> None:
     modalities = zipped.graph.modalities
-    for name in outputs:
+    for name in names:
         if name not in modalities:
             raise ZippkitError(f"outputs: no tower is called {name!r}{did_you_mean(name, modalities)}")
         if not zipped.graph.towers[modalities[name].tower].causal:
@@ -86,239 +144,512 @@ def _check_outputs(zipped: Composition, outputs: Sequence[str]) -> None:
             raise ZippkitError(f"{name} has no begin and end ids, so it cannot generate")
 
 
+def _check_settings(
+    zipped: Composition, names: Sequence[str], ways: Mapping[str, Sampling], limits: Mapping[str, int]
+) -> None:
+    for what, given in (("sampling", ways), ("max_tokens", limits)):
+        for name in given:
+            if name not in zipped.graph.modalities:
+                raise ZippkitError(f"{what}: no tower is called {name!r}{did_you_mean(name, zipped.graph.modalities)}")
+    for name in names:
+        if name not in limits:
+            raise ZippkitError(f"max_tokens: nothing for {name!r}; expected a number for each output")
+        if limits[name] < 0:
+            raise ZippkitError(f"max_tokens: expected 0 or more, got {limits[name]}")
+
+
 def _check_turns(zipped: Composition, where: str, given: Sequence[str], outputs: Sequence[str]) -> None:
     layout = zipped.graph.layout
-    if turns([*given, *outputs], layout) != [*turns(given, layout), *turns(outputs, layout)]:
+    if outputs and turns([*given, *outputs], layout) != [*turns(given, layout), *turns(outputs, layout)]:
         raise DataError(
             f"{where} ends with a segment of {given[-1]!r}, and {outputs[0]!r} next to it would be simultaneous "
             "(`clock: sync`); expected both in the prompt, or both in the outputs"
         )
 
 
-class _Generation:
-    """One call of `generate_batch`."""
+@dataclass
+class _Row:
+    """Where a row stands."""
+
+    turns: list[Turn]
+    """What is to come, the present turn first."""
+    random: torch.Generator
+    order: int = 0
+    """Place of the next token in the whole sequence."""
+    segment: int = 0
+    """Number of the next segment."""
+    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """For each tower, place of the row's next token among its own."""
+    room: int = 0
+    """Longest segment of this turn."""
+    ahead: list[list[int]] = field(default_factory=list)
+    """What is to be fed, step by step, for each modality of this turn, in its tower's ids."""
+    found: list[list[int]] = field(default_factory=list)
+    """What was generated in this turn, for each modality of it, in its own ids."""
+    step: int = 0
+    """Tokens that were fed in this turn."""
+    ending: bool = False
+    """Nothing is chosen any more in this turn: what is ahead ends with the end ids."""
+    done: list[Segment] = field(default_factory=list)
+
+
+class Generation:
+    """A generation that is under way: iterating over it advances it by a token in every row."""
 
     def __init__(
-        self, zipped: Composition, prompts: Sequence[Sequence[Segment]], outputs: Sequence[str], max_tokens: int
+        self,
+        zipped: Composition,
+        prompts: Sequence[Prompt],
+        outputs: Sequence[Sequence[str]],
+        limits: Mapping[str, int],
+        ways: Mapping[str, Sampling],
+        seeds: Sequence[int],
+        watch: Watch | None = None,
     ) -> None:
-        self.graph, self.model, self.plan = zipped.graph, zipped.model, zipped.plan
-        self.prompts, self.max_tokens = prompts, max_tokens
-        self.modalities = self.graph.modalities
-        self.turns = turns(outputs, self.graph.layout)
-        self.decoding = Decoding()
-        kinds = [{segment.tower for segment in prompt} | set(outputs) for prompt in prompts]
+        self._graph, self._model, self._plan = zipped.graph, zipped.model, zipped.plan
+        self._limits, self._ways, self._watch = limits, ways, watch
+        self._modalities, self._layout = zipped.graph.modalities, zipped.graph.layout
+        self._rows = [
+            _Row(turns(names, self._layout), torch.Generator().manual_seed(seed), segment=len(prompt))
+            for prompt, names, seed in zip(prompts, outputs, seeds, strict=True)
+        ]
+        for names in {turn for row in self._rows for turn in row.turns if len(turn) > 1}:
+            if any(ways[name].beams > 1 for name in names):
+                raise ZippkitError(f"beams: {' and '.join(names)} advance together; expected beams: 1 for them")
+        self._decoding = Decoding(len(prompts))
+        self._plans: dict[object, Plan] = {}
+        self._capacity: dict[str, int] = {}
+        self._device = next(self._model.parameters()).device
+        kinds = [{s.tower for s in prompt} | set(names) for prompt, names in zip(prompts, outputs, strict=True)]
         flags = [len(kind) > 1 for kind in kinds]
-        device = next(self.model.parameters()).device
-        self.multimodal: Tensor | bool = flags[0] if len(set(flags)) == 1 else torch.tensor(flags, device=device)
-        numbers = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self.rows = _Rows(torch.zeros_like(numbers), numbers, {}, {})
-        towers = self._advancing(self.turns)
-        batch = zipped.collate(prompts, then=tuple(dict.fromkeys(towers))).to(device) if any(prompts) else None
-        self._prefill(batch, towers)
+        mixed = len(set(flags)) > 1
+        self._multimodal: Tensor | bool = torch.tensor(flags, device=self._device) if mixed else bool(sum(flags))
+        self._prompts = prompts
+        self._seen: dict[str, Tensor] = {}
+        with torch.inference_mode():
+            self._prefill(zipped, prompts)
+        for i, row in enumerate(self._rows):
+            self._begin(i, row)
 
-    def _advancing(self, wanted: Sequence[Sequence[str]]) -> list[str]:
+    @property
+    def segments(self) -> list[list[Segment]]:
+        """For each row its new segments so far; the last one may not be complete."""
+        unfinished = [
+            [Segment(n, found) for n, found in zip(row.turns[0], row.found, strict=True)] if row.turns else []
+            for row in self._rows
+        ]
+        return [row.done + more for row, more in zip(self._rows, unfinished, strict=True)]
+
+    def cancel(self, row: int) -> None:
+        """A row ends where it is; the others go on."""
+        stopped = self._rows[row]
+        stopped.done = self.segments[row]
+        stopped.turns = []
+
+    def __iter__(self) -> Iterator[Piece]:
+        while any(row.turns for row in self._rows):
+            by_turn: dict[Turn, list[int]] = {}
+            for i, row in enumerate(self._rows):
+                if row.turns:
+                    by_turn.setdefault(row.turns[0], []).append(i)
+            for turn, rows in by_turn.items():
+                with torch.inference_mode():
+                    pieces = self._search(turn[0], rows) if self._ways[turn[0]].beams > 1 else self._step(turn, rows)
+                yield from pieces
+
+    def _towers(self, wanted: Sequence[Turn]) -> list[str]:
         """The towers of some turns, once for each segment."""
-        return [self.modalities[name].tower for turn in wanted for name in turn]
+        return [self._modalities[name].tower for turn in wanted for name in turn]
 
-    def run(self) -> list[list[Segment]]:
-        """Every turn, one after the other."""
-        results: list[list[Segment]] = [[] for _ in self.prompts]
-        for i, turn in enumerate(self.turns):
-            segments = self._segments(turn, self.turns[i:])
-            for row, result in enumerate(results):
-                result.extend(Segment(name, segments[name][row]) for name in turn)
-        return results
+    def _later(self, i: int) -> list[str]:
+        """The towers that advance in a row after its present turn."""
+        return self._towers(self._rows[i].turns[1:])
 
-    def _prefill(self, batch: Batch | None, advancing: Sequence[str]) -> None:
+    def _had(self, name: str, size: int) -> Tensor:
+        """(B, size) which of a modality's ids each row has had in its prompt."""
+        seen = torch.zeros(len(self._rows), size, dtype=torch.bool)
+        for row, prompt in zip(seen, self._prompts, strict=True):
+            for segment in prompt:
+                if segment.tower == name:
+                    row[torch.as_tensor(segment.tokens, dtype=torch.long)] = True
+        return seen.to(self._device)
+
+    def _own(self, name: str, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, V) logits of a modality's own ids, and which of them each row has had, where that matters."""
+        modality, way = self._modalities[name], self._ways[name]
+        last = None if modality.vocab_size is None else modality.first_id + modality.vocab_size
+        own = logits[:, modality.first_id : last]
+        if way.repetition_penalty != 1 and name not in self._seen:
+            self._seen[name] = self._had(name, own.shape[1])
+        return own, self._seen.get(name)
+
+    def _prefill(self, zipped: Composition, prompts: Sequence[Prompt]) -> None:
         """Run the prompts once: fill the caches of the towers that go on, and the memories that they read."""
-        towers, rows = batch.towers if batch else {}, self.rows
-        for inputs in towers.values():
-            rows.order = torch.maximum(rows.order, inputs.order.amax(dim=1) + 1)
-        for name in dict.fromkeys(advancing):
-            used, n_turns = towers[name].tokens.shape[1] if name in towers else 0, advancing.count(name)
-            limit = self.graph.towers[name].max_len
-            n_slots = used + n_turns * (self.max_tokens + 2) + self._places(name, advancing)
-            if limit is not None:
-                n_slots = min(n_slots, limit)
-                self._check_room(name, used, limit, advancing)
-            rows.capacity[name] = n_slots
-            self.decoding.caches[name] = self.model.tower(name).new_cache(len(self.prompts), n_slots)
-            self.decoding.n_slots[name] = used
-            there = (towers[name].order >= 0).sum(dim=1) if name in towers else torch.zeros_like(rows.order)
-            rows.positions[name] = there
+        advancing = [self._towers(row.turns) for row in self._rows]
+        towers = dict.fromkeys(name for names in advancing for name in names)
+        batch = zipped.collate(prompts, then=tuple(towers)).to(self._device) if any(prompts) and towers else None
+        given = batch.towers if batch else {}
+        for name, inputs in given.items():
+            orders, counts = inputs.order.amax(dim=1).tolist(), (inputs.order >= 0).sum(dim=1).tolist()
+            for row, order, count in zip(self._rows, orders, counts, strict=True):
+                row.order = max(row.order, order + 1)
+                row.positions[name] = count
+        for name in towers:
+            width = given[name].tokens.shape[1] if name in given else 0
+            self._capacity[name] = max(width, *(self._slots(name, i, advancing[i]) for i in range(len(prompts))))
+            self._decoding.caches[name] = self._model.tower(name).new_cache(len(prompts), self._capacity[name])
+            self._decoding.n_slots[name] = width
         if batch is not None:
-            writes = {site for site in self.graph.sites if site.source in towers and site.target in advancing}
-            layers = set(advancing) & set(towers)
-            plan = self.plan.prune(heads=set(), sees=batch.sees, writes=writes, layers=layers)
-            self.model.run(plan, towers, self.multimodal, self.decoding)
-            self.model.commit(self.decoding)
+            self._run_prompts(batch, list(towers))
 
-    def _places(self, name: str, advancing: Sequence[str]) -> int:
-        """The most places that links will insert into a tower's sequence for segments that are yet to come."""
-        inserts = [insert for insert in self.graph.layout.inserts if insert.target == name]
-        return sum(advancing.count(insert.source) * insert.places(self.max_tokens + 2) for insert in inserts)
+    def _run_prompts(self, batch: Batch, advancing: Sequence[str]) -> None:
+        writes = {s for s in self._graph.sites if s.source in batch.towers and s.target in advancing}
+        layers = set(advancing) & set(batch.towers)
+        plan = self._plan.prune(heads=set(), sees=batch.sees, writes=writes, layers=layers)
+        self._model.run(plan, batch.towers, self._multimodal, self._decoding)
+        self._model.commit(self._decoding, self._decoding.rows)
 
-    def _check_room(self, name: str, used: int, limit: int, advancing: Sequence[str]) -> None:
-        n_turns = self._turns_left(name, advancing)
-        if name in self.graph.layout.shared:
-            used = int(self.rows.order.max())
-        if used + 2 * n_turns > limit:
+    def _slots(self, name: str, i: int, advancing: Sequence[str]) -> int:
+        """The most slots of a tower's cache that a row can come to need."""
+        if name not in advancing:
+            return self._rows[i].positions[name]
+        self._check_room(name, i, advancing)
+        longest = dict.fromkeys(advancing, 0)
+        for turn in self._rows[i].turns:
+            for modality in turn:
+                longest[self._modalities[modality].tower] += self._limits[modality] + 2
+        inserts = [insert for insert in self._layout.inserts if insert.target == name]
+        places = sum(
+            insert.places(self._limits[modality] + 2)
+            for insert in inserts
+            for turn in self._rows[i].turns
+            for modality in turn
+            if self._modalities[modality].tower == insert.source
+        )
+        needed = self._rows[i].positions[name] + longest[name] + places
+        limit = self._graph.towers[name].max_len
+        return needed if limit is None else min(needed, limit)
+
+    def _check_room(self, name: str, i: int, advancing: Sequence[str]) -> None:
+        limit, n_turns = self._graph.towers[name].max_len, self._turns_left(name, advancing)
+        used = self._used(name, i)
+        if limit is not None and used + 2 * n_turns > limit:
             raise DataError(
                 f"{name}: the prompt has {used} tokens, and begin and end of {n_turns} new segments are to "
                 f"follow; the tower takes at most {limit}"
             )
 
+    def _used(self, name: str, i: int) -> int:
+        row = self._rows[i]
+        return row.order if name in self._layout.shared else row.positions[name]
+
     def _turns_left(self, name: str, advancing: Sequence[str]) -> int:
         """How many segments are still to be framed within a tower's longest sequence: its own; or where towers share
         their attention, so that it counts the tokens of all, everything up to its own last one."""
-        if name not in self.graph.layout.shared:
+        if name not in self._layout.shared:
             return advancing.count(name)
         return len(advancing) - list(reversed(advancing)).index(name)
 
-    def _room(self, name: str, advancing: Sequence[str]) -> Tensor:
-        """(B,) longest next segment, so that the tower can still frame each segment that is to come."""
-        room = torch.full_like(self.rows.order, self.max_tokens)
-        limit = self.graph.towers[name].max_len
-        if limit is None:
-            return room
-        used = self.rows.order if name in self.graph.layout.shared else self.rows.positions[name]
-        return torch.minimum(room, limit - 2 * self._turns_left(name, advancing) - used)
+    def _begin(self, i: int, row: _Row) -> None:
+        """Start the row's next turn, if there is one."""
+        if not row.turns:
+            return
+        turn, to_come = row.turns[0], self._towers(row.turns)
+        rooms = [self._limits[name] for name in turn]
+        for name in self._towers([turn]):
+            limit = self._graph.towers[name].max_len
+            if limit is not None:
+                # The tower can still frame each segment that is to come.
+                rooms.append(limit - 2 * self._turns_left(name, to_come) - self._used(name, i))
+        row.room, row.step, row.ending = min(rooms), 0, False
+        row.found = [[] for _ in turn]
+        row.ahead = [[self._frame(name)[0] for name in turn]]
 
-    def _segments(self, turn: Sequence[str], to_come: Sequence[Sequence[str]]) -> dict[str, list[list[int]]]:
-        """Generate one segment in every row with each tower of this turn; ``to_come`` are this turn and the rest."""
-        towers, later = self._advancing([turn]), self._advancing(to_come[1:])
-        writes = {site for site in self.graph.sites if site.source in towers and site.target in later}
-        together = {(one, other) for one in towers for other in towers if one != other}
-        given = {s for s in self.decoding.memories if s.target in towers and (s.target, s.source) not in together}
-        plan = self.plan.prune(heads=set(towers), sees=together, writes=writes, given=given)
-        rooms = [self._room(name, self._advancing(to_come)) for name in towers]
-        room = torch.stack(rooms).amin(dim=0)
-        # The end ids are run too where somebody reads them later.
-        feed_end = bool(writes) or any(name in later for name in towers)
-        found = self._tokens(turn, plan, room, feed_end)
-        self.model.commit(self.decoding)
-        lengths = torch.tensor([len(row) for row in found[turn[0]]], device=room.device)
-        for i, name in enumerate(towers):
-            self._insert(name, self.rows.segment + i, lengths, later)
-        self.rows.segment = self.rows.segment + len(turn)
-        return found
+    def _frame(self, name: str) -> tuple[int, int]:
+        """Begin and end in the tower's ids."""
+        modality = self._modalities[name]
+        frame = cast("Frame", modality.frame)
+        return modality.first_id + frame.begin, modality.first_id + frame.end
 
-    def _tokens(self, turn: Sequence[str], plan: Plan, room: Tensor, feed_end: bool) -> dict[str, list[list[int]]]:
-        """The tokens of one segment in every row, for each modality of this turn, without begin and end."""
-        frames = {name: _frame(self.modalities[name]) for name in turn}
-        tokens = {name: torch.full_like(room, begin) for name, (begin, _) in frames.items()}
-        active = torch.ones_like(room, dtype=torch.bool)
-        found: dict[str, list[Tensor]] = {name: [] for name in turn}
-        for step in range(int(room.max()) + 2):
-            inputs = {
-                self.modalities[name].tower: self._next_inputs(name, i, step, tokens[name], active, len(turn))
-                for i, name in enumerate(turn)
-            }
-            for name in inputs:
-                self.decoding.n_slots[name] = min(self.decoding.n_slots[name] + 1, self.rows.capacity[name])
-            logits = self.model.run(plan, inputs, self.multimodal, self.decoding)
-            self.rows.order = self.rows.order + len(turn) * active
-            for name in inputs:
-                self.rows.positions[name] = self.rows.positions[name] + active
-            # The end id was fed in this step: the row is complete.
-            ended = torch.stack([tokens[name] == end for name, (_, end) in frames.items()]).any(dim=0)
-            active = active & ~ended
-            chosen = {
-                name: _likeliest(logits[self.modalities[name].tower][:, -1], self.modalities[name]) for name in turn
-            }
-            stop = torch.stack([chosen[name] == end for name, (_, end) in frames.items()]).any(dim=0)
-            stop = stop | (step >= room) | ~active
-            for name, (_, end) in frames.items():
-                tokens[name] = torch.where(stop, end, chosen[name])
-                found[name].append(tokens[name])
-            if not (active if feed_end else active & ~stop).any():
-                break
-        # An end id that nobody reads is not run, but has its place in the whole sequence.
-        self.rows.order = self.rows.order + len(turn) * active
-        return {name: _cut(found[name], frames[name][1], self.modalities[name].first_id) for name in turn}
-
-    def _next_inputs(
-        self, name: str, number: int, step: int, tokens: Tensor, active: Tensor, n_together: int
-    ) -> TowerBatch:
-        """One token a row; a row that is complete sees nothing, is seen by nobody, and its slot is written over."""
-        tower = self.modalities[name].tower
-        order = torch.where(active, self.rows.order + n_together - 1, -1)[:, None]
-        # The next slot of a complete row may be past the last one; no token of such a row is ever read again.
-        positions = self.rows.positions[tower].clamp(max=self.rows.capacity[tower] - 1)[:, None]
-        return TowerBatch(
-            tokens=tokens[:, None],
-            order=order,
-            visible=torch.where(active, self.rows.order, -1)[:, None],
-            segment=torch.where(active, self.rows.segment + number, -1)[:, None],
-            offset=torch.full_like(order, step),
-            positions=positions,
-            places=order.clamp(min=0) if tower in self.graph.layout.shared else positions,
-            inserted=torch.zeros_like(order, dtype=torch.bool),
-            targets=torch.full_like(order, IGNORE),
+    def _is_read(self, i: int) -> bool:
+        """Whether somebody needs the row's present segments once they are complete."""
+        here, later = self._towers(self._rows[i].turns[:1]), self._later(i)
+        return any(name in later for name in here) or any(
+            site.source in here and site.target in later for site in self._graph.sites
         )
 
-    def _insert(self, source: str, segment: Tensor, lengths: Tensor, later: Sequence[str]) -> None:
-        """Run the places that a finished segment takes in the sequences of towers whose turn comes later.
+    def _pruned(self, turn: Turn, rows: Sequence[int], with_heads: bool) -> Plan:
+        """What a step of some rows at one turn runs."""
+        towers = self._towers([turn])
+        later = {name for i in rows for name in self._later(i)}
+        writes = frozenset(s for s in self._graph.sites if s.source in towers and s.target in later)
+        together = frozenset((one, other) for one in towers for other in towers if one != other)
+        given = frozenset(
+            s for s in self._decoding.memories if s.target in towers and (s.target, s.source) not in together
+        )
+        heads, layers = (set(towers), set[str]()) if with_heads else (set[str](), later.intersection(towers))
+        key = (turn, with_heads, writes, given, frozenset(layers))
+        if key not in self._plans:
+            self._plans[key] = self._plan.prune(heads, together, writes, given, layers)
+        return self._plans[key]
+
+    def _step(self, turn: Turn, rows: list[int]) -> list[Piece]:
+        """Feed one token of each modality of a turn in some rows, and choose the next."""
+        going = [i for i in rows if not self._rows[i].ending]
+        plan = self._pruned(turn, rows, with_heads=bool(going))
+        fed = {i: self._rows[i].ahead.pop(0) for i in rows}
+        inputs = {
+            self._modalities[name].tower: self._inputs(name, k, {i: [fed[i][k]] for i in rows}, len(turn))
+            for k, name in enumerate(turn)
+        }
+        logits = self._run(plan, inputs, rows)
+        for i in rows:
+            self._rows[i].order += len(turn)
+            self._rows[i].step += 1
+        chosen = {name: self._choose(name, k, going, logits) for k, name in enumerate(turn)} if going else {}
+        pieces = [piece for i in going for piece in self._take(i, turn, [chosen[name][i] for name in turn])]
+        for i in going:
+            if self._rows[i].ending and not self._is_read(i):
+                # What nobody reads is not run, but has its place in the whole sequence.
+                self._rows[i].order += len(turn) * len(self._rows[i].ahead)
+                self._rows[i].ahead.clear()
+        self._finish(turn, [i for i in rows if not self._rows[i].ahead])
+        return pieces
+
+    def _run(self, plan: Plan, inputs: Mapping[str, TowerBatch], rows: list[int]) -> dict[str, Tensor]:
+        """Run new tokens of some rows."""
+        for name, new in inputs.items():
+            n_new = new.tokens.shape[1]
+            for i in rows:
+                self._rows[i].positions[name] += n_new
+            longest = max(self._rows[i].positions[name] for i in rows)
+            self._decoding.n_slots[name] = max(self._decoding.n_slots[name], longest)
+        self._decoding.rows = rows
+        return self._model.run(plan, inputs, self._multimodal, self._decoding)
+
+    def _choose(self, name: str, number: int, rows: list[int], logits: Mapping[str, Tensor]) -> list[int]:
+        """The next token of every row, in the tower's ids; that of a row that is not at this turn means nothing."""
+        modality, way = self._modalities[name], self._ways[name]
+        of_tower = logits[modality.tower][:, -1]
+        if self._watch is not None:
+            self._watch(name, {i: (self._rows[i].segment + number, self._rows[i].step) for i in rows}, of_tower)
+        draws = None
+        if way.temperature > 0:
+            drawn = [0.0] * len(self._rows)
+            for i in rows:
+                drawn[i] = float(torch.rand((), generator=self._rows[i].random, dtype=torch.float64))
+            draws = torch.tensor(drawn, device=self._device, dtype=torch.float64)
+        own, seen = self._own(name, of_tower)
+        ids = choose(own, way, seen, draws)
+        if seen is not None:
+            at = torch.tensor(rows, device=self._device)
+            seen[at, ids[at]] = True
+        return [token + modality.first_id for token in ids.tolist()]
+
+    def _take(self, i: int, turn: Turn, taken: list[int]) -> list[Piece]:
+        """What a row does with the tokens that were chosen: goes on with them, or ends."""
+        row = self._rows[i]
+        ends = [self._frame(name)[1] for name in turn]
+        pieces: list[Piece] = []
+        goes_on = row.room > 0 and not any(token == end for token, end in zip(taken, ends, strict=True))
+        if goes_on:
+            for number, (name, token) in enumerate(zip(turn, taken, strict=True)):
+                row.found[number].append(token - self._modalities[name].first_id)
+                pieces.append(Piece(i, len(row.done) + number, name, row.found[number][-1]))
+        # After the last token that there is room for, the end needs no choice.
+        row.ending = not goes_on or row.step >= row.room
+        row.ahead = [taken] * goes_on + [ends] * row.ending
+        if row.ending:
+            pieces += [Piece(i, len(row.done) + number, name, None) for number, name in enumerate(turn)]
+        return pieces
+
+    def _inputs(self, name: str, number: int, tokens: Mapping[int, list[int]], n_together: int) -> TowerBatch:
+        """New tokens of a modality in some rows, the same number in each. The others see nothing and are seen by
+        nobody; what they write into their caches is written over.
 
         Args:
-            source: the tower whose segment is finished.
-            segment: (B,) its number.
-            lengths: (B,) its tokens, without begin and end.
-            later: towers whose turn comes later, once for each segment.
+            name: the modality.
+            number: which of the turn's modalities it is.
+            tokens: for each row, what comes next, in the tower's ids.
+            n_together: how many modalities advance together.
         """
-        for insert in self.graph.layout.inserts:
-            if insert.source != source or insert.target not in later:
-                continue
-            target, rows = insert.target, self.rows
-            counts = torch.tensor([insert.places(n + 2) for n in lengths.tolist()], device=lengths.device)
-            needed = int((rows.positions[target] + counts).max()) + 2 * later.count(target)
-            limit = self.graph.towers[target].max_len
-            if limit is not None and needed > limit:
-                raise DataError(f"{target}: {source} takes {needed} places; the tower takes at most {limit}")
-            inputs = self._places_taken(target, segment, counts)
-            self.decoding.n_slots[target] = min(
-                self.decoding.n_slots[target] + inputs.tokens.shape[1], rows.capacity[target]
-            )
-            writes = {site for site in self.graph.sites if site.source == target and site.target in later}
-            given = {site for site in self.decoding.memories if site.target == target}
-            plan = self.plan.prune(heads=set(), sees=frozenset(), writes=writes, given=given, layers={target})
-            self.model.run(plan, {target: inputs}, self.multimodal, self.decoding)
-            self.model.commit(self.decoding)
-            rows.positions[target] = rows.positions[target] + counts
-
-    def _places_taken(self, target: str, segment: Tensor, counts: Tensor) -> TowerBatch:
-        """(B, n) places for a finished segment, rows padded at the end."""
-        offset = torch.arange(int(counts.max()), device=counts.device).expand(len(counts), -1)
-        there = offset < counts[:, None]
-        order = torch.where(there, self.rows.order[:, None] - 1, -1)
-        frame = self.graph.towers[target].frame
-        positions = (self.rows.positions[target][:, None] + offset).clamp(max=self.rows.capacity[target] - 1)
-        return TowerBatch(
-            tokens=torch.full_like(order, frame.end if frame else 0),
-            order=order,
-            visible=order,
-            segment=torch.where(there, segment[:, None], -1),
-            offset=offset,
-            positions=positions,
-            places=order.clamp(min=0) if target in self.graph.layout.shared else positions,
-            inserted=there,
-            targets=torch.full_like(order, IGNORE),
+        rows, n_new = {i: self._rows[i] for i in tokens}, len(next(iter(tokens.values())))
+        return self._columns(
+            name=self._modalities[name].tower,
+            tokens=tokens,
+            order={i: [row.order + n_together * k for k in range(n_new)] for i, row in rows.items()},
+            later=n_together - 1,
+            segment={i: row.segment + number for i, row in rows.items()},
+            offset={i: row.step for i, row in rows.items()},
         )
 
+    def _columns(
+        self,
+        name: str,
+        tokens: Mapping[int, list[int]],
+        order: Mapping[int, list[int]],
+        later: int,
+        segment: Mapping[int, int],
+        offset: Mapping[int, int],
+        inserted: bool = False,
+    ) -> TowerBatch:
+        """(B, n) columns of new tokens of a tower; ``later`` is how much later than they are seen they see."""
+        n_new, last = len(next(iter(tokens.values()))), self._capacity[name] - 1
+        steps = range(n_new)
+        table: list[list[list[int]]] = []
+        for i, row in enumerate(self._rows):
+            at = row.positions[name]
+            if i in tokens:
+                columns = (tokens[i], order[i], [segment[i]] * n_new, [offset[i] + k for k in steps])
+                table.append([*columns, [at + k for k in steps]])
+            else:
+                # A complete row's next slot may be past the last one.
+                table.append([[0] * n_new, [-1] * n_new, [-1] * n_new, [0] * n_new, [min(at, last)] * n_new])
+        ids, visible, segments, offsets, positions = torch.tensor(table, device=self._device).unbind(dim=1)
+        seen = torch.where(visible >= 0, visible + later, -1) if later else visible
+        return TowerBatch(
+            tokens=ids,
+            order=seen,
+            visible=visible,
+            segment=segments,
+            offset=offsets,
+            positions=positions,
+            places=seen.clamp(min=0) if name in self._layout.shared else positions,
+            inserted=torch.full_like(ids, inserted, dtype=torch.bool),
+            targets=torch.full_like(ids, IGNORE),
+        )
 
-def _frame(modality: Modality) -> tuple[int, int]:
-    """Begin and end in the tower's ids."""
-    frame = cast("Frame", modality.frame)
-    return modality.first_id + frame.begin, modality.first_id + frame.end
+    def _finish(self, turn: Turn, rows: Sequence[int]) -> None:
+        """The present segments of some rows are complete: they are read from now on, and the next turn begins."""
+        if not rows:
+            return
+        self._model.commit(self._decoding, rows)
+        for number, name in enumerate(turn):
+            self._insert(name, number, rows)
+        for i in rows:
+            row = self._rows[i]
+            row.done += [Segment(name, found) for name, found in zip(turn, row.found, strict=True)]
+            row.segment += len(turn)
+            row.turns.pop(0)
+            self._begin(i, row)
+
+    def _insert(self, name: str, number: int, rows: Sequence[int]) -> None:
+        """Run the places that complete segments take in the sequences of towers whose turn comes later."""
+        for insert in self._layout.inserts:
+            if insert.source != self._modalities[name].tower:
+                continue
+            # Rows whose segments take the same number of places go together.
+            by_count: dict[int, list[int]] = {}
+            for i in rows:
+                if insert.target in self._later(i):
+                    count = insert.places(len(self._rows[i].found[number]) + 2)
+                    by_count.setdefault(count, []).append(i)
+            for count, alike in by_count.items():
+                self._take_places(insert.source, insert.target, count, number, alike)
+
+    def _take_places(self, source: str, target: str, count: int, number: int, rows: list[int]) -> None:
+        limit, frame = self._graph.towers[target].max_len, self._graph.towers[target].frame
+        for i in rows:
+            needed = self._rows[i].positions[target] + count + 2 * self._later(i).count(target)
+            if limit is not None and needed > limit:
+                raise DataError(f"{target}: {source} takes {needed} places; the tower takes at most {limit}")
+        inputs = self._columns(
+            name=target,
+            tokens={i: [frame.end if frame else 0] * count for i in rows},
+            order={i: [self._rows[i].order - 1] * count for i in rows},
+            later=0,
+            segment={i: self._rows[i].segment + number for i in rows},
+            offset=dict.fromkeys(rows, 0),
+            inserted=True,
+        )
+        later = {name for i in rows for name in self._later(i)}
+        writes = {s for s in self._graph.sites if s.source == target and s.target in later}
+        given = {s for s in self._decoding.memories if s.target == target}
+        plan = self._plan.prune(heads=set(), sees=frozenset(), writes=writes, given=given, layers={target})
+        self._run(plan, {target: inputs}, rows)
+        self._model.commit(self._decoding, rows)
+
+    def _branch(self, tower: str, at: Sequence[int], same_rows: bool) -> Self:
+        """Some of the rows, each as often as it is named, to try what comes next with one tower.
+
+        Args:
+            tower: the only one that will advance.
+            at: the rows.
+            same_rows: each new row descends from the same row of the prompts as the one that is in its place now.
+        """
+        index, found = torch.tensor(at, device=self._device), copy(self)
+        found._rows = [replace(self._rows[i], positions=self._rows[i].positions.copy()) for i in at]
+        found._prompts = [self._prompts[i] for i in at]
+        found._seen = {name: seen[index] for name, seen in self._seen.items()}
+        decoding = Decoding(len(at), n_slots=dict(self._decoding.n_slots), memories=self._decoding.memories)
+        decoding.caches[tower] = self._model.tower(tower).reorder_cache(self._decoding.caches[tower], index)
+        if not same_rows:
+            decoding.memories = {
+                site: Memory(memory.order[index], tuple(tensor[index] for tensor in memory.tensors))
+                for site, memory in self._decoding.memories.items()
+                if site.target == tower
+            }
+            if isinstance(self._multimodal, Tensor):
+                found._multimodal = self._multimodal[index]
+        found._decoding = decoding
+        return found
+
+    def _search(self, name: str, rows: list[int]) -> list[Piece]:
+        """Generate a segment by beam search in rows that begin it, and run the best one where somebody reads it."""
+        modality, way = self._modalities[name], self._ways[name]
+        begin, end = self._frame(name)
+        rooms = [self._rows[i].room for i in rows]
+        frame, step = cast("Frame", modality.frame), _Beams(self, name, rows).step
+        found = beam_search(step, frame.begin, frame.end, rooms, way.beams, way.length_penalty)
+        by_length: dict[int, list[int]] = {}
+        for i, (tokens, _) in zip(rows, found, strict=True):
+            self._rows[i].found = [tokens]
+            if self._is_read(i):
+                by_length.setdefault(len(tokens), []).append(i)
+            else:
+                self._rows[i].order += len(tokens) + 2
+        for n_tokens, alike in by_length.items():
+            shifted = {i: [t + modality.first_id for t in self._rows[i].found[0]] for i in alike}
+            inputs = self._inputs(name, 0, {i: [begin, *tokens, end] for i, tokens in shifted.items()}, 1)
+            self._run(self._pruned((name,), alike, with_heads=False), {modality.tower: inputs}, alike)
+            for i in alike:
+                self._rows[i].order += n_tokens + 2
+        pieces: list[Piece] = []
+        for i, (tokens, score) in zip(rows, found, strict=True):
+            number = len(self._rows[i].done)
+            pieces += [*(Piece(i, number, name, token) for token in tokens), Piece(i, number, name, None, score)]
+        if name in self._seen:
+            for i in rows:
+                self._seen[name][i, self._rows[i].found[0]] = True
+        self._finish((name,), rows)
+        return pieces
 
 
-def _likeliest(logits: Tensor, modality: Modality) -> Tensor:
-    """(B,) the likeliest of the modality's own ids, in the tower's."""
-    size = logits.shape[-1] if modality.vocab_size is None else modality.vocab_size
-    return logits[:, modality.first_id : modality.first_id + size].argmax(dim=-1) + modality.first_id
+class _Beams:
+    """What one beam search runs: a generation with a row for each hypothesis."""
 
+    def __init__(self, generation: Generation, name: str, rows: list[int]) -> None:
+        self._state, self._rows, self._name = generation, rows, name
+        self._tower = generation._modalities[name].tower
+        self._plan = generation._plan.prune(
+            heads={self._tower},
+            sees=frozenset(),
+            given={site for site in generation._decoding.memories if site.target == self._tower},
+        )
+        self._owners: list[int] | None = None
 
-def _cut(found: Sequence[Tensor], end: int, first_id: int) -> list[list[int]]:
-    """Each row's tokens up to its end id, in the modality's ids."""
-    table = torch.stack(list(found), dim=1).tolist()
-    return [[token - first_id for token in (row[: row.index(end)] if end in row else row)] for row in table]
+    def step(self, parents: list[int], tokens: list[int], owners: list[int]) -> Tensor:
+        """Log-probabilities (N, V) after one token more; see `zippkit.beam.Step`."""
+        at = parents if self._owners else [self._rows[parent] for parent in parents]
+        self._state = state = self._state._branch(self._tower, at, same_rows=owners == self._owners)
+        self._owners = owners
+        first_id, everyone = state._modalities[self._name].first_id, list(range(len(at)))
+        given = {k: [token + first_id] for k, token in enumerate(tokens)}
+        logits = state._run(self._plan, {self._tower: state._inputs(self._name, 0, given, 1)}, everyone)
+        own, seen = state._own(self._name, logits[self._tower][:, -1])
+        if seen is not None and state._rows[0].step > 0:
+            seen[everyone, tokens] = True
+        for row in state._rows:
+            row.order += 1
+            row.step += 1
+        return penalised(own, seen, state._ways[self._name].repetition_penalty).log_softmax(dim=-1)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from zippkit.batch import Batch, TowerBatch
 from zippkit.contrast import ContrastHead
+from zippkit.decoding import Decoding
 from zippkit.graph import LinkSite
 from zippkit.links.base import Link, Memory
 from zippkit.links.joint_attention import attend_jointly
@@ -18,26 +18,6 @@ from zippkit.masks import cache_mask, self_mask
 from zippkit.plan import Op, Plan
 from zippkit.tower import Projected, SharedAttention, Tower
 from zippkit.vocabulary import AddedVocabulary
-
-
-@dataclass
-class Decoding:
-    """Everything that generation keeps between steps."""
-
-    caches: dict[str, Any] = field(default_factory=dict)
-    """Each tower's own cache."""
-    n_slots: dict[str, int] = field(default_factory=dict)
-    """How many slots of each tower's cache are in use in the longest row, the new tokens included."""
-    memories: dict[LinkSite, Memory] = field(default_factory=dict)
-    """What the links keep of their finished segments."""
-    pending: dict[LinkSite, list[tuple[Tensor, TowerBatch]]] = field(default_factory=dict)
-    """States and tokens of segments that are not finished; nobody reads them before they are (`ZippedModel.commit`)."""
-
-    def keep(self, site: LinkSite, memory: Memory) -> Memory:
-        """Add to what a link keeps; all of it."""
-        earlier = [self.memories[site]] if site in self.memories else []
-        self.memories[site] = Memory.join([*earlier, memory])
-        return self.memories[site]
 
 
 class ZippedModel(nn.Module):
@@ -157,12 +137,12 @@ class ZippedModel(nn.Module):
                 forward.do(op)
         return forward.logits
 
-    def commit(self, decoding: Decoding) -> None:
-        """The segments that were written are finished: the towers that advance from now on see them."""
-        for site, parts in decoding.pending.items():
-            states = torch.cat([states for states, _ in parts], dim=1)
-            decoding.keep(site, self.link(site).write(states, TowerBatch.join([tokens for _, tokens in parts])))
-        decoding.pending.clear()
+    def commit(self, decoding: Decoding, rows: Sequence[int]) -> None:
+        """The segments of some rows are finished: the towers that advance there from now on see them."""
+        for site, pending in decoding.pending.items():
+            finished = [row for row in rows if row in pending.since]
+            if finished:
+                decoding.keep(site, self.link(site).write(*pending.take(finished)), finished)
 
     def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
         """A tower's tokens without ids that it does not know itself."""
@@ -244,9 +224,10 @@ class _Forward:
         if self.decoding is None:
             self.memories[site] = self.model.link(site).write(states, tokens)
         elif site in self.read_here:
-            self.memories[site] = self.decoding.keep(site, self.model.link(site).write(states, tokens))
+            everywhere = range(self.decoding.n_rows)
+            self.memories[site] = self.decoding.keep(site, self.model.link(site).write(states, tokens), everywhere)
         else:
-            self.decoding.pending.setdefault(site, []).append((states, tokens))
+            self.decoding.write_later(site, states, tokens)
 
     def read(self, op: Op) -> None:
         site, name = _site_of(op), op.tower

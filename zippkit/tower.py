@@ -64,6 +64,10 @@ class Tower(nn.Module, ABC):
         """An empty cache of ``max_len`` slots in each row."""
         raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")
 
+    def reorder_cache(self, cache: Any, rows: Tensor) -> Any:
+        """A cache of its own with these (N,) rows of ``cache``, each as often as it is named; for beam search."""
+        raise NotImplementedError(f"{type(self).__name__} has no beam search: it cannot reorder its cache")
+
     def load_weights(self, path: Path) -> None:
         """Load pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
 

@@ -172,6 +172,9 @@ class Decoder(Tower, SharedAttention):
         keys, values = ([like.new_zeros(shape) for _ in self.layers] for _ in range(2))
         return Cache(keys, values)
 
+    def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
+        return Cache([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
+
     def load_weights(self, path: Path) -> None:
         tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
         if self.config.tied and "lm_head.weight" in tensors:

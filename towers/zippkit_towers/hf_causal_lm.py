@@ -163,6 +163,9 @@ class HfCausalLm(Tower):
         shape, layers = (batch_size, n_kv, max_len, width), range(self.config.n_layers)
         return Slots([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
 
+    def reorder_cache(self, cache: Slots, rows: Tensor) -> Slots:
+        return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
+
     def load_weights(self, path: Path) -> None:
         """Load a Hugging Face folder (through transformers, so that older names fit), or what zippkit wrote.
 

@@ -27,12 +27,18 @@ class Prefix(Link):
         return Memory(tokens.visible, (self.source_norm(source), own_BS))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
-        source_BSD, segment_BS = memory.tensors
+        source_BSD, segment_BS = entries(memory)
         k = self.config.stack
         first_BT = first_of_segment(tokens, segment_BS)
         index_BTk = (first_BT + k * tokens.offset)[:, :, None] + torch.arange(k, device=first_BT.device)
         stacked_BTkD, there_BTk = pick(source_BSD, segment_BS, tokens, index_BTk)
         return put(target, self.projection(stacked_BTkD.flatten(2)), there_BTk)
+
+
+def entries(memory: Memory) -> tuple[Tensor, Tensor]:
+    """(B, S, D) what a memory holds of the source, and (B, S) of which segment; -1 at padding."""
+    held_BSD, segment_BS = memory.tensors
+    return held_BSD, torch.where(memory.order >= 0, segment_BS, -1)
 
 
 def first_of_segment(tokens: TowerBatch, segment_BS: Tensor) -> Tensor:

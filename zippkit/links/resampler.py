@@ -12,7 +12,7 @@ from zippkit.batch import TowerBatch
 from zippkit.links.base import Link, Memory
 from zippkit.links.configs import GatedCrossAttentionConfig, ResamplerConfig
 from zippkit.links.gated_cross_attention import GatedCrossAttention
-from zippkit.links.prefix import first_of_segment, pick, put
+from zippkit.links.prefix import entries, first_of_segment, pick, put
 from zippkit.links.resampler_layers import LAYERS, Seen
 
 
@@ -68,7 +68,7 @@ class Resampler(Link):
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         if self.config.output == "cross_attention":
             return self.reader.read(target, tokens, memory)
-        latents_BLD, segment_BL = memory.tensors
+        latents_BLD, segment_BL = entries(memory)
         index_BT1 = (first_of_segment(tokens, segment_BL) + tokens.offset)[:, :, None]
         found_BT1D, there_BT1 = pick(latents_BLD, segment_BL, tokens, index_BT1)
         return put(target, found_BT1D[:, :, 0], there_BT1)

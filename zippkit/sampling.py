@@ -1,0 +1,82 @@
+"""How the next token is chosen: greedily, or drawn with a temperature from what top-k and top-p leave."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from zippkit.config import Strict
+
+
+class Sampling(Strict):
+    """How one modality is generated. The defaults take the likeliest token."""
+
+    temperature: float = Field(0.0, ge=0, description="Logits are divided by it; 0 takes the likeliest token.")
+    top_k: int | None = Field(None, gt=0, description="Only so many of the likeliest tokens are drawn from.")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Only the likeliest tokens of this much probability together (arXiv 1904.09751).",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Logits of tokens that the row has had are divided by it if positive, else multiplied.",
+    )
+    beams: int = Field(1, gt=0, description="Hypotheses of a beam search; 1 is none.")
+    length_penalty: float = Field(
+        1.0, description="A hypothesis of n tokens, its end counted, scores log-probability / n ** length_penalty."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(f"beams {self.beams} take the likeliest; expected temperature 0, got {self.temperature}")
+        if self.temperature == 0 and (self.top_k or self.top_p):
+            raise ValueError("top_k and top_p say what is drawn from; expected a temperature above 0 with them")
+        return self
+
+
+GREEDY = Sampling()
+
+
+def penalised(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:
+    """Logits (B, V) with those of tokens that were ``seen``, (B, V) bool, made less likely (arXiv 1909.05858)."""
+    if seen is None or penalty == 1:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def choose(logits: Tensor, sampling: Sampling, seen: Tensor | None, draws: Tensor | None) -> Tensor:
+    """The next token of each row.
+
+    Args:
+        logits: (B, V) of one modality's ids.
+        sampling: how to choose.
+        seen: (B, V) tokens that the row has had; wanted for a repetition penalty only.
+        draws: (B,) uniform numbers of [0, 1), each row's own; wanted with a temperature only. A row's choice is a
+            function of its logits and its number, so that it does not depend on the rows beside it.
+
+    Returns:
+        (B,) ids.
+    """
+    logits = penalised(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    assert draws is not None, "a drawn token needs a number"
+    n_kept = min(sampling.top_k or logits.shape[-1], logits.shape[-1])
+    best, ids = (logits.double() / sampling.temperature).topk(n_kept, dim=-1)
+    probabilities = best.softmax(dim=-1)
+    up_to = probabilities.cumsum(dim=-1)
+    if sampling.top_p is not None:
+        # A token stays if those before it have not reached top_p yet; so the likeliest one always does.
+        probabilities = probabilities.where(up_to - probabilities < sampling.top_p, 0)
+        up_to = probabilities.cumsum(dim=-1)
+    drawn = (up_to <= draws.double()[:, None] * up_to[:, -1:]).sum(dim=-1)
+    # A number close to 1 may fall behind the last token by a rounding.
+    last = (probabilities > 0).sum(dim=-1) - 1
+    return ids.gather(-1, torch.minimum(drawn, last)[:, None])[:, 0]
