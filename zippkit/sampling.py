@@ -78,5 +78,5 @@ def choose(logits: Tensor, sampling: Sampling, seen: Tensor | None, draws: Tenso
         up_to = probabilities.cumsum(dim=-1)
     drawn = (up_to <= draws.double()[:, None] * up_to[:, -1:]).sum(dim=-1)
     # A number close to 1 may fall behind the last token by a rounding.
-    last = (probabilities > 0).sum(dim=-1) - 1
+    last = ((probabilities > 0).sum(dim=-1) - 1).clamp(min=0)
     return ids.gather(-1, torch.minimum(drawn, last)[:, None])[:, 0]
