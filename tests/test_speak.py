@@ -16,12 +16,13 @@ from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import ZippkitError
-from zippkit.speak import answer
+from zippkit.speak import Given, answer, read_prompt
 
 
 def answers(run: Path, **given: Any) -> list[str]:
-    settings: dict[str, Any] = {"audio": None, "text": None, "outputs": None, "out": None, "max_tokens": 6}
-    return list(answer(run, **(settings | given)))
+    """From ``audio``, ``text`` or a whole ``prompt``."""
+    sources = [Given(given.pop(name)) for name in ("audio", "text") if name in given]
+    return list(answer(run, given.pop("prompt", sources), **({"max_tokens": 6} | given)))
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
     """The prompts that generation is asked to continue; it answers with two tokens of its own."""
     seen: list[Segment] = []
 
-    def generate(zipped: Any, prompt: list[Segment], outputs: list[str], max_tokens: int) -> list[Segment]:
+    def generate(zipped: Any, prompt: list[Segment], outputs: list[str], *_: Any) -> list[Segment]:
         seen.extend(prompt)
         return [Segment(name, [3, 4]) for name in outputs]
 
@@ -73,6 +74,41 @@ def test_towers_are_named_in_order(prompts: list[Segment], tmp_path: Path) -> No
     assert told == ["text: eight five", f"speech: 2 units in {out}", "text: eight five"]
 
 
+def test_several_sounds_are_numbered(prompts: list[Segment], tmp_path: Path) -> None:
+    told = answers(demo_run(), text="two", outputs=["speech", "text", "speech"], out=tmp_path / "a.wav")
+    assert [line.split(" in ")[-1] for line in told] == [
+        str(tmp_path / "a-1.wav"),
+        "text: eight five",
+        str(tmp_path / "a-2.wav"),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.wav", "a-2.wav"]
+
+
+def test_a_prompt_of_several_segments(prompts: list[Segment], tmp_path: Path) -> None:
+    shutil.copy(SOUND, tmp_path / "in.wav")
+    (tmp_path / "p.json").write_text('[{"speech": "in.wav"}, {"text": "two five"}, {"speech": [3, 1]}]')
+    assert answers(demo_run(), prompt=read_prompt(tmp_path / "p.json")) == ["text: eight five"]
+    assert [segment.tower for segment in prompts] == ["speech", "text", "speech"]
+    assert list(prompts[0].tokens) == list(units().encode(*read_audio(SOUND))) and prompts[2].tokens == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a readable prompt"),
+        ("[]", "expected a list such as"),
+        ('["two"]', 'segment 0: got "two"; expected a list such as'),
+        ('[{"text": "a"}, {"text": "b", "speech": [1]}]', "segment 1: got"),
+        ('[{"speech": 3}]', "segment 0: speech: expected text, a sound file or a list of ids, got 3"),
+    ],
+)
+def test_prompts_that_mean_nothing_are_told(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ZippkitError) as failure:
+        read_prompt(tmp_path / "p.json")
+    assert message in str(failure.value) and "p.json" in str(failure.value)
+
+
 def test_a_real_answer() -> None:
     (told,) = answers(demo_run(), audio=SOUND)
     assert told.startswith("text: ")
@@ -95,8 +131,13 @@ def test_a_run_stands_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "expected either a sound file or --text"),
-        ({"audio": SOUND, "text": "one"}, "expected either a sound file or --text"),
+        ({}, "no link reads None, so nothing can answer it; name towers with --to"),
+        (
+            {"prompt": [Given("one", "txt", "p: segment 3")]},
+            "p: segment 3: no tower is called 'txt'; did you mean 'text'?",
+        ),
+        ({"prompt": [Given("one", "speech")]}, "generate: 'speech' does not read text"),
+        ({"prompt": [Given(SOUND, "text")]}, "generate: 'text' does not listen to sound"),
         ({"audio": Path("nowhere.wav")}, "nowhere.wav: no such file"),
         ({"audio": DEMO}, "no such file"),
         ({"audio": DEMO / "recipe.yaml"}, "not a readable sound file"),
@@ -104,7 +145,6 @@ def test_a_run_stands_alone(tmp_path: Path) -> None:
         ({"audio": SOUND, "outputs": ["txt"]}, "no tower is called 'txt'; did you mean 'text'?"),
         ({"text": "one", "out": Path("answer.mp3")}, "expected a .wav or .flac file in a folder that is there"),
         ({"text": "one", "out": Path("nowhere/a.wav")}, "expected a .wav or .flac file in a folder that is there"),
-        ({"text": "one", "outputs": ["speech"] * 2, "out": Path("a.wav")}, "--to names 2 segments of sound"),
     ],
 )
 def test_what_cannot_be_answered_is_told(given: dict[str, Any], message: str, tmp_path: Path,

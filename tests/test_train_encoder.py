@@ -33,7 +33,7 @@ from zippkit.mask_view import Masks
 from zippkit.recipe import Recipe, load_recipe
 from zippkit.report import write_report
 from zippkit.run_folder import RunFolder
-from zippkit.speak import answer
+from zippkit.speak import Given, answer
 from zippkit.trainer import InterruptedRunError, train
 
 RATE = 800
@@ -191,7 +191,7 @@ def test_sound_is_heard_as_it_was_in_training(finished: Path, tmp_path: Path, mo
 
     monkeypatch.setattr(zippkit.speak, "generate", watched)
     for name in ("in", "fast"):
-        (line,) = answer(finished, tmp_path / f"{name}.wav", None, None, None, 4)
+        (line,) = answer(finished, [Given(tmp_path / f"{name}.wav")], max_tokens=4)
         assert line.startswith("text: ")
     assert [segment.tower for segment in seen] == ["speech", "speech"]
     np.testing.assert_array_equal(seen[0].tokens, read_audio(tmp_path / "in.wav")[0])
@@ -223,7 +223,7 @@ def test_the_command_line_from_recordings_to_an_answer(
         ("prepare", "pairs", "corpus", "-o", "heard", "--waveform", RATE, "--text", tmp_path / "words.json", share),
         ("train", "recipe.yaml", "-o", "run", "data=heard"),
         ("eval", "run"),
-        ("generate", "run", "corpus/0.wav"),
+        ("generate", "run", "--audio", "corpus/0.wav"),
     ]
     train_words(WORDS).save(tmp_path / "words.json")
     for arguments in steps:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,7 +66,7 @@ def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, T, H * K) to (B, H, T, K)."""
-    return rearrange(x, "b t (h k) -> b h t k", h=n_heads)
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) -> Tensor:
@@ -85,4 +84,4 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) 
         is_causal=mask is None,
         enable_gqa=grouped,
     )
-    return rearrange(out, "b h t k -> b t (h k)")
+    return out.transpose(1, 2).flatten(2)

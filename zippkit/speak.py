@@ -1,58 +1,172 @@
-"""Sound or text in, sound or text out: what ``zippkit generate`` does with a finished run."""
+"""Sound, text and ids in, sound, text and images out: what ``zippkit generate`` does with a finished run."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zippkit.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
 from zippkit.data.images import PixelTokenizer
+from zippkit.data.speech_tokenizer import SpeechTokenizer
 from zippkit.data.text import ByteTokenizer, FileTokenizer
-from zippkit.data.units import UnitTokenizer
-from zippkit.errors import ZippkitError
+from zippkit.errors import SpecError, ZippkitError, did_you_mean
 from zippkit.generation import generate
 from zippkit.run_folder import RunFolder
+from zippkit.sampling import GREEDY, Sampling
+from zippkit.validation import validate
+from zippkit.yaml_file import Document, override
+
+
+@dataclass(frozen=True)
+class Given:
+    """One segment of a prompt, as somebody writes it."""
+
+    value: Path | str | Sequence[int]
+    """A sound file, text, or ids."""
+    modality: str | None = None
+    """The first that takes such a thing if left out."""
+    where: str = "generate"
+    """For messages."""
 
 
 def answer(
     path: Path,
-    audio: Path | None,
-    text: str | None,
-    outputs: Sequence[str] | None,
-    out: Path | None,
-    max_tokens: int,
+    prompt: Sequence[Given],
+    outputs: Sequence[str] | None = None,
+    out: Path | None = None,
+    max_tokens: int = 256,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
 ) -> Iterator[str]:
-    """Generate from sound or text, a line for each new segment; sound is written to ``out``, images are drawn.
+    """Continue a prompt, a line for each new segment; sound is written to ``out``, images are drawn.
+
+    Args:
+        path: run folder.
+        prompt: its segments.
+        outputs: modalities to generate, in order; the one that reads the prompt's last if left out.
+        out: where to write sound; where several segments are sound, their number is added to the name.
+        max_tokens: longest segment.
+        sampling: how tokens are chosen.
+        seed: of what is drawn.
 
     Raises:
-        ZippkitError: not exactly one of sound and text, a file that cannot be used, no tower that could answer.
+        ZippkitError: a prompt or file that cannot be used, no tower that could answer.
     """
-    if (audio is None) == (text is None):
-        raise ZippkitError("generate: expected either a sound file or --text")
-    if audio is not None and not audio.is_file():
-        raise ZippkitError(f"{audio}: no such file")
+    for given in prompt:
+        if isinstance(given.value, Path) and not given.value.is_file():
+            raise ZippkitError(f"{given.value}: no such file")
     zipped = load(path)
     run = RunFolder(path)
-    known, rates = run.tokenizers(), run.sample_rates()
-    tokenizers = {name: known[name] for name in zipped.graph.modalities if name in known}
-    heard = {name: rates[name] for name in zipped.graph.modalities if name in rates}
-    prompt = _hear(tokenizers, heard, audio) if audio is not None else _read(tokenizers, text or "")
-    wanted = list(outputs or _answering(zipped, prompt.tower))
-    _check_out(out, [name for name in wanted if isinstance(tokenizers.get(name), UnitTokenizer)])
-    for segment in generate(zipped, [prompt], wanted, max_tokens):
-        tokenizer = tokenizers.get(segment.tower)
+    heard = _Heard(zipped, run.tokenizers(), run.sample_rates())
+    segments = [heard.segment(given) for given in prompt]
+    wanted = list(outputs or _answering(zipped, segments[-1].tower if segments else None))
+    n_sounds = sum(isinstance(heard.tokenizers.get(name), SpeechTokenizer) for name in wanted)
+    _check_out(out, [name for name in wanted if isinstance(heard.tokenizers.get(name), SpeechTokenizer)])
+    n_written = 0
+    for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed):
+        tokenizer = heard.tokenizers.get(segment.tower)
         if tokenizer is None:
             yield f"{segment.tower}: {' '.join(map(str, segment.tokens))}"
         elif isinstance(tokenizer, PixelTokenizer):
             yield f"{segment.tower}:\n{tokenizer.drawn(segment.tokens)}"
-        elif not isinstance(tokenizer, UnitTokenizer):
+        elif isinstance(tokenizer, SpeechTokenizer) and out is not None:
+            n_written += 1
+            file = out if n_sounds == 1 else out.with_stem(f"{out.stem}-{n_written}")
+            write_audio(file, tokenizer.to_sound(segment.tokens), tokenizer.sample_rate)
+            yield f"{segment.tower}: {len(segment.tokens)} units in {file}"
+        elif isinstance(tokenizer, ByteTokenizer | FileTokenizer):
             yield f"{segment.tower}: {tokenizer.decode(segment.tokens)}"
-        elif out is not None:
-            write_audio(out, tokenizer.to_sound(segment.tokens), tokenizer.config.sample_rate)
-            yield f"{segment.tower}: {len(segment.tokens)} units in {out}"
+
+
+def read_sampling(settings: Sequence[str]) -> Sampling:
+    """``temperature=0.8``, ``beams=4`` and the like.
+
+    Raises:
+        SpecError: every setting that does not fit.
+    """
+    document = Document("generate", {})
+    override(document, settings)
+    sampling, complaints = validate(Sampling, document.data)
+    if sampling is None:
+        raise SpecError([document.problem(place, message) for place, message in complaints])
+    return sampling
+
+
+def read_prompt(file: Path) -> list[Given]:
+    """A prompt's segments from JSON: ``[{"speech": "in.wav"}, {"text": "two seven"}, {"image": [0, 3, 16]}]``, a
+    modality's name to text, ids, or a sound file beside the prompt's.
+
+    Raises:
+        ZippkitError: not readable, or something else; tells the segment.
+    """
+    try:
+        items = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ZippkitError(f"{file}: not a readable prompt ({error})") from None
+    expected = 'expected a list such as [{"speech": "in.wav"}, {"text": "two seven"}]'
+    if not isinstance(items, list) or not items:
+        raise ZippkitError(f"{file}: {expected}")
+    return [_given(file, i, item, expected) for i, item in enumerate(items)]
+
+
+def _given(file: Path, i: int, item: Any, expected: str) -> Given:
+    where = f"{file}: segment {i}"
+    if not isinstance(item, dict) or len(item) != 1:
+        raise ZippkitError(f"{where}: got {json.dumps(item)}; {expected}")
+    ((modality, value),) = item.items()
+    if isinstance(value, list) and all(type(token) is int for token in value):
+        return Given(value, modality, where)
+    if not isinstance(value, str):
+        raise ZippkitError(
+            f"{where}: {modality}: expected text, a sound file or a list of ids, got {json.dumps(value)}"
+        )
+    sound = Path(value).suffix in (".wav", ".flac")
+    return Given(file.parent / value if sound else value, modality, where)
+
+
+class _Heard:
+    """How a run's towers take sound and text."""
+
+    def __init__(self, zipped: Composition, tokenizers: Mapping[str, Tokenizer], rates: Mapping[str, int]) -> None:
+        self.modalities = zipped.graph.modalities
+        self.tokenizers = {name: tokenizers[name] for name in self.modalities if name in tokenizers}
+        self.rates = {name: rates[name] for name in self.modalities if name in rates}
+
+    def segment(self, given: Given) -> Segment:
+        name, value = given.modality, given.value
+        if name is not None and name not in self.modalities:
+            raise ZippkitError(f"{given.where}: no tower is called {name!r}{did_you_mean(name, self.modalities)}")
+        if isinstance(value, Path):
+            return self._sound(given, value)
+        if isinstance(value, str):
+            return self._text(given, value)
+        assert name is not None, "ids come with their modality"
+        return Segment(name, list(value))
+
+    def _sound(self, given: Given, file: Path) -> Segment:
+        """Sound as a tower of waveforms takes it, or one of units."""
+        for name, rate in self.rates.items():
+            if given.modality in (None, name):
+                return Segment(name, resample(*read_audio(file), rate))
+        for name, tokenizer in self.tokenizers.items():
+            if given.modality in (None, name) and isinstance(tokenizer, SpeechTokenizer):
+                wave = resample(*read_audio(file), tokenizer.sample_rate)
+                return Segment(name, tokenizer.encode(wave, tokenizer.sample_rate))
+        listener = f"{given.modality!r} does not listen" if given.modality else "none of the run's towers listens"
+        raise ZippkitError(f"{given.where}: {listener} to sound")
+
+    def _text(self, given: Given, text: str) -> Segment:
+        for name, tokenizer in self.tokenizers.items():
+            if given.modality in (None, name) and isinstance(tokenizer, ByteTokenizer | FileTokenizer):
+                return Segment(name, tokenizer.encode(text))
+        reader = f"{given.modality!r} does not read" if given.modality else "none of the run's towers reads"
+        raise ZippkitError(f"{given.where}: {reader} text")
 
 
 def _check_out(out: Path | None, sounds: Sequence[str]) -> None:
@@ -63,30 +177,9 @@ def _check_out(out: Path | None, sounds: Sequence[str]) -> None:
         raise ZippkitError(f"{sounds[0]} is sound; say where to write it with --out FILE.wav")
     if out.suffix not in (".wav", ".flac") or not out.parent.is_dir() or out.is_dir():
         raise ZippkitError(f"--out {out}: expected a .wav or .flac file in a folder that is there")
-    if len(sounds) > 1:
-        raise ZippkitError(f"--to names {len(sounds)} segments of sound, and --out takes one")
 
 
-def _hear(tokenizers: Mapping[str, Tokenizer], rates: Mapping[str, int], audio: Path) -> Segment:
-    """The sound as the run's first listener takes it: a tower of waveforms at its ``rates``, or one of units."""
-    for name, rate in rates.items():
-        return Segment(name, resample(*read_audio(audio), rate))
-    for name, tokenizer in tokenizers.items():
-        if isinstance(tokenizer, UnitTokenizer):
-            wave, rate = read_audio(audio)
-            wanted = tokenizer.config.sample_rate
-            return Segment(name, tokenizer.encode(resample(wave, rate, wanted), wanted))
-    raise ZippkitError("none of the run's towers listens to sound")
-
-
-def _read(tokenizers: Mapping[str, Tokenizer], text: str) -> Segment:
-    for name, tokenizer in tokenizers.items():
-        if isinstance(tokenizer, ByteTokenizer | FileTokenizer):
-            return Segment(name, tokenizer.encode(text))
-    raise ZippkitError("none of the run's towers reads text")
-
-
-def _answering(zipped: Composition, source: str) -> list[str]:
+def _answering(zipped: Composition, source: str | None) -> list[str]:
     """The first tower that reads the prompt's."""
     readers = [site.target for site in zipped.graph.sites if site.source == source]
     if not readers:
