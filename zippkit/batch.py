@@ -74,10 +74,15 @@ class TowerBatch:
     """Most segments of this tower in one row."""
     features: Features | None = None
     """Of a continuous tower, whose tokens are all 0."""
+    following: Tensor | None = None
+    """(B, T) at a segment's last token, the modality of what comes next (its place among all of them; their number
+    where nothing does), and IGNORE elsewhere; only for models that learn it."""
 
     def to(self, device: torch.device | str) -> Self:
         moved = self.mapped(lambda column: column.to(device, non_blocking=True))
-        return replace(moved, features=self.features.to(device) if self.features else None)
+        features = self.features.to(device) if self.features else None
+        following = None if self.following is None else self.following.to(device, non_blocking=True)
+        return replace(moved, features=features, following=following)
 
     @classmethod
     def alone(cls, tokens: Tensor) -> Self:
@@ -355,9 +360,32 @@ def collate(
         raise DataError("a batch needs at least one segment")
     multimodal = [len({segment.tower for segment in example}) > 1 for example in examples]
     batches = {name: _stack([row.get(name) for row in rows], towers[name], multiple) for name in present}
+    if layout is not None and layout.tells_next:
+        batches = _with_following(batches, rows, examples, layout.modalities(towers), layout)
     outputs = tuple(name for name in present if bool((batches[name].targets != IGNORE).any()))
     alike = len(set(multimodal)) == 1
     return Batch(batches, outputs, multimodal[0] if alike else torch.tensor(multimodal), _sees(rows))
+
+
+def _with_following(
+    batches: Mapping[str, TowerBatch],
+    rows: Sequence[Mapping[str, Row]],
+    examples: Sequence[Sequence[Segment]],
+    modalities: Mapping[str, Modality],
+    layout: Layout,
+) -> dict[str, TowerBatch]:
+    place = {name: i for i, name in enumerate(modalities)}
+    following = {name: torch.full_like(batch.tokens, IGNORE) for name, batch in batches.items()}
+    for b, (row, example) in enumerate(zip(rows, examples, strict=True)):
+        names = [segment.tower for segment in example]
+        taken = turns(names, layout)
+        later = [place[turn[0]] for turn in taken[1:]] + [len(place)]
+        after = [what for turn, what in zip(taken, later, strict=True) for _ in turn]
+        for k, (name, what) in enumerate(zip(names, after, strict=True)):
+            tower = modalities[name].tower
+            own = [i for i, s in enumerate(row[tower]["segment"]) if s == k and not row[tower]["inserted"][i]]
+            following[tower][b, own[-1]] = what
+    return {name: replace(batch, following=following[name]) for name, batch in batches.items()}
 
 
 def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:

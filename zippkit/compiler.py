@@ -11,6 +11,7 @@ from zippkit import registry
 from zippkit.adapters import attach
 from zippkit.contrast import ContrastHead
 from zippkit.errors import Problem, SpecError
+from zippkit.following import NextHead
 from zippkit.graph import Graph, build_graph
 from zippkit.layers import ResidualMLP, mlp
 from zippkit.links.base import Link
@@ -125,4 +126,10 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
         links = {site: build(links_by_name[site.link]) for site in graph.sites}
         vocabularies = {name: _vocabulary(tower) for name, tower in spec.towers.items() if tower.extend_vocabulary}
         contrasts = {contrast.label: _contrast(contrast, graph) for contrast in spec.contrastive}
-    return ZippedModel(build_plan(graph), towers, projections, links, vocabularies, contrasts, adapters), graph
+        next_heads = {}
+        if spec.next is not None:
+            next_heads = {name: NextHead(graph.towers[name].dim, len(graph.modalities)) for name in towers}
+    weight = spec.next.weight if spec.next is not None else 0.0
+    plan = build_plan(graph)
+    model = ZippedModel(plan, towers, projections, links, vocabularies, contrasts, adapters, next_heads, weight)
+    return model, graph

@@ -63,7 +63,7 @@ class Composition:
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Nats per predicted token, of each tower and ``total`` (see `zippkit.loss.loss`)."""
-        return _loss.loss(logits, batch, self.model.contrast_weights)
+        return _loss.loss(logits, batch, self.model.loss_weights)
 
     def save(self, folder: str | Path, *, copy_towers: bool = False) -> None:
         """Write weights, standalone spec and manifest; complete or not at all.

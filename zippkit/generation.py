@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeAlias, cast
+from typing import Literal, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from zippkit.composition import Composition
 from zippkit.config import Frame
 from zippkit.decoding import Decoding
 from zippkit.errors import DataError, ZippkitError, did_you_mean
+from zippkit.following import PREFIX
 from zippkit.layout import turns
 from zippkit.links.base import Memory
 from zippkit.plan import Plan
@@ -30,6 +31,9 @@ Prompt: TypeAlias = Sequence[Segment]
 Limits: TypeAlias = "int | Mapping[str, int]"
 Ways: TypeAlias = "Sampling | Mapping[str, Sampling]"
 Turn: TypeAlias = tuple[str, ...]
+Outputs: TypeAlias = "Sequence[str] | Sequence[Sequence[str]] | Literal['auto']"
+MAX_SEGMENTS = 8
+"""The most segments of a row for which the model itself chooses what comes next."""
 Watch: TypeAlias = Callable[[str, dict[int, tuple[int, int]], Tensor], None]
 """Called before a token is chosen: with a modality; for each row that it advances, the number of its segment and how
 many tokens of it there are, its begin included; and the logits (B, V) of its tower."""
@@ -52,7 +56,7 @@ class Piece:
 def generate(
     zipped: Composition,
     prompt: Prompt,
-    outputs: Sequence[str],
+    outputs: Sequence[str] | Literal["auto"],
     max_tokens: Limits = 256,
     sampling: Ways = GREEDY,
     seed: int = 0,
@@ -64,7 +68,7 @@ def generate(
 def generate_batch(
     zipped: Composition,
     prompts: Sequence[Prompt],
-    outputs: Sequence[str] | Sequence[Sequence[str]],
+    outputs: Outputs,
     max_tokens: Limits = 256,
     sampling: Ways = GREEDY,
     seed: int | Sequence[int] = 0,
@@ -79,7 +83,9 @@ def generate_batch(
     Args:
         zipped: the composition.
         prompts: for each row, the segments that are given; may be empty.
-        outputs: modalities to generate, the same for every row; or a sequence of such for each row.
+        outputs: modalities to generate, the same for every row; or a sequence of such for each row; or ``"auto"``: a
+            model whose spec says ``next`` tells after each segment which modality comes next, or that nothing does, up
+            to ``MAX_SEGMENTS`` of them.
         max_tokens: longest segment, begin and end ids not counted; one number, or one for each modality.
         sampling: how tokens are chosen; one way, or one for each modality (greedy for those that are not named).
         seed: of what is drawn: one for each row, or the first row's, and each row's is one more than the one before.
@@ -101,7 +107,7 @@ def generate_batch(
 def stream(
     zipped: Composition,
     prompts: Sequence[Prompt],
-    outputs: Sequence[str] | Sequence[Sequence[str]],
+    outputs: Outputs,
     max_tokens: Limits = 256,
     sampling: Ways = GREEDY,
     seed: int | Sequence[int] = 0,
@@ -115,11 +121,13 @@ def stream(
         ...         generation.cancel(piece.row)
         >>> generation.segments
     """
+    auto = _choices(zipped, prompts) if outputs == "auto" else []
+    outputs = [] if outputs == "auto" else outputs
     shared = not outputs or isinstance(outputs[0], str)
     wanted = [list(cast("Sequence[str]", outputs))] * len(prompts) if shared else [list(names) for names in outputs]
     if len(wanted) != len(prompts):
         raise ZippkitError(f"outputs: expected one list for each of {len(prompts)} prompts, got {len(wanted)}")
-    names = list(dict.fromkeys(name for row in wanted for name in row))
+    names = auto or list(dict.fromkeys(name for row in wanted for name in row))
     _check_outputs(zipped, names)
     for i, (prompt, row) in enumerate(zip(prompts, wanted, strict=True)):
         _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], row)
@@ -130,7 +138,23 @@ def stream(
     if len(seeds) != len(prompts):
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
-    return Generation(zipped, prompts, wanted, limits, {name: ways.get(name, GREEDY) for name in names}, seeds, watch)
+    ways = {name: ways.get(name, GREEDY) for name in names}
+    return Generation(zipped, prompts, wanted, limits, ways, seeds, watch, auto)
+
+
+def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:
+    """What a model that chooses by itself can choose from."""
+    if not zipped.graph.layout.tells_next:
+        raise ZippkitError(
+            'outputs "auto": the model was not trained to tell what comes next; put `next: {}` in its spec'
+        )
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ZippkitError(
+                f'outputs "auto": prompt {i} is empty; expected a segment, whose end tells what comes next'
+            )
+    towers = zipped.graph.towers
+    return [n for n, m in zipped.graph.modalities.items() if m.frame is not None and towers[m.tower].causal]
 
 
 def _check_outputs(zipped: Composition, names: Sequence[str]) -> None:
@@ -174,6 +198,8 @@ class _Row:
     turns: list[Turn]
     """What is to come, the present turn first."""
     random: torch.Generator
+    left: int = 0
+    """How many turns the model itself may still add."""
     order: int = 0
     """Place of the next token in the whole sequence."""
     segment: int = 0
@@ -205,15 +231,23 @@ class Generation:
         ways: Mapping[str, Sampling],
         seeds: Sequence[int],
         watch: Watch | None = None,
+        auto: Sequence[str] = (),
     ) -> None:
+        self._auto = list(auto)
         self._graph, self._model, self._plan = zipped.graph, zipped.model, zipped.plan
         self._limits, self._ways, self._watch = limits, ways, watch
         self._modalities, self._layout = zipped.graph.modalities, zipped.graph.layout
         self._rows = [
-            _Row(turns(names, self._layout), torch.Generator().manual_seed(seed), segment=len(prompt))
+            _Row(
+                turns(names, self._layout),
+                torch.Generator().manual_seed(seed),
+                segment=len(prompt),
+                left=MAX_SEGMENTS if auto else 0,
+            )
             for prompt, names, seed in zip(prompts, outputs, seeds, strict=True)
         ]
-        for names in {turn for row in self._rows for turn in row.turns if len(turn) > 1}:
+        possible = {self._turn_of(name) for name in self._auto} | {turn for row in self._rows for turn in row.turns}
+        for names in (turn for turn in possible if len(turn) > 1):
             if any(ways[name].beams > 1 for name in names):
                 raise ZippkitError(f"beams: {' and '.join(names)} advance together; expected beams: 1 for them")
         self._decoding = Decoding(len(prompts))
@@ -221,15 +255,15 @@ class Generation:
         self._capacity: dict[str, int] = {}
         self._device = next(self._model.parameters()).device
         kinds = [{s.tower for s in prompt} | set(names) for prompt, names in zip(prompts, outputs, strict=True)]
-        flags = [len(kind) > 1 for kind in kinds]
+        flags = [len(kind) > 1 or bool(auto) for kind in kinds]
         mixed = len(set(flags)) > 1
         self._multimodal: Tensor | bool = torch.tensor(flags, device=self._device) if mixed else bool(sum(flags))
         self._prompts = prompts
         self._seen: dict[str, Tensor] = {}
         with torch.inference_mode():
             self._prefill(zipped, prompts)
-        for i, row in enumerate(self._rows):
-            self._begin(i, row)
+            for i, row in enumerate(self._rows):
+                self._begin(i, row)
 
     @property
     def segments(self) -> list[list[Segment]]:
@@ -262,8 +296,26 @@ class Generation:
         return [self._modalities[name].tower for turn in wanted for name in turn]
 
     def _later(self, i: int) -> list[str]:
-        """The towers that advance in a row after its present turn."""
-        return self._towers(self._rows[i].turns[1:])
+        """The towers that advance in a row after its present turn, or may."""
+        return self._to_come(i, self._rows[i].turns[1:])
+
+    def _to_come(self, i: int, given: Sequence[Turn]) -> list[str]:
+        """The towers of these turns of a row, and of what the model may choose then."""
+        return self._towers([*given, *[self._turn_of(name) for name in self._auto if self._rows[i].left]])
+
+    def _turn_of(self, name: str) -> Turn:
+        """The turn that a modality has: with the one that has its clock, if there is one."""
+        partners = [other for other in self._auto if self._layout.simultaneous(name, other)]
+        return tuple(sorted([name, *partners[:1]], key=list(self._modalities).index))
+
+    def _follow(self, i: int, logits: Tensor) -> None:
+        """Add the turn that the model tells, by (N + 1,) logits, unless it tells that nothing follows."""
+        row, names = self._rows[i], list(self._modalities)
+        if row.left:
+            able = [names.index(name) for name in self._auto] + [len(names)]
+            best = able[int(logits[able].argmax())]
+            row.left -= 1
+            row.turns += [self._turn_of(names[best])] if best < len(names) else []
 
     def _had(self, name: str, size: int) -> Tensor:
         """(B, size) which of a modality's ids each row has had in its prompt."""
@@ -285,7 +337,7 @@ class Generation:
 
     def _prefill(self, zipped: Composition, prompts: Sequence[Prompt]) -> None:
         """Run the prompts once: fill the caches of the towers that go on, and the memories that they read."""
-        advancing = [self._towers(row.turns) for row in self._rows]
+        advancing = [self._to_come(i, row.turns) for i, row in enumerate(self._rows)]
         towers = dict.fromkeys(name for names in advancing for name in names)
         batch = zipped.collate(prompts, then=tuple(towers)).to(self._device) if any(prompts) and towers else None
         given = batch.towers if batch else {}
@@ -300,33 +352,33 @@ class Generation:
             self._decoding.caches[name] = self._model.tower(name).new_cache(len(prompts), self._capacity[name])
             self._decoding.n_slots[name] = width
         if batch is not None:
-            self._run_prompts(batch, list(towers))
+            told = self._run_prompts(batch, list(towers), prompts)
+            for i, logits in told.items():
+                self._follow(i, logits)
 
-    def _run_prompts(self, batch: Batch, advancing: Sequence[str]) -> None:
+    def _run_prompts(self, batch: Batch, advancing: Sequence[str], prompts: Sequence[Prompt]) -> dict[int, Tensor]:
+        """Run the prompts; what the model tells comes after each, where it is to choose."""
+        last = [self._modalities[prompt[-1].tower].tower for prompt in prompts] if self._auto else []
         writes = {s for s in self._graph.sites if s.source in batch.towers and s.target in advancing}
         layers = set(advancing) & set(batch.towers)
-        plan = self._plan.prune(heads=set(), sees=batch.sees, writes=writes, layers=layers)
-        self._model.run(plan, batch.towers, self._multimodal, self._decoding)
+        plan = self._plan.prune(heads=set(), sees=batch.sees, writes=writes, layers=layers, nexts=set(last))
+        logits = self._model.run(plan, batch.towers, self._multimodal, self._decoding)
         self._model.commit(self._decoding, self._decoding.rows)
+        return {i: logits[PREFIX + name][i, self._rows[i].positions[name] - 1] for i, name in enumerate(last)}
 
     def _slots(self, name: str, i: int, advancing: Sequence[str]) -> int:
         """The most slots of a tower's cache that a row can come to need."""
         if name not in advancing:
             return self._rows[i].positions[name]
         self._check_room(name, i, advancing)
-        longest = dict.fromkeys(advancing, 0)
-        for turn in self._rows[i].turns:
-            for modality in turn:
-                longest[self._modalities[modality].tower] += self._limits[modality] + 2
+        row = self._rows[i]
+        wanted = [modality for turn in row.turns for modality in turn] + self._auto * row.left
         inserts = [insert for insert in self._layout.inserts if insert.target == name]
-        places = sum(
-            insert.places(self._limits[modality] + 2)
-            for insert in inserts
-            for turn in self._rows[i].turns
-            for modality in turn
-            if self._modalities[modality].tower == insert.source
-        )
-        needed = self._rows[i].positions[name] + longest[name] + places
+        needed = row.positions[name]
+        for modality in wanted:
+            tower, longest = self._modalities[modality].tower, self._limits[modality] + 2
+            needed += longest * (tower == name)
+            needed += sum(insert.places(longest) for insert in inserts if insert.source == tower)
         limit = self._graph.towers[name].max_len
         return needed if limit is None else min(needed, limit)
 
@@ -354,7 +406,7 @@ class Generation:
         """Start the row's next turn, if there is one."""
         if not row.turns:
             return
-        turn, to_come = row.turns[0], self._towers(row.turns)
+        turn, to_come = row.turns[0], self._to_come(i, row.turns)
         rooms = [self._limits[name] for name in turn]
         for name in self._towers([turn]):
             limit = self._graph.towers[name].max_len
@@ -374,11 +426,13 @@ class Generation:
     def _is_read(self, i: int) -> bool:
         """Whether somebody needs the row's present segments once they are complete."""
         here, later = self._towers(self._rows[i].turns[:1]), self._later(i)
-        return any(name in later for name in here) or any(
-            site.source in here and site.target in later for site in self._graph.sites
+        return (
+            self._rows[i].left > 0
+            or any(name in later for name in here)
+            or any(site.source in here and site.target in later for site in self._graph.sites)
         )
 
-    def _pruned(self, turn: Turn, rows: Sequence[int], with_heads: bool) -> Plan:
+    def _pruned(self, turn: Turn, rows: Sequence[int], with_heads: bool, tells: bool) -> Plan:
         """What a step of some rows at one turn runs."""
         towers = self._towers([turn])
         later = {name for i in rows for name in self._later(i)}
@@ -388,16 +442,18 @@ class Generation:
             s for s in self._decoding.memories if s.target in towers and (s.target, s.source) not in together
         )
         heads, layers = (set(towers), set[str]()) if with_heads else (set[str](), later.intersection(towers))
-        key = (turn, with_heads, writes, given, frozenset(layers))
+        nexts = set(towers[:1]) if tells else set[str]()
+        key = (turn, with_heads, tells, writes, given, frozenset(layers))
         if key not in self._plans:
-            self._plans[key] = self._plan.prune(heads, together, writes, given, layers)
+            self._plans[key] = self._plan.prune(heads, together, writes, given, layers, nexts=nexts)
         return self._plans[key]
 
     def _step(self, turn: Turn, rows: list[int]) -> list[Piece]:
         """Feed one token of each modality of a turn in some rows, and choose the next."""
         going = [i for i in rows if not self._rows[i].ending]
-        plan = self._pruned(turn, rows, with_heads=bool(going))
         fed = {i: self._rows[i].ahead.pop(0) for i in rows}
+        telling = [i for i in rows if self._rows[i].left and self._rows[i].ending and not self._rows[i].ahead]
+        plan = self._pruned(turn, rows, bool(going), bool(telling))
         inputs = {
             self._modalities[name].tower: self._inputs(name, k, {i: [fed[i][k]] for i in rows}, len(turn))
             for k, name in enumerate(turn)
@@ -413,7 +469,8 @@ class Generation:
                 # What nobody reads is not run, but has its place in the whole sequence.
                 self._rows[i].order += len(turn) * len(self._rows[i].ahead)
                 self._rows[i].ahead.clear()
-        self._finish(turn, [i for i in rows if not self._rows[i].ahead])
+        told = {i: logits[PREFIX + self._towers([turn])[0]][i, -1] for i in telling}
+        self._finish(turn, [i for i in rows if not self._rows[i].ahead], told)
         return pieces
 
     def _run(self, plan: Plan, inputs: Mapping[str, TowerBatch], rows: list[int]) -> dict[str, Tensor]:
@@ -519,8 +576,9 @@ class Generation:
             targets=torch.full_like(ids, IGNORE),
         )
 
-    def _finish(self, turn: Turn, rows: Sequence[int]) -> None:
-        """The present segments of some rows are complete: they are read from now on, and the next turn begins."""
+    def _finish(self, turn: Turn, rows: Sequence[int], told: Mapping[int, Tensor]) -> None:
+        """The present segments of some rows are complete: they are read from now on, and the next turn begins, the one
+        that was ``told`` where the model chooses."""
         if not rows:
             return
         self._model.commit(self._decoding, rows)
@@ -531,6 +589,8 @@ class Generation:
             row.done += [Segment(name, found) for name, found in zip(turn, row.found, strict=True)]
             row.segment += len(turn)
             row.turns.pop(0)
+            if i in told:
+                self._follow(i, told[i])
             self._begin(i, row)
 
     def _insert(self, name: str, number: int, rows: Sequence[int]) -> None:
@@ -602,6 +662,7 @@ class Generation:
         frame, step = cast("Frame", modality.frame), _Beams(self, name, rows).step
         found = beam_search(step, frame.begin, frame.end, rooms, way.beams, way.length_penalty)
         by_length: dict[int, list[int]] = {}
+        told: dict[int, Tensor] = {}
         for i, (tokens, _) in zip(rows, found, strict=True):
             self._rows[i].found = [tokens]
             if self._is_read(i):
@@ -611,7 +672,9 @@ class Generation:
         for n_tokens, alike in by_length.items():
             shifted = {i: [t + modality.first_id for t in self._rows[i].found[0]] for i in alike}
             inputs = self._inputs(name, 0, {i: [begin, *tokens, end] for i, tokens in shifted.items()}, 1)
-            self._run(self._pruned((name,), alike, with_heads=False), {modality.tower: inputs}, alike)
+            telling = [i for i in alike if self._rows[i].left]
+            logits = self._run(self._pruned((name,), alike, False, bool(telling)), {modality.tower: inputs}, alike)
+            told |= {i: logits[PREFIX + modality.tower][i, -1] for i in telling}
             for i in alike:
                 self._rows[i].order += n_tokens + 2
         pieces: list[Piece] = []
@@ -621,7 +684,7 @@ class Generation:
         if name in self._seen:
             for i in rows:
                 self._seen[name][i, self._rows[i].found[0]] = True
-        self._finish((name,), rows)
+        self._finish((name,), rows, told)
         return pieces
 
 

@@ -177,6 +177,7 @@ def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:
         shared=frozenset(name for link in in_attention for name in (link.source, link.target)),
         clocks=frozenset(frozenset((link.source, link.target)) for link in spec.links if link.clock == "sync"),
         hosted=hosted,
+        tells_next=spec.next is not None,
     )
 
 

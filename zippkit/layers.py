@@ -66,7 +66,7 @@ def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, T, H * K) to (B, H, T, K)."""
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
 
 
 def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) -> Tensor:

@@ -44,6 +44,8 @@ class Layout:
     """Pairs of towers whose neighbouring segments are simultaneous."""
     hosted: Mapping[str, Modality] = field(default_factory=dict)
     """Modalities by which a tower's vocabulary was extended."""
+    tells_next: bool = False
+    """Whether the model learns which modality comes after a segment."""
 
     def modalities(self, towers: Mapping[str, TowerConfig]) -> dict[str, Modality]:
         """Everything that a segment can be of: the towers' own modalities, and those that they host."""

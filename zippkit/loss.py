@@ -11,18 +11,19 @@ from torch.nn import functional as F
 from zippkit.batch import IGNORE, Batch
 from zippkit.contrast import contrast_loss
 from zippkit.errors import DataError
+from zippkit.following import PREFIX, next_nats
 
 
-def loss(logits: Mapping[str, Tensor], batch: Batch, contrasts: Mapping[str, float] | None = None) -> dict[str, Tensor]:
+def loss(logits: Mapping[str, Tensor], batch: Batch, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
     """Mean nats per predicted token of each tower, and ``total``: the mean over the tokens of all towers, and what
-    contrastive losses add.
+    contrastive losses add, and ``next``: the mean over segments of what comes after them.
 
     A tower without any target in this batch has a loss of 0.
 
     Args:
         logits: what the model gave.
         batch: what it was given.
-        contrasts: weights of the contrastive losses that are among the logits, by name.
+        weights: of the losses that are not of tokens, by name.
 
     Raises:
         DataError: there are no logits at all, because no segment of the batch asks for a loss.
@@ -32,10 +33,14 @@ def loss(logits: Mapping[str, Tensor], batch: Batch, contrasts: Mapping[str, flo
     losses: dict[str, Tensor] = {}
     nats: list[Tensor] = []
     counts: list[Tensor] = []
-    weights = contrasts or {}
+    ends: list[tuple[Tensor, Tensor]] = []
+    weights = weights or {}
     for name, values in logits.items():
         if name in weights:
             losses[name] = contrast_loss(values)
+            continue
+        if name.startswith(PREFIX):
+            ends.append(next_nats(values, batch.towers[name.removeprefix(PREFIX)]))
             continue
         targets = batch.towers[name].targets
         flat, wanted = values.flatten(0, 1).float(), targets.flatten()
@@ -45,6 +50,9 @@ def loss(logits: Mapping[str, Tensor], batch: Batch, contrasts: Mapping[str, flo
         nats.append(total)
         counts.append(count)
     total = torch.stack(nats).sum() / torch.stack(counts).sum().clamp(min=1)
+    if ends:
+        told, n_told = (torch.stack(each).sum() for each in zip(*ends, strict=True))
+        losses["next"] = told / n_told.clamp(min=1)
     for name, weight in weights.items():
         if name in losses:
             total = total + weight * losses[name]

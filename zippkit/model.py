@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zippkit.batch import Batch, TowerBatch
 from zippkit.contrast import ContrastHead
 from zippkit.decoding import Decoding
+from zippkit.following import PREFIX, NextHead
 from zippkit.graph import LinkSite
 from zippkit.links.base import Link, Memory
 from zippkit.links.joint_attention import attend_jointly
@@ -24,7 +25,8 @@ class ZippedModel(nn.Module):
     """Towers, links and what goes with them, run in the plan's order.
 
     State-dict keys are ``towers.<name>.…`` (the tower's own names), ``input_projections.<name>.…``,
-    ``vocabularies.<tower>.…``, ``adapters.<tower>.…``, ``links.<name>.<site>.…`` and ``contrastive.<name>.…``.
+    ``vocabularies.<tower>.…``, ``adapters.<tower>.…``, ``links.<name>.<site>.…``, ``contrastive.<name>.…`` and
+    ``next.<tower>.…``.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class ZippedModel(nn.Module):
         vocabularies: Mapping[str, AddedVocabulary] | None = None,
         contrasts: Mapping[str, ContrastHead] | None = None,
         adapters: Mapping[str, nn.ModuleDict] | None = None,
+        next_heads: Mapping[str, NextHead] | None = None,
+        next_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -48,6 +52,8 @@ class ZippedModel(nn.Module):
         self.vocabularies = nn.ModuleDict(vocabularies or {})
         self.contrastive = nn.ModuleDict(contrasts or {})
         self.adapters = nn.ModuleDict(adapters or {})
+        self.next = nn.ModuleDict(next_heads or {})
+        self._next_weight = next_weight
         self.inserted_into = {site.target for site in links if site.acts == "embedding"}
         self._adapted = {name for name in towers if self.owner(name) in self.adapters}
 
@@ -63,9 +69,10 @@ class ZippedModel(nn.Module):
         return next(other for other, _ in self.towers.named_children() if self.towers[other] is self.towers[name])
 
     @property
-    def contrast_weights(self) -> dict[str, float]:
-        """Weight of each contrastive loss beside that of the tokens."""
-        return {name: cast("ContrastHead", head).weight for name, head in self.contrastive.items()}
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each loss that is not of tokens beside that of the tokens."""
+        contrasts = {name: cast("ContrastHead", head).weight for name, head in self.contrastive.items()}
+        return contrasts | ({"next": self._next_weight} if self.next else {})
 
     def sites(self) -> set[tuple[str, int]]:
         """Link name and index of every link module that exists."""
@@ -96,7 +103,7 @@ class ZippedModel(nn.Module):
         def trains(op: Op) -> bool:
             if op.site is not None:
                 return _trainable(self.link(op.site))
-            if op.kind == "pool":
+            if op.kind in ("pool", "next"):
                 return True
             added = op.tower in self.vocabularies and op.kind in ("start", "head")
             return towers[op.tower] or added or (op.kind == "start" and op.tower in projected)
@@ -105,10 +112,14 @@ class ZippedModel(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (B, T, V) of each tower on which the batch asks for a loss, and (B, B) of each contrastive loss
-        between towers that are there; nothing else is computed."""
+        between towers that are there; where the model tells what comes next, (B, T, N + 1) of each tower, as
+        ``next.<tower>``. Nothing else is computed."""
         missing = {op.contrast for op in self.plan.ops if op.contrast and op.tower not in batch.towers}
         contrasts = self.contrastive.keys() - missing if batch.outputs else set()
-        plan = self.plan.prune(heads=set(batch.outputs), sees=batch.sees, contrasts=contrasts)
+        nexts = {name for name, tower in batch.towers.items() if self.next and tower.following is not None}
+        plan = self.plan.prune(
+            heads=set(batch.outputs), sees=batch.sees, contrasts=contrasts, nexts=nexts if batch.outputs else set()
+        )
         return self.run(plan, batch.towers, batch.multimodal)
 
     def run(
@@ -184,6 +195,7 @@ class _Forward:
             "read": self.read,
             "pool": self.pool,
             "head": self.head,
+            "next": self.next,
         }[op.kind](op)
 
     def start(self, op: Op) -> None:
@@ -244,6 +256,9 @@ class _Forward:
         pooled.append(head.pool(name, self.hidden[name], self.inputs[name]))
         if len(pooled) == 2:
             self.logits[contrast] = head.compare(*pooled)
+
+    def next(self, op: Op) -> None:
+        self.logits[PREFIX + op.tower] = self.model.next[op.tower](self.hidden[op.tower])
 
     def head(self, op: Op) -> None:
         name, hidden = op.tower, self.hidden[op.tower]

@@ -52,6 +52,9 @@ def parts(spec: CompositionSpec) -> Parts:
             rules = {} if isinstance(tower.freeze, bool) else tower.freeze
             adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
             found[f"adapters.{name}"] = {"lora": given["lora"], "rules": adapted}
+    if spec.next is not None:
+        given = {"modalities": list(spec.modalities)}
+        found |= {f"next.{name}": {"dim": tower.settings.dim, **given} for name, tower in spec.towers.items()}
     return found | _links(spec) | {f"contrastive.{c.label}": c.model_dump(by_alias=True) for c in spec.contrastive}
 
 

@@ -10,8 +10,8 @@ import networkx as nx
 
 from zippkit.graph import Graph, LinkSite
 
-Kind = Literal["start", "project", "layer", "write", "read", "pool", "head"]
-_RANK: dict[Kind, int] = {"start": 0, "project": 1, "layer": 4, "write": 5, "read": 6, "pool": 7, "head": 8}
+Kind = Literal["start", "project", "layer", "write", "read", "pool", "head", "next"]
+_RANK: dict[Kind, int] = {"start": 0, "project": 1, "layer": 4, "write": 5, "read": 6, "pool": 7, "head": 8, "next": 9}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Op:
     ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, and ``head`` gives
     logits. Where towers share the attention of their layers ``depth``, ``project`` makes a tower's own queries, keys
     and values, ``write`` hands keys and values on, ``read`` takes another tower's, and ``layer`` attends over them all.
-    ``pool`` takes the state after ``depth`` layers for the contrastive loss ``contrast``.
+    ``pool`` takes the state after ``depth`` layers for the contrastive loss ``contrast``, and ``next`` tells from the
+    last state at a segment's end what comes after it.
     """
 
     kind: Kind
@@ -70,6 +71,7 @@ class Plan:
         given: Set[LinkSite] = frozenset(),
         layers: Set[str] = frozenset(),
         contrasts: Set[str] = frozenset(),
+        nexts: Set[str] = frozenset(),
     ) -> Plan:
         """Only the operations that some wanted output depends on.
 
@@ -81,6 +83,7 @@ class Plan:
             given: sites whose memory is there already.
             layers: towers whose every layer is to run, to fill its cache, without logits.
             contrasts: contrastive losses that are wanted.
+            nexts: towers that are to tell what comes after their segments.
         """
         needs: dict[Op, set[Op]] = {}
         dropped: dict[Op, Op] = {}
@@ -100,6 +103,7 @@ class Plan:
             for op in needs
             if (op.kind == "head" and op.tower in heads)
             or (op.kind == "write" and op.site in writes)
+            or (op.kind == "next" and op.tower in nexts)
             or op.contrast in contrasts
         ]
         wanted += [last[tower] for tower in layers]
@@ -148,6 +152,8 @@ def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
             state = yield from _sites(outside, tower, depth, state)
         if not config.continuous:
             yield Op("head", tower, config.n_layers), {state}
+        if graph.layout.tells_next:
+            yield Op("next", tower, config.n_layers), {state}
 
 
 def _sites(sites: Iterable[LinkSite], tower: str, depth: int, state: Op) -> Generator[tuple[Op, set[Op]], None, Op]:

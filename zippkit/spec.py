@@ -32,7 +32,7 @@ TAKEN_NAMES = frozenset(
     register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
     register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
     register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to
-    to_empty train training type update values xpu zero_grad total gradient_norm
+    to_empty train training type update values xpu zero_grad total gradient_norm next
     """.split()  # noqa: SIM905 (sixty lines of one word each otherwise)
 )
 """What `torch.nn.ModuleDict` calls its own attributes, and what a step calls its own losses."""
@@ -374,6 +374,13 @@ class Contrast(Strict):
         return self.name or f"{self.source}_{self.target}_contrast"
 
 
+class Next(Strict):
+    """A small head on each tower's last states that tells, at a segment's end, which modality comes next, or that
+    nothing does; so that a model can choose by itself (`zippkit.generate(..., outputs="auto")`)."""
+
+    weight: float = Field(1.0, gt=0, description="Of this loss, a mean over segments, beside that of the tokens.")
+
+
 class CompositionSpec(Strict):
     """Towers and the links between them."""
 
@@ -384,6 +391,10 @@ class CompositionSpec(Strict):
     )
     contrastive: list[Contrast] = Field(
         default_factory=list, description="Contrastive losses between towers, besides the loss on tokens."
+    )
+    next: Next | None = Field(
+        None,
+        description="With `next: {}`, the model learns which modality comes after a segment, or that nothing does.",
     )
 
     @model_validator(mode="before")
