@@ -2,10 +2,10 @@
 
     python benchmarks/decode.py --out benchmarks/decode.json
 
-The tower alone is the text tower of ``benchmarks/peers.yaml`` without its links, and the same llama in transformers, run by
-its ``generate``. All three are timed in turn, so that whatever else the machine does falls on all; a token's time is the
-difference of two lengths, so that prompts and start-up fall out; medians. The limit is the bytes of weights that a step at
-batch 1 must read, against the tower's.
+The tower alone is the text tower of ``benchmarks/peers.yaml`` without its links, and the same llama in transformers,
+run by its ``generate``. All three are timed in turn, so that whatever else the machine does falls on all; a token's
+time is the difference of two lengths, so that prompts and start-up fall out; medians. The limit is the bytes of
+weights that a step at batch 1 must read, against the tower's.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_check_tells_file_line_and_key(call: Call, here: Path) -> None:
 
 HEAVY = {
     *("torch", "transformers", "librosa", "soundfile", "numpy", "scipy", "sklearn", "pandas", "pyarrow"),
-    *("matplotlib", "tokenizers", "tensorboard", "jiwer", "safetensors", "einops"),
+    *("matplotlib", "tokenizers", "tensorboard", "jiwer", "safetensors"),
 }
 
 WATCH = """
@@ -311,7 +311,7 @@ def test_the_demo_from_training_to_its_report(call: Call, here: Path) -> None:
     assert said.code == 0, said.err
     for words in ("speech -> text", "reference", "Word error rate (dev)", "0 exactly", "pre-train speech"):
         assert words in said.out
-    said = call("generate", "run", SOUND)
+    said = call("generate", "run", "--audio", SOUND)
     assert said.code == 0
     assert said.out.startswith("text: ")
     said = call("report", "run")
@@ -336,9 +336,22 @@ def test_generate_sound(call: Call, here: Path) -> None:
     assert Path("a.wav").exists()
     said = call("generate", demo_run(), "--text", "two")
     assert said == Said(2, "", "speech is sound; say where to write it with --out FILE.wav\n")
-    assert call("generate", demo_run(), "nowhere.wav") == Said(2, "", "nowhere.wav: no such file\n")
-    assert call("generate", demo_run(), SOUND, "--max-tokens", "-1").code == 2
-    assert "outputs: no tower is called 'txt'" in call("generate", demo_run(), SOUND, "--to", "txt").err
+    assert call("generate", demo_run(), "--audio", "nowhere.wav") == Said(2, "", "nowhere.wav: no such file\n")
+    assert call("generate", demo_run(), "--audio", SOUND, "--max-tokens", "-1").code == 2
+    assert "outputs: no tower is called 'txt'" in call("generate", demo_run(), "--audio", SOUND, "--to", "txt").err
+    assert "expected one of --audio, --text and --prompt" in call("generate", demo_run()).err
+    assert "expected one of --audio" in call("generate", demo_run(), "--text", "two", "--audio", SOUND).err
+
+
+def test_generate_from_a_prompt_file_with_beams(call: Call, here: Path) -> None:
+    Path("prompt.json").write_text(json.dumps([{"speech": str(SOUND.resolve())}, {"text": "two"}]))
+    for choosing in (["beams=3"], ["temperature=0.5", "top_k=3"]):
+        said = call("generate", demo_run(), *choosing, "--prompt", "prompt.json", "--to", "text", "--max-tokens", "4")
+        assert said.code == 0, said.err
+        assert said.out.startswith("text: ")
+    said = call("generate", demo_run(), "--text", "two", "beems=3", "temperature=-1")
+    assert said.code == 2 and "unknown key 'beems'; did you mean 'beams'?" in said.err
+    assert "temperature: expected greater than or equal to 0, got -1" in said.err
 
 
 def test_verify(call: Call, here: Path) -> None:
@@ -358,17 +371,18 @@ ON_FILES: dict[str, list[str | Path]] = {
     "sizes": [],
     "diff": [DEMO / "spec.yaml"],
     "train": ["--out", "run"],
+    "experiment": ["--out", "run"],
 }
 ON_RUNS: dict[str, list[str | Path]] = {
     "eval": [],
     "report": [],
-    "generate": [SOUND],
+    "generate": ["--audio", SOUND],
     "export": ["--tower", "text", "--out", "run"],
 }
 
 
 def test_every_command_that_takes_a_path_is_tried_below() -> None:
-    assert COMMANDS.keys() - ON_FILES.keys() - ON_RUNS.keys() == {"prepare", "towers", "links", "schema"}
+    assert COMMANDS.keys() - ON_FILES.keys() - ON_RUNS.keys() == {"prepare", "towers", "links", "scorers", "schema"}
 
 
 @pytest.fixture

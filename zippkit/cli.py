@@ -51,14 +51,22 @@ def main() -> None:
 
 @app.command()
 def check(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Find everything that is wrong with a spec or a recipe, without torch.
+    """Find everything that is wrong with a spec, a recipe or an experiment, without torch.
 
     Example: zippkit check recipes/demo/spec.yaml
     """
     from zippkit.recipe import load_any
+    from zippkit.yaml_file import read_yaml
 
     try:
-        name = load_any(file, overrides or ()).name
+        if "cells" in read_yaml(file).data:
+            from zippkit.experiment.grid import check_experiment
+
+            if overrides:
+                raise ZippkitError(f"{file}: holds an experiment, whose overrides stand in its presets; leave them out")
+            name = check_experiment(file)
+        else:
+            name = load_any(file, overrides or ()).name
     except SpecError as error:
         if not as_json:
             raise
@@ -272,21 +280,32 @@ def report(run: Run) -> None:
 @app.command()
 def generate(
     run: Run,
-    audio: Annotated[Path | None, typer.Argument(help="A .wav or .flac file to listen to.")] = None,
-    text: Annotated[str | None, typer.Option(help="Text to start from instead.")] = None,
+    choosing: Annotated[
+        list[str] | None, typer.Argument(help="How tokens are chosen: temperature=0.8 top_p=0.9, or beams=4.")
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="A .wav or .flac file to listen to.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help='JSON file of segments, as [{"speech": "in.wav"}, {"text": "two"}].')
+    ] = None,
     to: Annotated[
         list[str] | None, typer.Option(help="Towers to generate with, in order; the linked one if left out.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Longest segment, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
 ) -> None:
     """Continue sound or text in other modalities.
 
-    Example: zippkit generate runs/demo recipes/demo/audio/two_five_zero.wav
+    Example: zippkit generate runs/demo --audio recipes/demo/audio/two_five_zero.wav
     """
-    from zippkit.speak import answer
+    from zippkit.speak import Given, answer, read_prompt, read_sampling
 
-    for line in answer(run, audio, text, to, out, max_tokens):
+    given = [Given(each) for each in (audio, text) if each is not None]
+    if len(given) + (prompt is not None) != 1:
+        raise ZippkitError("generate: expected one of --audio, --text and --prompt")
+    segments = given if prompt is None else read_prompt(prompt)
+    for line in answer(run, segments, to, out, max_tokens, read_sampling(choosing or []), seed):
         print(line)
 
 
@@ -320,6 +339,12 @@ def prepare(
     units: Annotated[
         Path | None, typer.Option(help="A trained unit tokenizer; trained on the corpus if left out.")
     ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(metavar="KIND", help="mel_units, ssl_units, codec, or another kind that is installed.")
+    ] = "mel_units",
+    vocoder: Annotated[
+        bool, typer.Option("--vocoder", help="Train a network from units to sound, too; ssl_units need it.")
+    ] = False,
     waveform: Annotated[
         int | None,
         typer.Option(min=1, metavar="HZ", help="Write sound as waveforms at this sample rate, instead of as units."),
@@ -341,6 +366,8 @@ def prepare(
     flags = {
         "text": text,
         "waveform": waveform,
+        "tokenizer": tokenizer,
+        "vocoder": vocoder,
         "resample": resample,
         "skip_bad": skip_bad,
         "limit": limit,
@@ -368,7 +395,16 @@ def links(as_json: AsJson = False) -> None:
     _list_kinds("zippkit.links", as_json)
 
 
-def _list_kinds(group: Literal["zippkit.towers", "zippkit.links"], as_json: bool) -> None:
+@app.command()
+def scorers(as_json: AsJson = False) -> None:
+    """List the registered kinds of scorer (judges of generated speech) and the package that each comes from.
+
+    Example: zippkit scorers --json
+    """
+    _list_kinds("zippkit.scorers", as_json)
+
+
+def _list_kinds(group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers"], as_json: bool) -> None:
     from zippkit.registry import kinds
 
     found = kinds(group)

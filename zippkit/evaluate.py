@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,9 +16,12 @@ from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation import generate_batch
+from zippkit.next_scores import NextScore, score_next
 from zippkit.progress import progress
 from zippkit.recipe import Recipe, Task
 from zippkit.run_folder import RunFolder
+from zippkit.scoring.base import MissingScorerError, Scorer, open_scorer
+from zippkit.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
 from zippkit.start import starting_point
 from zippkit.tasks import TaskData, check_tokenizers
 from zippkit.tower import tower_logits
@@ -59,11 +64,18 @@ class Retention:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Everything that one evaluation found."""
+    """Everything that one evaluation found on a split."""
 
     split: str
-    tasks: tuple[TaskScore, ...]
+    tasks: tuple[TaskScore | SpeechScore, ...]
+    """Those that end in text, then those that end in speech."""
     retention: tuple[Retention, ...]
+    skipped: tuple[str, ...] = ()
+    """Tasks that end in speech and were not scored, each with the reason."""
+    next: tuple[NextScore, ...] = ()
+    """For each task, how often a model that learns it tells what comes after a segment."""
+    more: tuple[Evaluated, ...] = ()
+    """The same of the recipe's other splits."""
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
@@ -77,7 +89,8 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     """Score a finished run and write ``evaluation.json`` into it.
 
     Raises:
-        ZippkitError: no finished run, no such split, data of another tokenizer, or no task that ends in text.
+        ZippkitError: no finished run, no such split, data of another tokenizer, no task that ends in text or
+            speech, or the scorer that the recipe names is not there.
     """
     began = time.monotonic()
     run = RunFolder(path)
@@ -89,24 +102,66 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     before.model.to(device)
     dataset = Dataset.open(data or recipe.data)
     check_tokenizers(dataset, after.graph.modalities, run.fingerprints())
-    wanted = split or recipe.evaluate.split
-    tasks = _text_tasks(recipe, dataset)
-    scores = tuple(_score(task, before, after, dataset, wanted, recipe) for task in tasks)
-    with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous]
-    retention = tuple(_retention(name, before, after, dataset, wanted, recipe) for name in with_head)
-    result = Evaluated(wanted, scores, retention)
+    work = _Work(run, recipe, before, after, dataset)
+    first, *others = [work.on(name) for name in ([split] if split else recipe.evaluate.all_splits)]
+    result = replace(first, more=tuple(others))
     run.write_json("evaluation.json", asdict(result))
     run.add_seconds("evaluate", time.monotonic() - began)
     return result
 
 
-def _text_tasks(recipe: Recipe, dataset: Dataset) -> list[Task]:
-    named = recipe.evaluate.tasks
-    tasks = [Task.parse(text) for text in named] if named else recipe.tasks()
-    texts = [task for task in tasks if task.conditions and dataset.manifest.modalities[task.target].is_text]
-    if not texts:
-        raise ZippkitError("no task of this run ends in text, and word errors are counted in text")
-    return texts
+class _Work:
+    """What one evaluation needs, opened once for every split."""
+
+    def __init__(
+        self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, dataset: Dataset
+    ) -> None:
+        self._run, self._recipe, self._dataset = run, recipe, dataset
+        self._before, self._after = before, after
+        named = recipe.evaluate.tasks
+        tasks = [Task.parse(text) for text in named] if named else recipe.tasks()
+        self._texts = [t for t in tasks if t.conditions and dataset.manifest.modalities[t.target].is_text]
+        self._speech = [task for task in tasks if ends_in_speech(task, dataset)]
+        if not self._texts and not self._speech:
+            raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
+        self._scorer, self._reason = _scorer(recipe) if self._speech else (None, "")
+
+    def on(self, split: str) -> Evaluated:
+        """The scores on one split."""
+        before, after, dataset, recipe = self._before, self._after, self._dataset, self._recipe
+        scores = tuple(_score(task, before, after, dataset, split, recipe) for task in self._texts)
+        reasons = {task: self._why_not(task, split) for task in self._speech}
+        skipped = tuple(f"{task}: {reason}" for task, reason in reasons.items() if reason)
+        for line in skipped:
+            print(f"not scored: {line}", file=sys.stderr)
+        spoken = tuple(self._spoken([task for task in self._speech if not reasons[task]], split))
+        with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous]
+        retention = tuple(_retention(name, before, after, dataset, split, recipe) for name in with_head)
+        tells = [*self._texts, *self._speech] if after.graph.layout.tells_next else []
+        told = tuple(score_next(task, after, dataset, split, recipe) for task in tells)
+        return Evaluated(split, (*scores, *spoken), retention, skipped, told)
+
+    def _why_not(self, task: Task, split: str) -> str:
+        if self._reason:
+            return self._reason
+        return "" if transcript_of(task, self._dataset, split) else f"split {split!r} has no text beside the speech"
+
+    def _spoken(self, tasks: Sequence[Task], split: str) -> Iterator[SpeechScore]:
+        for task in tasks:
+            if self._scorer is not None:
+                how, after = self._recipe.evaluate, self._after
+                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._run.path)
+
+
+def _scorer(recipe: Recipe) -> tuple[Scorer | None, str]:
+    """The recipe's scorer, or why there is none; one that is named must be there."""
+    how = recipe.evaluate
+    try:
+        return open_scorer(how.scorer_kind, how.scorer_config), ""
+    except MissingScorerError as error:
+        if how.scorer is not None:
+            raise
+        return None, str(error)
 
 
 def _score(

@@ -8,11 +8,13 @@ from typing import Any
 
 import yaml
 
+from zippkit.config import Strict
 from zippkit.data.dataset import Dataset
 from zippkit.data.pictures import PICTURE_READERS, prepare_pictures
 from zippkit.data.prepare import prepare
 from zippkit.data.readers import READERS
-from zippkit.data.units import UnitConfig
+from zippkit.data.speech_tokenizer import tokenizer_class
+from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, ZippkitError, did_you_mean
 from zippkit.progress import progress
 from zippkit.validation import validate
@@ -33,14 +35,16 @@ def run_prepare(
     if root is None:
         raise DataError(f"corpus kind {corpus} needs its folder, as in `prepare {corpus} path/to/it -o {out}`")
     reading, unit_settings = _split_options(options)
-    if flags["waveform"] is not None and (units is not None or unit_settings):
-        named = ["--units"] * (units is not None) + [f"units.{key}" for key in unit_settings]
+    kind = flags.get("tokenizer", UnitTokenizer.kind)
+    if flags["waveform"] is not None and (units is not None or unit_settings or _about_units(flags)):
+        named = ["--units"] * (units is not None) + [f"units.{key}" for key in unit_settings] + _about_units(flags)
         raise ZippkitError(f"--waveform writes sound as it is, and no units; remove {', '.join(named)}")
     if units is not None and unit_settings:
         raise ZippkitError(
             f"--units brings its own settings; remove {', '.join(f'units.{key}' for key in unit_settings)}"
         )
-    config, complaints = validate(UnitConfig, unit_settings, ("units",))
+    # A trained tokenizer's settings are in its file.
+    config, complaints = (units, []) if units is not None else validate(_settings(kind), unit_settings, ("units",))
     if config is None:
         raise ZippkitError("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in complaints))
     with progress("prepare", 1) as advance:
@@ -49,12 +53,22 @@ def run_prepare(
             corpus,
             root,
             out,
-            units=None if flags["waveform"] is not None else units or config,
+            units=None if flags["waveform"] is not None else config,
             options=reading,
             progress=lambda done, total, what: advance(0, f"{what} {done}/{total}" if total else f"{what} {done}"),
             **flags,
         )
     return _told(dataset)
+
+
+def _settings(kind: str) -> type[Strict]:
+    return tokenizer_class(kind).Config
+
+
+def _about_units(flags: Mapping[str, Any]) -> list[str]:
+    """The flags that speak of units, as they are typed."""
+    another = flags.get("tokenizer", UnitTokenizer.kind) != UnitTokenizer.kind
+    return ["--tokenizer"] * another + ["--vocoder"] * flags.get("vocoder", False)
 
 
 def _pictures(
@@ -63,6 +77,7 @@ def _pictures(
     """Prepare a corpus of images, which comes with a library and has no use for what is about sound."""
     unused = [f"{root}"] * (root is not None) + list(options) + ["--units"] * (units is not None)
     unused += [f"--{name.replace('_', '-')}" for name in ("waveform", "resample", "skip_bad") if flags[name]]
+    unused += _about_units(flags)
     if unused:
         raise DataError(f"corpus kind {corpus} holds images and needs no folder; remove {', '.join(unused)}")
     return prepare_pictures(corpus, out, **{name: flags[name] for name in ("text", "limit", "seed", "overwrite")})

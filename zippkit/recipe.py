@@ -15,7 +15,7 @@ from zippkit.loading import beside, load_spec, spec_of
 from zippkit.parts import SPEC, checkpoint_folder, compare
 from zippkit.spec import CompositionSpec, Name, TowerSpec
 from zippkit.validation import Complaint, validate
-from zippkit.yaml_file import Document, Place, read_yaml
+from zippkit.yaml_file import Document, Place, override, read_yaml
 
 # Section 4.1.6 of the paper.
 LEARNING_RATE_FROZEN = 1e-3
@@ -77,6 +77,9 @@ class Phase(Strict):
     tasks: list[str] | None = Field(
         None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
     )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Part of the examples to learn from; a smaller part lies inside a larger one."
+    )
     batch_size: int = Field(32, gt=0, description="Examples per step.")
     pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
     learning_rate: float | None = Field(
@@ -108,10 +111,34 @@ class Evaluation(Strict):
     """How a run is scored."""
 
     split: str = Field("test", description="Split of the dataset.")
-    tasks: list[str] | None = Field(None, description="Tasks that end in text; the trained ones if left out.")
+    splits: list[str] | None = Field(
+        None, min_length=1, description="Several splits instead of `split`; the first is the one that reports show."
+    )
+    tasks: list[str] | None = Field(
+        None, description="Tasks that end in text or in speech; the trained ones if left out."
+    )
     batch_size: int = Field(64, gt=0, description="Examples decoded together.")
     max_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
     limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
+    scorer: str | None = Field(
+        None,
+        description="Recogniser that judges generated speech (`zippkit scorers` lists them); moonshine if left out and "
+        "installed, otherwise such tasks are passed over.",
+    )
+    scorer_config: dict[str, Any] = Field(default_factory=dict, description="The scorer's own settings.")
+    best_of: int = Field(
+        1, gt=0, description="Generated and true units are turned into sound with so many seeds; the best one counts."
+    )
+    samples: int = Field(3, ge=0, description="Sounds to keep, of each task that ends in speech.")
+
+    @property
+    def scorer_kind(self) -> str:
+        return self.scorer or "moonshine"
+
+    @property
+    def all_splits(self) -> list[str]:
+        """At least one."""
+        return self.splits or [self.split]
 
 
 class Recipe(Strict):
@@ -217,14 +244,15 @@ def linked_tasks(spec: CompositionSpec) -> list[Task]:
 
 def group_names(spec: CompositionSpec) -> list[str]:
     """Names of the parameter groups: one for each tower, its input projection, adapters and added vocabulary, and one
-    for each link and contrastive loss."""
+    for each link, contrastive loss and head that tells what comes next."""
     towers = [f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None]
     adapters = [f"adapters.{name}" for name, tower in spec.towers.items() if tower.share_with is None and tower.adapts]
     projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
     added = [f"vocabularies.{name}" for name, tower in spec.towers.items() if tower.extend_vocabulary]
     links = [f"links.{link.label}" for link in spec.links]
     contrasts = [f"contrastive.{contrast.label}" for contrast in spec.contrastive]
-    return [*towers, *projected, *adapters, *added, *links, *contrasts]
+    nexts = [f"next.{name}" for name in spec.towers] if spec.next is not None else []
+    return [*towers, *projected, *adapters, *added, *links, *contrasts, *nexts]
 
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
@@ -255,22 +283,23 @@ def dump(section: Strict) -> dict[str, Any]:
     return data
 
 
-def _read(path: str | Path, overrides: Sequence[str]) -> tuple[Document, list[Problem]]:
-    """The recipe's YAML with its spec in place, and what is wrong with that spec."""
+def _read(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Put the recipe's spec in its place, and say what is wrong with that spec."""
     inside = [setting for setting in overrides if setting.startswith("spec.")]
-    document = read_yaml(path, [setting for setting in overrides if setting not in inside])
+    override(document, [setting for setting in overrides if setting not in inside])
     given = document.data.get("spec")
     if not isinstance(given, str):
-        document = read_yaml(path, overrides)
+        override(document, inside)
     try:
         if isinstance(given, str):
             # Overrides reach into the spec's own file, and its problems are told with that file's lines.
-            document.data["spec"] = load_spec(beside(given, path), [s.removeprefix("spec.") for s in inside])
+            file = beside(given, document.file)
+            document.data["spec"] = load_spec(file, [s.removeprefix("spec.") for s in inside])
         elif "spec" in document.data:
             document.data["spec"] = spec_of(document, ("spec",))
     except SpecError as error:
-        return document, list(error.problems)
-    return document, []
+        return list(error.problems)
+    return []
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, started: bool = False) -> Recipe:
@@ -281,10 +310,19 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, started: boo
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    document, problems = _read(path, overrides)
+    return recipe_of(read_yaml(path), overrides, started=started)
+
+
+def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: bool = False) -> Recipe:
+    """The recipe that a YAML document holds; its paths are looked up beside the document's file.
+
+    Raises:
+        SpecError: as `load_recipe`.
+    """
+    problems = _read(document, overrides)
     for key in ("data", "start_from"):
         if isinstance(document.data.get(key), str):
-            document.data[key] = beside(document.data[key], path)
+            document.data[key] = beside(document.data[key], document.file)
     recipe, complaints = validate(Recipe, document.data)
     # What is wrong with the spec has been told already, place by place.
     complaints = [(place, message) for place, message in complaints if place[0] != "spec" or not problems]

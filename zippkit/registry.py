@@ -11,9 +11,11 @@ from typing import Any, Literal
 
 from zippkit.errors import ZippkitError, did_you_mean
 
-Group = Literal["zippkit.towers", "zippkit.links"]
+Group = Literal["zippkit.towers", "zippkit.links", "zippkit.tokenizers", "zippkit.scorers"]
 TOWERS: Group = "zippkit.towers"
 LINKS: Group = "zippkit.links"
+TOKENIZERS: Group = "zippkit.tokenizers"
+SCORERS: Group = "zippkit.scorers"
 
 
 class UnknownKindError(ZippkitError):

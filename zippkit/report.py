@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import os
 import platform
@@ -118,7 +119,7 @@ def _sections(it: _Finished) -> Iterator[Markup]:
         yield _section("What each tower kept", _retention(it.scores))
     yield _section("Certificates", _certificates(it.proofs))
     if it.scores is not None:
-        yield _section("Examples", _examples(it.scores))
+        yield _section("Examples", _examples(it.scores, it.run.path))
     yield _section("Time", _seconds(it.run.read_json("seconds.json")))
     yield _section("How it was made", _origin(it))
 
@@ -135,6 +136,14 @@ def _summary(it: _Finished) -> Iterator[Markup]:
     ]
     tiles: list[tuple[str, str, str]] = []
     for score in it.scores["tasks"] if it.scores else ():
+        if "scorer" in score:
+            rate, oracle = f"{score['wer']:.1%}", f"{score['wer_oracle']:.1%}"
+            name = _arrowed(score["task"])
+            sentences.append(
+                f"{score['scorer']} hears {name} with a word error rate of {rate}, true units with {oracle}."
+            )
+            tiles.append((rate, f"word error rate, {name} (oracle {oracle})", ""))
+            continue
         before, after, n = f"{score['wer_before']:.1%}", f"{score['wer']:.1%}", len(score["answers"])
         name = _arrowed(score["task"])
         sentences.append(f"Training took the word error rate of {name} from {before} to {after} ({n} examples).")
@@ -250,10 +259,30 @@ def _training(it: _Finished) -> Iterator[Markup]:
 
 
 def _word_error_rates(scores: dict[str, Any]) -> Iterator[Markup]:
-    rows = [(_arrowed(t["task"]), f"{t['wer_before']:.1%}", f"{t['wer']:.1%}") for t in scores["tasks"]]
-    yield _table(("task", "before", "after"), rows, ("name", "number", "number"))
-    words = f"On the {scores['split']} split. Before its training a link is the identity, so nothing passes it."
-    yield tag("p", words, class_="note")
+    for each in (scores, *scores.get("more", ())):
+        yield from _rates_on(each)
+
+
+def _rates_on(scores: dict[str, Any]) -> Iterator[Markup]:
+    """Word error rates on one split."""
+    written = [task for task in scores["tasks"] if "scorer" not in task]
+    spoken = [task for task in scores["tasks"] if "scorer" in task]
+    if written:
+        rows = [(_arrowed(t["task"]), f"{t['wer_before']:.1%}", f"{t['wer']:.1%}") for t in written]
+        yield _table(("task", "before", "after"), rows, ("name", "number", "number"))
+        words = f"On the {scores['split']} split. Before its training a link is the identity, so nothing passes it."
+        yield tag("p", words, class_="note")
+    if spoken:
+        keys = ("wer", "wer_target", "wer_oracle")
+        told = [(_arrowed(t["task"]), t["scorer"], *(f"{t[key]:.1%}" for key in keys)) for t in spoken]
+        yield _table(("task", "scorer", "gold", "target", "oracle"), told, ("name", "", "number", "number", "number"))
+        words = (
+            f"Generated speech on the {scores['split']} split, in what the scorer hears: against the text (gold), and "
+            "against what it hears in the true speech's units (target). Oracle: those true units against the text."
+        )
+        yield tag("p", words, class_="note")
+    for line in scores.get("skipped", ()):
+        yield tag("p", f"Not scored: {_arrowed(line)}", class_="note")
 
 
 def _retention(scores: dict[str, Any]) -> Iterator[Markup]:
@@ -286,8 +315,8 @@ def _certificates(proofs: dict[str, Any]) -> Iterator[Markup]:
     yield _table(("", "", "claim, and what was shown", "seconds"), rows, ("name", "name", "words", "number"))
 
 
-def _examples(scores: dict[str, Any]) -> Iterator[Markup]:
-    """Wrong answers first, then some that are right."""
+def _examples(scores: dict[str, Any], run: Path) -> Iterator[Markup]:
+    """Sounds to listen to; then wrong answers first, and some that are right."""
     for score in scores["tasks"]:
         pairs = [(answer, *marked(answer["reference"], answer["hypothesis"])) for answer in score["answers"]]
         wrong = [pair for pair in pairs if "<mark>" in pair[1] + pair[2]]
@@ -297,14 +326,29 @@ def _examples(scores: dict[str, Any]) -> Iterator[Markup]:
         yield tag("h3", _arrowed(score["task"]))
         words = f"{len(wrong)} of {len(pairs)} answers have a wrong word; {len(shown)} are shown, the wrong ones first."
         yield tag("p", words, class_="note")
+        sounds = [answer for answer in score["answers"] if answer.get("sound")]
+        if sounds:
+            played = [(a["id"], a["reference"], a["hypothesis"], _player(run / a["sound"])) for a in sounds]
+            yield _table(("example", "reference", "heard", "sound"), played, ("name", "words", "words", ""))
         rows = [(answer["id"], reference, hypothesis) for answer, reference, hypothesis in shown]
         yield _table(("example", "reference", "hypothesis"), rows, ("name", "words", "words"))
+
+
+def _player(file: Path) -> Markup:
+    """The sound itself, so that the page stays one file."""
+    if not file.is_file():
+        return markup(f"{file.name} is gone")
+    content = base64.b64encode(file.read_bytes()).decode()
+    return tag("audio", controls="controls", src=f"data:audio/wav;base64,{content}")
 
 
 def marked(reference: str, hypothesis: str) -> tuple[Markup, Markup]:
     """Both texts as HTML, with the words marked that the word error rate counts (jiwer's alignment)."""
     import jiwer
 
+    if not reference:
+        # jiwer aligns nothing with an empty text.
+        return markup(""), tag("mark", hypothesis) if hypothesis else markup("")
     found = jiwer.process_words(reference, hypothesis)
     wrong = [chunk for chunk in found.alignments[0] if chunk.type != "equal"]
     missed = {i for chunk in wrong for i in range(chunk.ref_start_idx, chunk.ref_end_idx)}

@@ -150,9 +150,9 @@ class RunFolder:
         temporary.mkdir()
         shutil.copyfile(dataset.path / MANIFEST, temporary / MANIFEST)
         for modality in dataset.manifest.modalities.values():
-            if modality.file:
-                (temporary / modality.file).parent.mkdir(exist_ok=True)
-                shutil.copyfile(dataset.path / modality.file, temporary / modality.file)
+            for file in modality.all_files:
+                (temporary / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(dataset.path / file, temporary / file)
         temporary.rename(self._tokenizers)
 
     def fingerprints(self) -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from rich.text import Text
 from zippkit.evaluate import TaskScore
 from zippkit.run_folder import RunFolder
 from zippkit.sizing import PartSize, Sizes, TaskCost
+from zippkit.speech_scores import SpeechScore
 
 
 def show(*tables: Table) -> None:
@@ -33,7 +34,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     return table
 
 
-def answers_table(task: TaskScore, n_examples: int) -> Table:
+def answers_table(task: TaskScore | SpeechScore, n_examples: int) -> Table:
     """References beside hypotheses."""
     table = Table("example", "reference", "hypothesis", title=task.task, title_justify="left")
     for answer in task.answers[:n_examples]:
@@ -47,8 +48,8 @@ def summary_tables(run: Path) -> list[Table]:
     tables = []
     scores: dict[str, Any] | None = folder.read_json("evaluation.json")
     if scores:
-        rows = [(t["task"], f"{t['wer_before']:.1%}", f"{t['wer']:.1%}") for t in scores["tasks"]]
-        tables.append(_table(f"Word error rate ({scores['split']})", ("task", "before", "after"), rows))
+        for each in (scores, *scores.get("more", ())):
+            tables += _error_tables(each)
         retention = [
             (r["tower"], "yes" if r["frozen"] else "no", f"{r['before']:.4f}", f"{r['after']:.4f}", _change(r))
             for r in scores["retention"]
@@ -62,6 +63,24 @@ def summary_tables(run: Path) -> list[Table]:
     seconds = folder.read_json("seconds.json")
     if seconds:
         tables.append(_table("Time", ("phase", "seconds"), [(k, f"{v:.1f}") for k, v in seconds.items()]))
+    return tables
+
+
+def _error_tables(scores: dict[str, Any]) -> list[Table]:
+    """Word error rates on one split: of tasks that end in text, and of those that end in speech."""
+    split, written, spoken = scores["split"], [], []
+    for task in scores["tasks"]:
+        if "scorer" in task:
+            rates = (f"{task[key]:.1%}" for key in ("wer", "wer_target", "wer_oracle"))
+            spoken.append((task["task"], task["scorer"], *rates))
+        else:
+            written.append((task["task"], f"{task['wer_before']:.1%}", f"{task['wer']:.1%}"))
+    tables = [_table(f"Word error rate ({split})", ("task", "before", "after"), written)] if written else []
+    if spoken:
+        columns = ("task", "scorer", "gold", "target", "oracle")
+        tables.append(_table(f"Word error rate of speech ({split})", columns, spoken))
+    if told := [(each["task"], f"{each['accuracy']:.1%}", str(each["n_segments"])) for each in scores.get("next", ())]:
+        tables.append(_table(f"What comes next ({split})", ("task", "right", "segments"), told))
     return tables
 
 

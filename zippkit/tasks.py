@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,6 +150,21 @@ class TaskData:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def part(self, fraction: float, seed: int) -> Self:
+        """The same task over a part of its examples, in their order; a smaller part lies inside a larger one.
+
+        Which examples those are is drawn for the whole split, so tasks with the same examples get the same part.
+        """
+        if fraction == 1:
+            return self
+        ranks = np.random.default_rng(seed).permutation(len(self._split))[self._places]
+        kept = np.sort(np.argsort(ranks)[: max(1, round(fraction * len(self)))])
+        part = copy(self)
+        part._places = self._places[kept]
+        part.names = [self.names[i] for i in kept]
+        part._texts = {name: [ids[i] for i in kept] for name, ids in self._texts.items()}
+        return part
 
     def example(self, index: int) -> Example:
         """The example as the dataset has it."""

@@ -57,14 +57,15 @@ def train(recipe: Recipe, out: Path) -> None:
             if not (run.tower(name) / "tower.json").exists():
                 began = time.monotonic()
                 alone = compile(single_tower(recipe.spec, name), seed=recipe.seed)
-                own = [tasks[Task((), name)]]
+                own = [tasks[Task((), name)].part(phase.fraction, recipe.seed)]
                 _PhaseRun(f"pretrain.{name}", alone, phase, own, recipe.seed, run, device, stop).finish()
                 write_tower(run.tower(name), alone.model.tower(name), recipe.spec.towers[name].kind)
                 run.add_seconds(f"pre-train {name}", time.monotonic() - began)
         if not run.model.exists():
             began = time.monotonic()
             zipped = begin(recipe, run)
-            all_tasks = [tasks[task] for task in recipe.tasks()]
+            share = recipe.train.fraction
+            all_tasks = [tasks[task].part(share, recipe.seed) for task in recipe.tasks()]
             phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
             phase_run.finish()
             write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False), root=run.path)

@@ -180,12 +180,21 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SpecError([Problem(file, 0, "", f"cannot be read: {reason}")]) from error
+    override(document, overrides)
+    return document
+
+
+def override(document: Document, settings: Sequence[str]) -> None:
+    """Apply ``key.path=value`` overrides to a document, in place.
+
+    Raises:
+        SpecError: overrides that do not fit, all of them.
+    """
     problems: list[Problem] = []
-    for setting in overrides:
+    for setting in settings:
         try:
             _override(document, setting)
         except SpecError as error:
             problems += error.problems
     if problems:
         raise SpecError(problems)
-    return document

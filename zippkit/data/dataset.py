@@ -22,6 +22,7 @@ from zippkit.data.manifest import (
     sha256_of,
 )
 from zippkit.data.rows import Columns, Kind, write_rows
+from zippkit.data.speech_tokenizer import SpeechTokenizer, load_vocoder, tokenizer_class
 from zippkit.data.table import Example, Item, Split
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer
 from zippkit.data.units import UnitTokenizer
@@ -29,7 +30,7 @@ from zippkit.errors import DataError, did_you_mean
 
 __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "write_dataset"]
 
-Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | UnitTokenizer | PixelTokenizer
+Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | SpeechTokenizer | PixelTokenizer
 
 _HASH_AT_OPEN = 50 * 1024**2
 """A folder of fewer bytes is hashed whenever it is opened; that takes well under a second."""
@@ -95,7 +96,7 @@ class Dataset:
         elif entry.file is None:
             raise DataError(f"{self.path}: {modality} came as plain ids, without a tokenizer")
         elif entry.kind == "units":
-            tokenizer = UnitTokenizer.load(self.path / entry.file)
+            tokenizer = tokenizer_class(entry.tokenizer or UnitTokenizer.kind).load(self.path / entry.file)
         elif entry.kind == "pixels":
             tokenizer = PixelTokenizer.load(self.path / entry.file)
         else:
@@ -105,6 +106,8 @@ class Dataset:
                 f"{self.path}: the {modality} tokenizer's fingerprint is {tokenizer.fingerprint}, "
                 f"expected {entry.fingerprint}"
             )
+        if isinstance(tokenizer, SpeechTokenizer) and entry.vocoder:
+            return tokenizer.with_vocoder(load_vocoder(self.path / entry.vocoder))
         return tokenizer
 
     def text_tokenizer(self, modality: str) -> ByteTokenizer | FileTokenizer:
@@ -188,7 +191,7 @@ def write_dataset(
         }
         (folder / "README.md").write_text(_card(splits), encoding="utf-8")
         # The card is for people to edit, so it is not among the files that are hashed.
-        files |= {m.file: _entry(folder / m.file) for m in modalities.values() if m.file}
+        files |= {file: _entry(folder / file) for m in modalities.values() for file in m.all_files}
         manifest = Manifest(
             splits={name: f"{name}.parquet" for name in splits},
             modalities=modalities,
@@ -239,15 +242,10 @@ def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest
     tokenizer = tokenizer or ByteTokenizer()
     if (largest is None) != _is_text(tokenizer):
         raise DataError(f"{name} is {'text' if largest is None else 'ids'}, its tokenizer a {type(tokenizer).__name__}")
-    for cls, what in ((UnitTokenizer, "units"), (PixelTokenizer, "levels")):
+    for cls, what in ((SpeechTokenizer, "units"), (PixelTokenizer, "levels")):
         if isinstance(tokenizer, cls) and (largest or 0) >= tokenizer.begin:
             raise DataError(f"{name} has id {largest}, its tokenizer only {tokenizer.begin} {what}")
-    kind, suffix = {
-        ByteTokenizer: ("bytes", None),
-        FileTokenizer: ("tokenizer_json", ".json"),
-        UnitTokenizer: ("units", ".safetensors"),
-        PixelTokenizer: ("pixels", ".json"),
-    }[type(tokenizer)]
+    kind, suffix = _kind_and_suffix(tokenizer)
     file = f"tokenizers/{name}{suffix}" if suffix else None
     if file:
         (folder / file).parent.mkdir(exist_ok=True)
@@ -256,12 +254,40 @@ def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest
         {
             "kind": kind,
             "file": file,
+            **(_of_speech(folder, name, tokenizer) if isinstance(tokenizer, SpeechTokenizer) else {}),
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "begin": tokenizer.begin,
             "end": tokenizer.end,
         }
     )
+
+
+def _kind_and_suffix(tokenizer: Tokenizer) -> tuple[str, str | None]:
+    if isinstance(tokenizer, SpeechTokenizer):
+        return "units", tokenizer.suffix
+    by_class: dict[type, tuple[str, str | None]] = {
+        ByteTokenizer: ("bytes", None),
+        FileTokenizer: ("tokenizer_json", ".json"),
+        PixelTokenizer: ("pixels", ".json"),
+    }
+    return by_class[type(tokenizer)]
+
+
+def _of_speech(folder: Path, name: str, tokenizer: SpeechTokenizer) -> dict[str, str | None]:
+    """What a manifest says of speech alone; writes the vocoder, if there is one.
+
+    Raises:
+        DataError: the tokenizer's kind is not registered, so that nobody could load it again.
+    """
+    if tokenizer_class(tokenizer.kind) is not type(tokenizer):
+        raise DataError(f"{name}: {type(tokenizer).__name__} is not what is registered as {tokenizer.kind!r}")
+    vocoder = None
+    if tokenizer.vocoder is not None:
+        vocoder = f"tokenizers/{name}.vocoder.safetensors"
+        tokenizer.vocoder.save(folder / vocoder)
+    # Left out for the first kind there was, so that what was written before there were others compares equal.
+    return {"tokenizer": None if tokenizer.kind == UnitTokenizer.kind else tokenizer.kind, "vocoder": vocoder}
 
 
 def _entry(path: Path, rows: int | None = None) -> FileEntry:

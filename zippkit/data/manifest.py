@@ -29,6 +29,10 @@ class Modality(Strict):
         description="`ids` are plain integers that no tokenizer of zippkit's made; `waveform` are samples, not ids."
     )
     file: str | None = Field(None, description="The tokenizer, relative to the folder.")
+    tokenizer: str | None = Field(
+        None, description="Registered kind of a speech tokenizer; of units only, and `mel_units` if left out."
+    )
+    vocoder: str | None = Field(None, description="The trained way back to sound, relative to the folder; of units.")
     fingerprint: str | None = Field(None, description="The tokenizer's, of everything that decides what an id means.")
     vocab_size: int | None = Field(
         None, gt=0, description="Number of ids, begin and end included where the tokenizer has them; of ids only."
@@ -49,6 +53,11 @@ class Modality(Strict):
     def is_text(self) -> bool:
         """Whether the column holds text, which its tokenizer turns into ids when it is used."""
         return self.kind in ("bytes", "tokenizer_json")
+
+    @property
+    def all_files(self) -> list[str]:
+        """The tokenizer and the vocoder, where there are such."""
+        return [file for file in (self.file, self.vocoder) if file]
 
 
 class Skipped(Strict):
@@ -85,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise DataError(f"{path}: not a dataset's manifest ({where})") from None
-    named = [*manifest.splits.values(), *(m.file for m in manifest.modalities.values() if m.file)]
+    named = [*manifest.splits.values(), *(file for m in manifest.modalities.values() for file in m.all_files)]
     missing = sorted(set(named) - manifest.files.keys())
     if missing:
         raise DataError(f"{path}: nothing under `files` for {', '.join(missing)}")

@@ -6,19 +6,22 @@ import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_type_hints
+from typing import Any, Protocol, Self, TypeVar, get_type_hints
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from zippkit.config import Strict
 from zippkit.data import audio
 from zippkit.data.audio import Wave
 from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, write_dataset
 from zippkit.data.readers import Recording, reader
+from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer, train_words
-from zippkit.data.units import Progress, UnitConfig, UnitTokenizer
 from zippkit.errors import DataError, did_you_mean
+from zippkit.validation import validate
 
 _LISTED = 20
 """Bad recordings that a message lists; it counts the rest."""
@@ -41,7 +44,9 @@ def prepare(
     root: str | Path,
     out: str | Path,
     *,
-    units: UnitConfig | UnitTokenizer | str | Path | None = None,
+    units: Strict | SpeechTokenizer | str | Path | None = None,
+    tokenizer: str = "mel_units",
+    vocoder: bool = False,
     waveform: int | None = None,
     text: str | Path = "bytes",
     resample: bool = False,
@@ -56,7 +61,9 @@ def prepare(
 
     Args:
         kind: a reader's name, or a function like one: called with ``root`` and ``options``.
-        units: what units to train on the training split, or a trained tokenizer or its file, used as it is.
+        units: settings of the units to train on the training split, or a trained tokenizer or its file, used as it is.
+        tokenizer: registered kind of the units, unless they are a trained tokenizer.
+        vocoder: train a way back to sound on the training split too.
         waveform: write speech as waveforms of so many samples a second, for a tower that is fed sound, and no units.
         text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
         resample: bring recordings to the sample rate of units or waveforms; otherwise those of another count as bad.
@@ -69,7 +76,7 @@ def prepare(
             waveforms are asked for. Nothing is written then.
     """
     refuse_to_overwrite(Path(out), overwrite)
-    if waveform is not None and (units is not None or waveform < 1):
+    if waveform is not None and (units is not None or vocoder or waveform < 1):
         raise DataError(f"waveform={waveform} and units={units!r}; expected a sample rate in Hz, or units, not both")
     read = reader(kind) if isinstance(kind, str) else kind
     _check_options(kind, read, options or {})
@@ -77,15 +84,17 @@ def prepare(
     if not recordings:
         raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
     text_tokenizer = transcript_tokenizer(text, recordings)
-    trained = None if units is None or isinstance(units, UnitConfig) else _unit_tokenizer(units)
-    config = trained.config if trained else units if isinstance(units, UnitConfig) else UnitConfig()
-    check = _Check(Path(root), waveform or config.sample_rate, resample, skip_bad, text_tokenizer)
+    maker = None if waveform is not None else _Maker.of(units, tokenizer)
+    if vocoder and maker and not maker.cls.takes_vocoder:
+        raise DataError(maker.cls.no_vocoder())
+    check = _Check(Path(root), waveform or (maker.sample_rate if maker else 0), resample, skip_bad, text_tokenizer)
     train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
-    if waveform is None and trained is None:
-        trained = UnitTokenizer.train(train_waves, config, seed, progress)
-    else:
-        for _ in train_waves:
-            pass
+    trained = maker.make(train_waves, seed, progress) if maker else None
+    for _ in train_waves:
+        pass  # What needs no training left the recordings unread, and unchecked.
+    if trained is not None and vocoder:
+        again = (check.wave(recording) for recording in check.good if recording.split == "train")
+        trained = add_vocoder(trained, again, seed, progress)
 
     encoded = _Counter(len(check.good), "encoding", progress)
     source = {
@@ -198,7 +207,50 @@ class _Check:
         return "\n".join(lines)
 
 
-def _examples(check: _Check, split: str, units: UnitTokenizer | None, encoded: _Counter) -> Iterator[Example]:
+@dataclass(frozen=True)
+class _Maker:
+    """Where the speech tokenizer comes from: it is there, or it is trained."""
+
+    trained: SpeechTokenizer | None
+    cls: type[SpeechTokenizer]
+    config: Any
+    sample_rate: int
+
+    @classmethod
+    def of(cls, units: Strict | SpeechTokenizer | str | Path | None, kind: str) -> Self:
+        """Raises DataError if the settings are not of the kind, or the file is not a tokenizer of it."""
+        if isinstance(units, SpeechTokenizer):
+            return cls(units, type(units), None, units.sample_rate)
+        found = tokenizer_class(kind)
+        if isinstance(units, str | Path):
+            trained = found.load(units)
+            return cls(trained, found, None, trained.sample_rate)
+        if units is None:
+            units, complaints = validate(found.Config, {})
+            if units is None:
+                raise DataError(f"tokenizer {kind}: {'; '.join(message for _, message in complaints)}")
+        if not isinstance(units, found.Config):
+            raise DataError(f"tokenizer {kind} takes a {found.Config.__name__}, got a {type(units).__name__}")
+        return cls(None, found, units, found.rate_for(units))
+
+    def make(self, waves: Iterable[Wave], seed: int, progress: Progress | None) -> SpeechTokenizer:
+        return self.trained or self.cls.train(waves, self.config, seed, progress)
+
+
+def add_vocoder(
+    tokenizer: SpeechTokenizer, waves: Iterable[Wave], seed: int = 0, progress: Progress | None = None
+) -> SpeechTokenizer:
+    """The same tokenizer with a vocoder trained on recordings at its sample rate; ids and fingerprint stay.
+
+    Raises:
+        DataError: the kind takes no vocoder, or there are no recordings.
+    """
+    # By name, since it needs torch, which this package leaves alone.
+    train = import_module("zippkit.speech.train_vocoder").train_vocoder
+    return tokenizer.with_vocoder(train(tokenizer, waves, seed=seed, progress=progress))
+
+
+def _examples(check: _Check, split: str, units: SpeechTokenizer | None, encoded: _Counter) -> Iterator[Example]:
     for recording in check.good:
         if recording.split == split:
             wave = check.wave(recording)
@@ -232,10 +284,6 @@ def transcript_tokenizer(text: str | Path, recordings: Iterable[Labelled]) -> By
     if text == "words":
         return train_words(r.text for r in recordings if r.split == "train" and r.text)
     return load_text_tokenizer(text)
-
-
-def _unit_tokenizer(units: UnitTokenizer | str | Path) -> UnitTokenizer:
-    return units if isinstance(units, UnitTokenizer) else UnitTokenizer.load(units)
 
 
 def _name(kind: str | Callable[..., Iterable[Recording]]) -> str:

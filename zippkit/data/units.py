@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from zippkit.config import Strict
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound
 from zippkit.data.kmeans import Reservoir, cluster, nearest
+from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer, Vocoder
 from zippkit.errors import DataError
-
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, what); a total of 0 means that it is not known."""
 
 _METADATA_KEY = "zippkit_units"
 """One key only: safetensors writes several in no fixed order, and equal tokenizers should be equal files."""
@@ -58,8 +56,12 @@ class UnitConfig(Strict):
 
 
 @dataclass(frozen=True, eq=False)
-class UnitTokenizer:
-    """Sound to unit ids and back."""
+class UnitTokenizer(SpeechTokenizer):
+    """Sound to unit ids and back: k-means on log-mel windows (kind ``mel_units``)."""
+
+    Config: ClassVar[type[UnitConfig]] = UnitConfig
+    kind: ClassVar[str] = "mel_units"
+    takes_vocoder: ClassVar[bool] = True
 
     config: UnitConfig
     codebook: NDArray[np.float16]
@@ -68,18 +70,20 @@ class UnitTokenizer:
     """(n_mels,) average level of the training recordings; what a normalised unit is played at."""
     std: NDArray[np.float32]
     """(n_mels,) average spread of the training recordings."""
+    vocoder: Vocoder | None = None
+    """A trained way back to sound; without one, units sound as their centroids."""
 
     @property
     def begin(self) -> int:
         return self.config.n_units
 
     @property
-    def end(self) -> int:
-        return self.config.n_units + 1
+    def sample_rate(self) -> int:
+        return self.config.sample_rate
 
     @property
-    def vocab_size(self) -> int:
-        return self.config.n_units + 2
+    def units_per_second(self) -> float:
+        return self.config.units_per_second
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,6 +92,11 @@ class UnitTokenizer:
         for array in (self.codebook, self.mean, self.std):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    @classmethod
+    def rate_for(cls, config: Any) -> int:
+        rate: int = config.sample_rate
+        return rate
 
     @classmethod
     def train(
@@ -124,26 +133,16 @@ class UnitTokenizer:
         Raises:
             DataError: ``rate`` is not the tokenizer's, or there are no samples.
         """
-        expected = self.config.sample_rate
-        if rate != expected:
-            raise DataError(
-                f"sound at {rate} Hz, expected {expected}; use resample(wave, {rate}, {expected}) on it first"
-            )
+        self.check_rate(wave, rate)
         return nearest(self._windows(self._mel(wave)), self._centroids)
 
-    def decode_mel(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+    def decode_mel(self, ids: Ids) -> NDArray[np.float32]:
         """(T, n_mels) log-mel frames; where windows overlap, their average. Begin and end ids are left out.
 
         Raises:
             DataError: an id is not in the codebook.
         """
-        units = np.asarray(ids, dtype=np.int64)
-        units = units[(units != self.begin) & (units != self.end)]
-        wrong = np.flatnonzero((units < 0) | (units >= self.config.n_units))
-        if wrong.size:
-            raise DataError(
-                f"unit at index {wrong[0]} is {units[wrong[0]]}, expected 0 to {self.config.n_units - 1}, or a frame id"
-            )
+        units = self.units_of(ids)
         window, stride, n_mels = self.config.window, self.config.stride, self.config.n_mels
         if not units.size:
             return np.zeros((0, n_mels), np.float32)
@@ -157,10 +156,20 @@ class UnitTokenizer:
         mel: NDArray[np.float32] = total / weight
         return mel * self.std + self.mean if self.config.normalize == "utterance" else mel
 
-    def to_sound(self, ids: Sequence[int] | NDArray[np.integer], seed: int = 0) -> Wave:
-        """Samples at ``config.sample_rate``, by Griffin-Lim from phases drawn with ``seed``."""
+    def to_sound(self, ids: Ids, seed: int = 0) -> Wave:
+        """Samples at ``config.sample_rate``, by the vocoder if there is one, else by Griffin-Lim on the centroids.
+
+        Raises:
+            DataError: an id is not in the codebook.
+        """
         config = self.config
+        if self.vocoder is not None:
+            return self.vocoder.to_sound(self.units_of(ids), seed)
         return mel_to_sound(self.decode_mel(ids), config.sample_rate, config.n_fft, config.hop_samples, seed=seed)
+
+    def with_vocoder(self, vocoder: Vocoder) -> Self:
+        self.check_vocoder(vocoder)
+        return replace(self, vocoder=vocoder)
 
     def save(self, path: str | Path) -> None:
         """One safetensors file, the config in its metadata."""
@@ -193,7 +202,8 @@ class UnitTokenizer:
             if tensor.shape != blank.shape or tensor.dtype != blank.dtype or not np.isfinite(tensor).all():
                 shapes = f"{tensor.dtype}{tensor.shape}, expected finite {blank.dtype}{blank.shape}"
                 raise DataError(f"{path}: a tensor is {shapes}")
-        return cls(config, *tensors)
+        codebook, mean, std = tensors
+        return cls(config, codebook, mean, std)
 
     @cached_property
     def _centroids(self) -> NDArray[np.float32]:

@@ -1,0 +1,195 @@
+"""What a speech tokenizer is: sound to ids and back. Kinds are found by name, in the entry points `zippkit.tokenizers`.
+
+A package adds a kind with one class and one line::
+
+    [project.entry-points."zippkit.tokenizers"]
+    my_units = "my_package:MyUnits"
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippkit.config import Strict
+from zippkit.data.audio import Wave
+from zippkit.errors import DataError
+from zippkit.registry import TOKENIZERS, implementation
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, total, what); a total of 0 means that it is not known."""
+
+Ids = Sequence[int] | NDArray[np.integer]
+
+
+class Vocoder(Protocol):
+    """Ids to sound, trained beside a tokenizer and kept in a file of its own."""
+
+    @property
+    def tokenizer_fingerprint(self) -> str: ...
+    def to_sound(self, ids: Ids, seed: int = 0) -> Wave: ...
+    def save(self, path: str | Path) -> None: ...
+
+
+class SpeechTokenizer(ABC):
+    """Sound to unit ids and back; ids run from 0, then come ``begin`` and ``end``."""
+
+    Config: ClassVar[type[Strict]]
+    """Its settings: what `zippkit prepare --tokenizer KIND units.key=value` takes."""
+    kind: ClassVar[str]
+    """The name of its entry point, which a dataset's manifest keeps."""
+    suffix: ClassVar[str] = ".safetensors"
+    """Of the file that ``save`` writes."""
+    takes_vocoder: ClassVar[bool] = False
+    """Whether `with_vocoder` is there; a kind with a decoder of its own needs none."""
+    vocoder: Vocoder | None = None
+    """A trained way back to sound, kept in a file of its own."""
+
+    @property
+    @abstractmethod
+    def begin(self) -> int:
+        """Id that opens a segment; ids below it are units."""
+
+    @property
+    def end(self) -> int:
+        """Id that closes a segment."""
+        return self.begin + 1
+
+    @property
+    def vocab_size(self) -> int:
+        """Units, begin and end."""
+        return self.begin + 2
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what an id means."""
+
+    @property
+    @abstractmethod
+    def sample_rate(self) -> int:
+        """Of the sound that is encoded and given back, in Hz."""
+
+    @property
+    @abstractmethod
+    def units_per_second(self) -> float: ...
+
+    @classmethod
+    @abstractmethod
+    def rate_for(cls, config: Any) -> int:
+        """Sample rate of the recordings that ``train`` takes with these settings, in Hz.
+
+        Raises:
+            DataError: the model that they name cannot be used.
+        """
+
+    @classmethod
+    @abstractmethod
+    def train(cls, waves: Iterable[Wave], config: Any = None, seed: int = 0, progress: Progress | None = None) -> Self:
+        """A tokenizer made from recordings at its sample rate; one that needs no training may leave them unread."""
+
+    @abstractmethod
+    def encode(self, wave: Wave, rate: int) -> NDArray[np.int64]:
+        """(U,) unit ids of a recording, without begin and end.
+
+        Raises:
+            DataError: ``rate`` is not the tokenizer's, or there are no samples.
+        """
+
+    @abstractmethod
+    def to_sound(self, ids: Ids, seed: int = 0) -> Wave:
+        """Samples at ``sample_rate``; begin and end are left out.
+
+        Raises:
+            DataError: an id is neither a unit nor begin or end, or there is no way back to sound.
+        """
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write one file."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            DataError: the file is missing, cut short, or something else.
+        """
+
+    def with_vocoder(self, vocoder: Vocoder) -> Self:
+        """The same tokenizer, with a trained way back to sound; ids mean what they did.
+
+        Raises:
+            DataError: this kind takes none, or it was trained for other units.
+        """
+        raise DataError(self.no_vocoder())
+
+    @classmethod
+    def no_vocoder(cls) -> str:
+        """What to say to somebody who wants one."""
+        return f"{cls.kind} tokenizers have their own way back to sound, and take no vocoder; leave --vocoder out"
+
+    def check_rate(self, wave: Wave, rate: int) -> None:
+        """Raise DataError unless ``wave`` can be encoded."""
+        expected = self.sample_rate
+        if rate != expected:
+            raise DataError(
+                f"sound at {rate} Hz, expected {expected}; use resample(wave, {rate}, {expected}) on it first"
+            )
+        if len(wave) == 0:
+            raise DataError("no samples to encode")
+
+    def units_of(self, ids: Ids) -> NDArray[np.int64]:
+        """``ids`` without begin and end.
+
+        Raises:
+            DataError: an id is no unit.
+        """
+        units: NDArray[np.int64] = np.asarray(ids, dtype=np.int64)
+        units = units[(units != self.begin) & (units != self.end)]
+        wrong = np.flatnonzero((units < 0) | (units >= self.begin))
+        if wrong.size:
+            raise DataError(
+                f"unit at index {wrong[0]} is {units[wrong[0]]}, expected 0 to {self.begin - 1}, or a frame id"
+            )
+        return units
+
+    def check_vocoder(self, vocoder: Vocoder) -> None:
+        """Raise DataError if ``vocoder`` was trained for other units."""
+        if vocoder.tokenizer_fingerprint != self.fingerprint:
+            raise DataError(
+                f"the vocoder is for the tokenizer {vocoder.tokenizer_fingerprint}, expected {self.fingerprint}; "
+                "train it with this tokenizer's units"
+            )
+
+
+def tokenizer_class(kind: str) -> type[SpeechTokenizer]:
+    """The class of a registered kind.
+
+    Raises:
+        UnknownKindError: nobody registers it; names the nearest.
+        DataError: what is registered is no speech tokenizer, or calls itself otherwise.
+    """
+    found = implementation(TOKENIZERS, kind)
+    if not (isinstance(found, type) and issubclass(found, SpeechTokenizer)):
+        raise DataError(f"tokenizer kind {kind!r} is {found!r}, expected a subclass of SpeechTokenizer")
+    if found.kind != kind:
+        raise DataError(f"tokenizer kind {kind!r}: its class says kind {found.kind!r}; give both the same name")
+    return found
+
+
+def load_vocoder(path: str | Path) -> Vocoder:
+    """A vocoder's file. It needs torch, which `zippkit.data` leaves alone until then.
+
+    Raises:
+        DataError: not a readable vocoder.
+    """
+    vocoder: Vocoder = import_module("zippkit.speech.vocoder").UnitVocoder.load(path)
+    return vocoder

@@ -1,0 +1,51 @@
+"""What a run and a pre-trained tower are known by: everything that decides their outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from zippkit.data.manifest import MANIFEST, sha256_of
+from zippkit.recipe import Recipe, dump, single_tower
+
+_READ_WHOLE = 50 * 1024**2
+"""A file of fewer bytes is known by its content, a larger one by its size and time."""
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Of the recipe, its seed, and the content of its data and of the weights that it starts from."""
+    data = {**dump(recipe), "data": _data(recipe)}
+    for name, tower in recipe.spec.towers.items():
+        if tower.weights is not None:
+            data["spec"]["towers"][name]["weights"] = _files(tower.weights)
+    return _hash(data)
+
+
+def tower_hash(recipe: Recipe, tower: str) -> str:
+    """Of what pre-training makes of a tower, whatever it is zipped with later."""
+    spec = dump(single_tower(recipe.spec, tower))
+    phase = dump(recipe.pretrain[tower])
+    return _hash([spec, phase, recipe.seed, recipe.split, _data(recipe), recipe.device])
+
+
+def _data(recipe: Recipe) -> str:
+    """The dataset by its manifest, wherever it lies; by its path while it is not there."""
+    manifest = recipe.data / MANIFEST
+    return sha256_of(manifest) if manifest.is_file() else str(recipe.data)
+
+
+def _files(path: Path) -> list[str]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return [_file(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+@lru_cache
+def _file(file: Path, size: int, time: int) -> str:
+    return sha256_of(file) if size < _READ_WHOLE else f"{file.name} {size} {time}"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -1,0 +1,134 @@
+"""Run a grid: every recipe once, from where it stopped, and on past those that fail."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zippkit.data.dataset import Dataset
+from zippkit.errors import ZippkitError
+from zippkit.evaluate import evaluate
+from zippkit.experiment.grid import Job
+from zippkit.experiment.store import Record, Store
+from zippkit.recipe import Recipe
+from zippkit.run_folder import RunFolder
+from zippkit.start import check_start
+from zippkit.trainer import InterruptedRunError, train
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, and every job that it answers."""
+
+    key: str
+    recipe: Recipe
+    splits: tuple[str, ...]
+    jobs: tuple[Job, ...]
+
+    def __str__(self) -> str:
+        more = len(self.jobs) - 1
+        return f"{self.jobs[0]}" + (f" (and {more} more like it)" if more else "")
+
+
+def tasks_of(jobs: Sequence[Job]) -> list[Task]:
+    """The runs that jobs need, in their order: jobs with equal recipes share one."""
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.key, []).append(job)
+    return [
+        Task(key, group[0].recipe, tuple(dict.fromkeys(split for job in group for split in job.splits)), tuple(group))
+        for key, group in groups.items()
+    ]
+
+
+def run_all(jobs: Sequence[Job], store: Store, after_each: Callable[[], None] = lambda: None) -> dict[str, Record]:
+    """Run, resume or leave alone each job's run; a run that failed before is tried again.
+
+    Returns:
+        What became of each, by the hash of its recipe.
+
+    Raises:
+        InterruptedRunError: stopped by a signal; start again to go on.
+        ZippkitError: another process is at work in the same folder.
+    """
+    tasks = tasks_of(jobs)
+    records: dict[str, Record] = {}
+    spent: list[float] = []
+    with store.locked():
+        left = [task for task in tasks if _open(store.record(task.key), task)]
+        _say(f"{len(tasks)} runs for {len(jobs)} cells and seeds; {len(tasks) - len(left)} are done already")
+        for number, task in enumerate(left, len(tasks) - len(left) + 1):
+            _say(f"[{number}/{len(tasks)}] {task}")
+            began = time.monotonic()
+            record = _run(task, store)
+            store.write(task.key, record)
+            spent.append(time.monotonic() - began)
+            rest = sum(spent) / len(spent) * (len(tasks) - number)
+            said = "done" if record.status == "done" else f"FAILED: {record.error.strip().splitlines()[-1]}"
+            _say(f"[{number}/{len(tasks)}] {said}, {spent[-1]:.0f} s; about {_duration(rest)} left")
+            after_each()
+        for task in tasks:
+            records[task.key] = store.record(task.key) or Record(status="failed", error="not run")
+    return records
+
+
+def _open(record: Record | None, task: Task) -> bool:
+    return record is None or record.status == "failed" or bool(record.lacks(task.splits))
+
+
+def _run(task: Task, store: Store) -> Record:
+    """Train and evaluate; whatever goes wrong is this run's alone."""
+    known = store.record(task.key) or Record(status="failed")
+    evaluations = dict(known.evaluations)
+    began = time.monotonic()
+    error = ""
+    try:
+        run = store.run(task.key)
+        _train(task.recipe, run, store)
+        for split in known.lacks(task.splits):
+            evaluations[split] = _evaluate(run, split)
+    except InterruptedRunError:
+        raise
+    except ZippkitError as mistake:
+        error = str(mistake)
+    except Exception:  # A bug or a full memory in one cell must not cost the night's other cells.
+        error = traceback.format_exc()
+    seconds = known.seconds + time.monotonic() - began
+    status: Any = "failed" if error else "done"
+    return Record(status=status, error=error, seconds=seconds, evaluations=evaluations)
+
+
+def _train(recipe: Recipe, run: RunFolder, store: Store) -> None:
+    if not run.recipe_file.exists():
+        check_start(recipe, Dataset.open(recipe.data))
+    run.begin(recipe)
+    store.lend_towers(recipe, run)
+    train(recipe, run.path)
+    store.keep_towers(recipe, run)
+    # Steps to go back to are of no use to a finished run, and a grid has many.
+    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+
+
+def _evaluate(run: RunFolder, split: str) -> dict[str, Any]:
+    evaluate(run.path, split)
+    evaluation: dict[str, Any] = run.read_json("evaluation.json")
+    return evaluation
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

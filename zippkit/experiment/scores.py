@@ -1,0 +1,84 @@
+"""What an evaluation left in ``evaluation.json``, as sentences and retention: the one file that knows its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from zippkit.spec import Name
+
+
+class Sentence(NamedTuple):
+    """One example's word errors."""
+
+    id: str
+    errors: int
+    words: int
+    """In the reference."""
+    length: int
+    """Words in the text itself, by which sentences are grouped."""
+
+    @property
+    def rate(self) -> float:
+        return self.errors / max(1, self.words)
+
+
+class Kept(NamedTuple):
+    """A tower's loss on its own modality, in nats per token: alone before training, and inside the composition."""
+
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """Exactly 0 for a frozen tower."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One split of one evaluated run."""
+
+    answers: Mapping[tuple[str, str], list[Sentence]]
+    """By task and reference (gold, target or oracle)."""
+    retention: Mapping[Name, Kept]
+
+    def sentences(self, task: str, reference: str = "gold") -> list[Sentence]:
+        """None where the task was not scored against this reference."""
+        return self.answers.get((task, reference), [])
+
+
+def read_scores(evaluation: Mapping[str, Any]) -> Scores:
+    """The scores of one split, from the content of ``evaluation.json``."""
+    answers: dict[tuple[str, str], list[Sentence]] = {}
+    for task in evaluation.get("tasks", ()):
+        for answer in task["answers"]:
+            for against, sentence in _sentences(answer).items():
+                answers.setdefault((task["task"], against), []).append(sentence)
+    kept = {row["tower"]: Kept(row["before"], row["after"]) for row in evaluation.get("retention", ())}
+    return Scores(answers, kept)
+
+
+def _sentences(answer: Mapping[str, Any]) -> dict[str, Sentence]:
+    """An answer's word errors by what they are counted against; a text answer has only ``gold``.
+
+    Of speech, ``hypothesis`` is what the scorer heard in it, and ``target`` what it heard in the true speech.
+    """
+    name, gold, heard = answer["id"], answer["reference"], answer["hypothesis"]
+    found = {"gold": count_errors(name, gold, heard)}
+    if isinstance(target := answer.get("target"), str):
+        found["target"] = count_errors(name, target, heard)._replace(length=found["gold"].length)
+        found["oracle"] = count_errors(name, gold, target)
+    return found
+
+
+def count_errors(name: str, reference: str, hypothesis: str) -> Sentence:
+    """Substitutions, deletions and insertions of one sentence (jiwer)."""
+    import jiwer
+
+    n_words = len(reference.split())
+    if not n_words:
+        return Sentence(name, len(hypothesis.split()), 0, 0)
+    found = jiwer.process_words(reference, hypothesis)
+    return Sentence(name, found.substitutions + found.deletions + found.insertions, n_words, n_words)

@@ -1,0 +1,103 @@
+"""Where an experiment's runs keep their things: one run folder and one record for each recipe, towers by hash.
+
+::
+
+    cells/<hash>/          the run, as `zippkit train` writes it
+    cells/<hash>.json      what became of it: its evaluations by split, or its error
+    towers/<hash>/         pre-trained towers, for every run that would pre-train the same
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from zippkit.config import Strict
+from zippkit.errors import ZippkitError
+from zippkit.experiment.hashes import tower_hash
+from zippkit.recipe import Recipe
+from zippkit.run_folder import RunFolder
+
+
+class Record(Strict):
+    """What is known of a run; it is written whole or not at all."""
+
+    status: Literal["done", "failed"]
+    error: str = ""
+    seconds: float = 0.0
+    evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What `evaluation.json` held, by split."""
+
+    def lacks(self, splits: tuple[str, ...]) -> list[str]:
+        """Splits that are still to be evaluated."""
+        return [split for split in splits if split not in self.evaluations]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder of all experiments' runs."""
+
+    path: Path
+
+    def run(self, key: str) -> RunFolder:
+        return RunFolder(self.path / "cells" / key)
+
+    def record(self, key: str) -> Record | None:
+        """None before the run has ended for the first time."""
+        data = RunFolder(self.path / "cells").read_json(f"{key}.json")
+        return None if data is None else Record.model_validate(data)
+
+    def write(self, key: str, record: Record) -> None:
+        folder = self.path / "cells"
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFolder(folder).write_json(f"{key}.json", record.model_dump())
+
+    def lend_towers(self, recipe: Recipe, run: RunFolder) -> None:
+        """Give a run the towers that another one has pre-trained in the same way."""
+        for name in recipe.pretrain:
+            kept = self._tower(recipe, name)
+            if kept.exists() and not run.tower(name).exists():
+                _copy(kept, run.tower(name))
+
+    def keep_towers(self, recipe: Recipe, run: RunFolder) -> None:
+        """Keep the towers that a run has pre-trained."""
+        for name in recipe.pretrain:
+            kept = self._tower(recipe, name)
+            if not kept.exists():
+                _copy(run.tower(name), kept)
+
+    def _tower(self, recipe: Recipe, name: str) -> Path:
+        return self.path / "towers" / tower_hash(recipe, name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second process from running the same cells; the system lets go of a killed one's lock.
+
+        Raises:
+            ZippkitError: another process is at work here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"{self.path}: another process runs experiments there; wait for it, or choose another --out"
+                raise ZippkitError(message) from None
+            yield
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder; it appears whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(source, temporary)
+    temporary.rename(target)

@@ -1,0 +1,1 @@
+"""Judges of generated speech: recognisers that had no part in the training, and how their words are compared."""
