@@ -187,12 +187,19 @@ def _score(
     return TaskScore(str(task), word_error_rate(references, found[0]), word_error_rate(references, found[1]), answers)
 
 
+def _own_data(name: str, dataset: Dataset, split: str, preferred: str | None) -> TaskData:
+    """A tower's own modality, on the split that is preferred if it has any of it."""
+    if preferred is not None and len(dataset.split(preferred).having([name])):
+        split = preferred
+    return TaskData(Task((), name), dataset, dataset.split(split))
+
+
 @torch.inference_mode()
 def _retention(
     name: str, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
 ) -> Retention:
     """The loss of the tower by itself before training, and of the same rows run through the whole composition."""
-    data = TaskData(Task((), name), dataset, dataset.split(split))
+    data = _own_data(name, dataset, split, recipe.evaluate.retention)
     totals = torch.zeros(3, dtype=torch.float64)
     size = recipe.evaluate.batch_size
     n_examples = min(len(data), recipe.evaluate.limit or len(data))

@@ -129,6 +129,11 @@ class Evaluation(Strict):
     best_of: int = Field(
         1, gt=0, description="Generated and true units are turned into sound with so many seeds; the best one counts."
     )
+    retention: str | None = Field(
+        None,
+        description="Split on which each tower's own loss is measured, before and after; the scored one "
+        "for a tower that has no examples there, and if left out.",
+    )
     samples: int = Field(3, ge=0, description="Sounds to keep, of each task that ends in speech.")
 
     @property

@@ -1,7 +1,7 @@
 """Make the sentences of the paper's experiments: a small grammar writes them, festival speaks them.
 
-Needs the Debian packages ``festival festvox-us-slt-hts``, and a folder with a pre-trained story model (stories260K: a
-llama of 64 x 5 in safetensors, with its ``tokenizer.json``). From the repository:
+Needs the Debian packages ``festival festvox-us-slt-hts``, ``pip install zippkit[hf]``, and a folder with a pre-trained
+story model (stories260K: a llama of 64 x 5 in safetensors, with its ``tokenizer.json``). From the repository:
 
     python recipes/paper/make_data.py path/to/stories260k
 
@@ -14,6 +14,7 @@ tower was pre-trained on many million words of such stories, and the transcripts
 | train | 2400 sentences as speech and text, and 2400 others as speech alone, for the speech tower |
 | dev, test | 150 and 300 others, as they are |
 | other | 300 more, spoken faster or slower, under noise 15 dB below the voice |
+| stories | 200 beginnings of the model's own stories, text alone: whether a tower still knows its own text |
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ DID = "saw|liked|found|wanted|had|made|took|loved|lost|helped|heard|gave him|gav
 WHICH = "big|little|red|blue|happy|old|new|pretty|sad|funny|small|green"
 WHAT = "ball|toy|tree|house|box|flower|car|hat|cake|book|dog|cat|bird|fish|boat|doll|frog|apple"
 WHERE = "in the park|at home|in the garden|by the river|with a friend|with a smile|one day|every day|all day|too"
+N_STORIES = 200
 NOISE_DB = -15.0
 VOICE = "cmu_us_slt_arctic_hts"
 UNITS = UnitConfig(sample_rate=16_000, window=6, stride=4, n_units=1024)
@@ -77,6 +79,9 @@ def make(model: Path, out: Path, seed: int, overwrite: bool) -> Dataset:
         for name, waves in heard.items()
     }
     examples["train"] += examples.pop("alone")
+    examples["stories"] = [
+        Example(f"story-{i:03d}", "", 0.0, {"text": told}) for i, told in enumerate(stories(model, seed))
+    ]
     source = {"kind": "paper_sentences", "voice": VOICE, "seed": seed, "text": "stories260K"}
     dataset = write_dataset(
         out / "paper_sentences",
@@ -104,6 +109,20 @@ def draw(seed: int) -> dict[str, list[str]]:
         found[f"{one(WHO)} {one(DID)} {one('the|a|her|his')} {which}{one(WHAT)}{where}."] = None
     sentences = list(found)
     return {name: [sentences.pop() for _ in range(count)] for name, count in COUNTS.items()}
+
+
+def stories(model: Path, seed: int) -> list[str]:
+    """What the model tells by itself."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    teller, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
+    begin = torch.full((N_STORIES, 1), teller.config.bos_token_id)
+    ids = teller.generate(
+        begin, attention_mask=torch.ones_like(begin), do_sample=True, top_k=0, max_new_tokens=100, pad_token_id=2
+    )
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 def speak(sentences: dict[str, list[str]], folder: Path, seed: int) -> dict[str, list[Path]]:
