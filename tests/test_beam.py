@@ -16,9 +16,9 @@ import zippkit
 from zippkit.batch import Segment
 from zippkit.beam import beam_search
 from zippkit.composition import Composition
+from zippkit.config import Sampling
 from zippkit.errors import ZippkitError
 from zippkit.generation import generate, generate_batch, stream
-from zippkit.sampling import Sampling
 from zippkit.spec import CompositionSpec
 
 BEGIN, END = 0, 3

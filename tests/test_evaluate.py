@@ -91,7 +91,9 @@ def test_answers_are_scored_as_they_come(run: Path, monkeypatch: pytest.MonkeyPa
     given: list[list[list[Segment]]] = []
     ids = {word: 3 + i for i, word in enumerate(WORDS)}
 
-    def generate(zipped: Any, prompts: Sequence[Any], outputs: Sequence[str], max_tokens: int) -> list[list[Segment]]:
+    def generate(
+        zipped: Any, prompts: Sequence[Any], outputs: Sequence[str], max_tokens: int, *_: Any, **__: Any
+    ) -> list[list[Segment]]:
         assert (outputs, max_tokens) == (["text"], 6)
         given.append(list(prompts))
         n_before = sum(len(batch) for batch in given) - len(prompts)

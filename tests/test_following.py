@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import zippkit
 from zippkit.batch import IGNORE, Segment
 from zippkit.composition import Composition
+from zippkit.config import Sampling
 from zippkit.errors import ZippkitError
 from zippkit.generation import MAX_SEGMENTS, generate, generate_batch
-from zippkit.sampling import Sampling
 from zippkit.spec import Next
 
 LINKS = [link("speech", "text", every=1), link("text", "speech", every=1)]

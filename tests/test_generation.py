@@ -16,9 +16,9 @@ from zippkit_towers.decoder_config import DecoderConfig
 
 from zippkit.batch import Segment, TowerBatch
 from zippkit.composition import Composition
+from zippkit.config import Sampling
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation import generate, generate_batch, stream
-from zippkit.sampling import Sampling
 from zippkit.tower import tower_logits
 
 MAX_LEN = 15

@@ -21,8 +21,9 @@ from transformers.generation.logits_process import (
 
 from zippkit.batch import Segment
 from zippkit.composition import Composition
+from zippkit.config import Sampling
 from zippkit.generation import generate, generate_batch
-from zippkit.sampling import Sampling, choose, penalised
+from zippkit.sampling import choose, penalised
 
 N_DRAWS = 20_000
 

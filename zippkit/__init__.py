@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from zippkit.composition import Composition as Composition
     from zippkit.composition import compile as compile
     from zippkit.composition import load as load
+    from zippkit.config import Sampling as Sampling
     from zippkit.errors import SpecError as SpecError
     from zippkit.errors import ZippkitError as ZippkitError
     from zippkit.generation import generate as generate
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from zippkit.generation import stream as stream
     from zippkit.loading import load_spec as load_spec
     from zippkit.model_diff import diff as diff
-    from zippkit.sampling import Sampling as Sampling
     from zippkit.sizing import sizes as sizes
     from zippkit.spec import CompositionSpec as CompositionSpec
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Composition": "composition",
     "CompositionSpec": "spec",
-    "Sampling": "sampling",
+    "Sampling": "config",
     "Segment": "batch",
     "SpecError": "errors",
     "ZippkitError": "errors",

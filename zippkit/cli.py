@@ -294,6 +294,9 @@ def generate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Longest segment, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    scorer: Annotated[
+        str | None, typer.Option(help="Print what this recogniser hears in generated sound, as moonshine.")
+    ] = None,
 ) -> None:
     """Continue sound or text in other modalities.
 
@@ -305,7 +308,7 @@ def generate(
     if len(given) + (prompt is not None) != 1:
         raise ZippkitError("generate: expected one of --audio, --text and --prompt")
     segments = given if prompt is None else read_prompt(prompt)
-    for line in answer(run, segments, to, out, max_tokens, read_sampling(choosing or []), seed):
+    for line in answer(run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer):
         print(line)
 
 

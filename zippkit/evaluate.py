@@ -172,14 +172,14 @@ def _score(
     if not indices:
         raise DataError(f"{dataset.path}: split {split!r} is empty")
     references = [str(data.item(i, task.target)) for i in indices]
-    decode = dataset.text_tokenizer(task.target).decode
+    decode, how = dataset.text_tokenizer(task.target).decode, recipe.evaluate
     found: list[list[str]] = []
     for zipped, what in ((before, "before"), (after, "after")):
         hypotheses: list[str] = []
         with progress(f"{task} ({what})", len(indices)) as advance:
             for start in range(0, len(indices), recipe.evaluate.batch_size):
                 prompts = [data.prompt(i) for i in indices[start : start + recipe.evaluate.batch_size]]
-                rows = generate_batch(zipped, prompts, [task.target], recipe.evaluate.max_tokens)
+                rows = generate_batch(zipped, prompts, [task.target], how.max_tokens, how.sampling, seed=start)
                 hypotheses += [decode(row[0].tokens) for row in rows]
                 advance(len(hypotheses))
         found.append(hypotheses)

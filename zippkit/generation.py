@@ -18,14 +18,14 @@ from torch import Tensor
 from zippkit.batch import IGNORE, Batch, Segment, TowerBatch
 from zippkit.beam import beam_search
 from zippkit.composition import Composition
-from zippkit.config import Frame
+from zippkit.config import Frame, Sampling
 from zippkit.decoding import Decoding
 from zippkit.errors import DataError, ZippkitError, did_you_mean
 from zippkit.following import PREFIX
 from zippkit.layout import turns
 from zippkit.links.base import Memory
 from zippkit.plan import Plan
-from zippkit.sampling import GREEDY, Sampling, choose, penalised
+from zippkit.sampling import GREEDY, choose, penalised
 
 Prompt: TypeAlias = Sequence[Segment]
 Limits: TypeAlias = "int | Mapping[str, int]"

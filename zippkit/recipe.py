@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field
 
-from zippkit.config import Strict
+from zippkit.config import Sampling, Strict
 from zippkit.errors import Problem, SpecError, ZippkitError, did_you_mean
 from zippkit.loading import beside, load_spec, spec_of
 from zippkit.parts import SPEC, checkpoint_folder, compare
@@ -120,6 +120,10 @@ class Evaluation(Strict):
     batch_size: int = Field(64, gt=0, description="Examples decoded together.")
     max_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
     limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
+    sampling: dict[Name, Sampling] = Field(
+        default_factory=dict,
+        description="How tokens of each modality are chosen, as `speech: {temperature: 0.8}`; greedily if left out.",
+    )
     scorer: str | None = Field(
         None,
         description="Recogniser that judges generated speech (`zippkit scorers` lists them); moonshine if left out and "

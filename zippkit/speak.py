@@ -10,6 +10,7 @@ from typing import Any
 
 from zippkit.batch import Segment
 from zippkit.composition import Composition, load
+from zippkit.config import Sampling
 from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
 from zippkit.data.images import PixelTokenizer
@@ -18,7 +19,9 @@ from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.errors import SpecError, ZippkitError, did_you_mean
 from zippkit.generation import generate
 from zippkit.run_folder import RunFolder
-from zippkit.sampling import GREEDY, Sampling
+from zippkit.sampling import GREEDY
+from zippkit.scoring.base import open_scorer
+from zippkit.speech_scores import Listener
 from zippkit.validation import validate
 from zippkit.yaml_file import Document, override
 
@@ -43,6 +46,7 @@ def answer(
     max_tokens: int = 256,
     sampling: Sampling = GREEDY,
     seed: int = 0,
+    scorer: str | None = None,
 ) -> Iterator[str]:
     """Continue a prompt, a line for each new segment; sound is written to ``out``, images are drawn.
 
@@ -54,6 +58,7 @@ def answer(
         max_tokens: longest segment.
         sampling: how tokens are chosen.
         seed: of what is drawn.
+        scorer: recogniser that writes down what it hears in generated sound.
 
     Raises:
         ZippkitError: a prompt or file that cannot be used, no tower that could answer.
@@ -68,6 +73,7 @@ def answer(
     wanted = list(outputs or _answering(zipped, segments[-1].tower if segments else None))
     n_sounds = sum(isinstance(heard.tokenizers.get(name), SpeechTokenizer) for name in wanted)
     _check_out(out, [name for name in wanted if isinstance(heard.tokenizers.get(name), SpeechTokenizer)])
+    ear = open_scorer(scorer, {}) if scorer is not None and n_sounds else None
     n_written = 0
     for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed):
         tokenizer = heard.tokenizers.get(segment.tower)
@@ -78,8 +84,12 @@ def answer(
         elif isinstance(tokenizer, SpeechTokenizer) and out is not None:
             n_written += 1
             file = out if n_sounds == 1 else out.with_stem(f"{out.stem}-{n_written}")
-            write_audio(file, tokenizer.to_sound(segment.tokens), tokenizer.sample_rate)
-            yield f"{segment.tower}: {len(segment.tokens)} units in {file}"
+            wave, words = tokenizer.to_sound(segment.tokens), ""
+            if ear is not None:
+                wave, words = Listener(ear, tokenizer)(segment.tokens)
+            write_audio(file, wave, tokenizer.sample_rate)
+            heard_as = f", in which {scorer} hears: {words or 'nothing'}" if ear is not None else ""
+            yield f"{segment.tower}: {len(segment.tokens)} units in {file}{heard_as}"
         elif isinstance(tokenizer, ByteTokenizer | FileTokenizer):
             yield f"{segment.tower}: {tokenizer.decode(segment.tokens)}"
 

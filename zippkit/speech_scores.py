@@ -100,13 +100,13 @@ def score_speech(
     words, voice = transcript_of(task, dataset, split), dataset.tokenizer(task.target)
     if words is None or not isinstance(voice, SpeechTokenizer):
         raise DataError(f"{dataset.path}: task {str(task)!r} cannot be scored; expected speech units and a transcript")
-    hear = _Listener(scorer, voice, how.best_of)
+    hear = Listener(scorer, voice, how.best_of)
     ids, answers = data.ids(indices), []
     with progress(f"{task} (speech)", len(indices)) as advance:
         for start in range(0, len(indices), how.batch_size):
             batch = indices[start : start + how.batch_size]
             prompts = [data.prompt(i) for i in batch]
-            rows = generate_batch(zipped, prompts, [task.target], how.max_tokens)
+            rows = generate_batch(zipped, prompts, [task.target], how.max_tokens, how.sampling, batch[0])
             for i, row in zip(batch, rows, strict=True):
                 reference = normalize(str(data.item(i, words)))
                 wave, hypothesis = hear(np.asarray(row[0].tokens), reference)
@@ -144,14 +144,14 @@ def _rate(pairs: Sequence[tuple[str, str]]) -> float:
 
 
 @dataclass(frozen=True)
-class _Listener:
+class Listener:
     """Units to the words that are heard in them."""
 
     scorer: Scorer
     voice: SpeechTokenizer
-    best_of: int
+    best_of: int = 1
 
-    def __call__(self, ids: Ids, reference: str) -> tuple[Wave, str]:
+    def __call__(self, ids: Ids, reference: str = "") -> tuple[Wave, str]:
         """The sound and its words, of the seed with the fewest errors (the first of several)."""
         units = np.asarray(ids, np.int64)
         # A tower may have more ids than the tokenizer; they sound like nothing.

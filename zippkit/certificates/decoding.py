@@ -12,10 +12,10 @@ from zippkit.batch import Segment
 from zippkit.certificates.probe import Draws, draws_for, to_device, woken
 from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
+from zippkit.config import Sampling
 from zippkit.errors import DataError
 from zippkit.generation import Piece, Prompt, stream
 from zippkit.layout import turns
-from zippkit.sampling import Sampling
 from zippkit.tower import Tower
 
 N_ROWS = 4
