@@ -13,7 +13,7 @@ tower was pre-trained on many million words of such stories, and the transcripts
 |---|---|
 | train | 2400 sentences as speech and text, and 2400 others as speech alone, for the speech tower |
 | dev, test | 150 and 300 others, as they are |
-| other | 300 more, spoken faster or slower, under noise 15 dB below the voice |
+| other | 300 more, spoken faster or slower, under noise 45 dB below the voice (units of log-mels take no more) |
 | stories | 200 beginnings of the model's own stories, text alone: whether a tower still knows its own text |
 """
 
@@ -42,7 +42,7 @@ WHICH = "big|little|red|blue|happy|old|new|pretty|sad|funny|small|green"
 WHAT = "ball|toy|tree|house|box|flower|car|hat|cake|book|dog|cat|bird|fish|boat|doll|frog|apple"
 WHERE = "in the park|at home|in the garden|by the river|with a friend|with a smile|one day|every day|all day|too"
 N_STORIES = 200
-NOISE_DB = -15.0
+NOISE_DB = -45.0
 VOICE = "cmu_us_slt_arctic_hts"
 UNITS = UnitConfig(sample_rate=16_000, window=6, stride=4, n_units=1024)
 
