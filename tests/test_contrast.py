@@ -97,4 +97,4 @@ def test_wrong_ends_are_told() -> None:
 
 def test_a_composition_without_contrast_has_none() -> None:
     zipped = make(TOWERS, LINKS)
-    assert zipped.model.contrast_weights == {}
+    assert zipped.model.loss_weights == {}

@@ -130,7 +130,7 @@ class HearsPadding(HfEncoder):
 def test_a_leak_between_segments_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = registry._find
     monkeypatch.setattr(registry, "_find", lambda group, kind: AcrossSegments if kind == "leaky" else find(group, kind))
-    (failed,) = [c for c in verify(zipped(name, kind="leaky")).certificates if not c.passed]
+    failed = next(c for c in verify(zipped(name, kind="leaky")).certificates if not c.passed)
     assert failed.name == "C1"
     assert "sound position " in failed.detail
     assert failed.detail.endswith("first at layer 1 of sound")

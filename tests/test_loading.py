@@ -77,7 +77,7 @@ colour: red
         "FILE:16: links[2].into: a link joins two towers, but `from` and `into` are both 'speech'",
         "FILE:16: links[2].kind: no link of kind 'gated_cross_atention' is registered; "
         "did you mean 'gated_cross_attention'?",
-        "FILE:17: colour: unknown key 'colour'; valid: contrastive, links, name, towers",
+        "FILE:17: colour: unknown key 'colour'; valid: contrastive, links, name, next, towers",
     ]
 
 

@@ -86,7 +86,7 @@ def test_the_best_of_the_seeds_counts() -> None:
             assert [round(float(wave.max()), 1) for wave in waves] == [0.0, 0.1, 0.2]
             return ["one one", "1, 2", "two"]
 
-    hear = zippkit.speech_scores._Listener(Scorer(), Voice(), 3)
+    hear = zippkit.speech_scores.Listener(Scorer(), Voice(), 3)
     wave, words = hear([1, 4, 3, 9], "one two")
     assert (wave[0], words) == (0.1, "one two")
 

@@ -339,7 +339,7 @@ def collate(
     multiple: int = 1,
     ids: Sequence[str] = (),
     layout: Layout | None = None,
-    then: Sequence[str] = (),
+    then: Sequence[Sequence[str]] = (),
 ) -> Batch:
     """Examples to one padded batch.
 
@@ -349,12 +349,15 @@ def collate(
         multiple: rows are padded to a multiple of this many tokens, so that few shapes occur.
         ids: names of the examples, for messages.
         layout: what the composition's links ask of a sequence.
-        then: towers whose own tokens will follow in every row.
+        then: for each row, the towers whose own tokens will follow; empty where none do.
 
     Raises:
         DataError: see `interleave`; or there are no tokens at all.
     """
-    rows = [interleave(ex, towers, f"example {ids[i] if ids else i}", layout, then) for i, ex in enumerate(examples)]
+    rows = [
+        interleave(example, towers, f"example {ids[i] if ids else i}", layout, then[i] if then else ())
+        for i, example in enumerate(examples)
+    ]
     present = [name for name in towers if any(name in row for row in rows)]
     if not present:
         raise DataError("a batch needs at least one segment")

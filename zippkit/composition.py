@@ -47,7 +47,7 @@ class Composition:
         examples: Sequence[Sequence[Segment]],
         multiple: int = 1,
         ids: Sequence[str] = (),
-        then: Sequence[str] = (),
+        then: Sequence[Sequence[str]] = (),
     ) -> Batch:
         """Examples, each a list of segments in linear order, to one padded batch (see `zippkit.batch.collate`)."""
         return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, then)

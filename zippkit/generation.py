@@ -339,7 +339,7 @@ class Generation:
         """Run the prompts once: fill the caches of the towers that go on, and the memories that they read."""
         advancing = [self._to_come(i, row.turns) for i, row in enumerate(self._rows)]
         towers = dict.fromkeys(name for names in advancing for name in names)
-        batch = zipped.collate(prompts, then=tuple(towers)).to(self._device) if any(prompts) and towers else None
+        batch = zipped.collate(prompts, then=advancing).to(self._device) if any(prompts) and towers else None
         given = batch.towers if batch else {}
         for name, inputs in given.items():
             orders, counts = inputs.order.amax(dim=1).tolist(), (inputs.order >= 0).sum(dim=1).tolist()
