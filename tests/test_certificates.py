@@ -237,6 +237,7 @@ SOUND: dict[str, Callable[[], Composition]] = {
     "vocabularies and lengths with hardly any room": lambda: two(
         tower(3, 16, 3, config={"max_len": 4}), tower(3, 16, 3, config={"max_len": 5})
     ),
+    "one token that begins and ends": lambda: two({"frame": {"begin": 11, "end": 11}}),
     "a tower that is not causal": lambda: two({"kind": "WholeDecoder"}),
     "a head that starts at zero": lambda: two(tower(3, config={"tied": False}) | {"kind": "WithZeroHead"}),
 }

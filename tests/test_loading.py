@@ -92,7 +92,7 @@ towers:
   train:
     kind: decoder
     config: {vocab_size: 30, dim: 24, n_layers: 6, n_heads: 2}
-    frame: {begin: 28, end: 28}
+    frame: {begin: 30, end: 30}
     freeze: {layers.*: freeze}
   speech:
     kind: decoder
@@ -106,7 +106,7 @@ links:
     assert problems(file, text) == [
         "FILE:5: towers.text.config: n_heads 3 does not divide dim 16; give head_dim or another n_heads",
         "FILE:7: towers.train: 'train' means something else in a model; call the tower otherwise",
-        "FILE:10: towers.train.frame: begin and end are both 28; expected two different ids",
+        "FILE:10: towers.train.frame: id 30 is outside the vocabulary; expected less than 30",
         "FILE:11: towers.train.freeze: no rule matches 'embed_tokens.weight', 'norm.weight'; add a pattern for it",
         "FILE:15: towers.speech.frame: id 30 is outside the vocabulary; expected less than 30",
         "FILE:17: links[0].from: no tower is called 'speach'; did you mean 'speech'?",

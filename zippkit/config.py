@@ -36,7 +36,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class Frame(Strict):
-    """The two tokens that open and close each segment of a tower."""
+    """The tokens that open and close each segment of a tower; one and the same for a model that was trained with a
+    single one between its texts, as GPT-2 was."""
 
     begin: int = Field(ge=0, description="Token that opens a segment.")
     end: int = Field(ge=0, description="Token that closes a segment; generation of the segment stops here.")

@@ -206,8 +206,6 @@ class TowerSpec(Strict):
                 yield place, f"kind {self.kind!r} reads no tokens, so it has no begin and end ids; remove `frame`"
         elif config.frame is None:
             yield (), "the model has no begin and end ids of its own; expected `frame: {begin: ..., end: ...}`"
-        elif config.frame.begin == config.frame.end:
-            yield place, f"begin and end are both {config.frame.begin}; expected two different ids"
         elif config.vocab_size is not None and max(config.frame.begin, config.frame.end) >= config.vocab_size:
             largest = max(config.frame.begin, config.frame.end)
             yield place, f"id {largest} is outside the vocabulary; expected less than {config.vocab_size}"

@@ -66,7 +66,8 @@ def make(model: Path, out: Path, seed: int, overwrite: bool) -> Dataset:
     refuse_to_overwrite(out / "paper_sentences", overwrite)
     if not (model / "tokenizer.json").is_file():
         raise DataError(f"{model}: no tokenizer.json; expected the folder of the story model")
-    text = load_text_tokenizer(model / "tokenizer.json")
+    # The model was trained with one token between stories, which begins each and so ends the one before.
+    text = load_text_tokenizer(model / "tokenizer.json", begin=1, end=1)
     sentences = draw(seed)
     with tempfile.TemporaryDirectory() as scratch:
         files = speak(sentences, Path(scratch), seed)

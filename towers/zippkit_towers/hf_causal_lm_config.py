@@ -156,7 +156,7 @@ def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if type(model.get(family.max_len)) is int:
         told["max_len"] = model[family.max_len]
     begin, end = (_first(model.get(key)) for key in ("bos_token_id", "eos_token_id"))
-    if begin is not None and end is not None and begin != end:
+    if begin is not None and end is not None:
         told["frame"] = Frame(begin=begin, end=end)
     return told
 
