@@ -14,6 +14,7 @@ demo: .venv/installed
 	$(BIN)/zippkit train recipes/demo/recipe.yaml --out runs/demo
 	$(BIN)/zippkit eval runs/demo --examples 5
 	$(BIN)/zippkit report runs/demo
+	$(BIN)/zippkit generate runs/demo --text 'five one seven zero' --out runs/demo/spoken.wav --scorer moonshine
 
 lint: .venv/installed
 	$(BIN)/ruff check .

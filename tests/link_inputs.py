@@ -22,7 +22,7 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
     return x / (x.square().mean() + torch.finfo(x.dtype).eps).sqrt() * weight
 
 
-def turn(x: Tensor, position: int, theta: float) -> Tensor:
+def turn(x: Tensor, position: float, theta: float) -> Tensor:
     """Rotate the pair (x[i], x[i + K / 2]) by position * theta^(-2i / K); angles are float32, as everywhere."""
     out, half = x.clone(), len(x) // 2
     for i in range(half):

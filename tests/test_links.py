@@ -75,7 +75,7 @@ def attended(link: Attending, target: Tensor, source: Tensor, row: int, t: int, 
             q, k = query[head], (weights["key.weight"] @ x)[head]
             if config.positions == "rotary":
                 q = turn(q, int(TARGET.positions[row, t]), config.rope_theta)
-                k = turn(k, int(SOURCE.positions[row, s]), config.rope_theta)
+                k = turn(k, float(SOURCE.positions[row, s]) * config.pace, config.rope_theta)
             elif config.positions == "keys":
                 k = turn(k, int(SOURCE.offset[row, s]), config.rope_theta)
             scores.append(q @ k / math.sqrt(HEAD))
@@ -109,6 +109,16 @@ def naive(link: Attending, target: Tensor, source: Tensor) -> Tensor:
 @pytest.mark.parametrize("norm_source", [True, False])
 def test_the_equation(make: Callable[..., Attending], positions: str, norm_source: bool) -> None:
     assert_equation(make(positions=positions, norm_source=norm_source, rope_theta=100.0))
+
+
+@pytest.mark.parametrize("pace", [0.25, 3.0])
+def test_the_equation_where_one_says_more_tokens_than_the_other(pace: float) -> None:
+    assert_equation(make_link(pace=pace, rope_theta=100.0))
+
+
+def test_a_pace_is_of_rotary_positions() -> None:
+    with pytest.raises(ValueError, match="`pace` is of `positions: rotary`, not of `keys`; remove it"):
+        make_link(pace=2.0, positions="keys")
 
 
 @pytest.mark.parametrize("gate", ["scalar", "vector", "none"])

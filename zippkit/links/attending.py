@@ -43,7 +43,8 @@ class Attending(Link):
         projected_BSD = self.projection(self.source_norm(source))
         key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
         if self.config.positions != "none":
-            places = tokens.positions if self.config.positions == "rotary" else tokens.offset
+            rotary = self.config.positions == "rotary"
+            places = tokens.positions * self.config.pace if rotary else tokens.offset
             key_BHSK = turned(key_BHSK, places, self.config.rope_theta)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 

@@ -35,7 +35,19 @@ class AttendingConfig(LinkConfig):
         "picture or a sound; `none` is the papers'.",
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
+    pace: float = Field(
+        1.0,
+        gt=0,
+        description="How many tokens the target says while the source says one: 8 for speech that reads words, 1/8 for "
+        "words that read speech. With `positions: rotary` what is said together then has one place, and is found sooner.",
+    )
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}; the papers are silent.")
+
+    @model_validator(mode="after")
+    def _paced(self) -> Self:
+        if self.pace != 1 and self.positions != "rotary":
+            raise ValueError(f"`pace` is of `positions: rotary`, not of `{self.positions}`; remove it")
+        return self
 
     @property
     def acts(self) -> Acts:
