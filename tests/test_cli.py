@@ -195,7 +195,7 @@ def test_the_derived_recipe_is_a_sound_one(call: Call, here: Path) -> None:
     assert said.code == 0
     Path("recipe.yaml").write_text(said.out)
     recipe = load_recipe("recipe.yaml")
-    assert recipe.train.tasks == ["speech -> text"]
+    assert recipe.train.tasks == ["speech -> text", "text -> speech"]
     assert recipe.train.learning_rates["links.speech_to_text"] == 5e-4
     frozen = yaml.safe_load(call("recipe", SPEC, "towers.speech.freeze=true").out)
     assert frozen["train"]["learning_rates"]["links.speech_to_text"] == 1e-3
@@ -296,10 +296,14 @@ def test_prepare_tells_what_it_cannot_do(call: Call, here: Path, arguments: list
     assert not Path("data").exists()
 
 
-SMALL = [
-    f"spec.towers.{tower}.config={{vocab_size: {size}, dim: 16, n_layers: 1, n_heads: 2}}"
-    for tower, size in (("text", 13), ("speech", 1026))
-] + ["spec.links[0].config={n_heads: 2}", "train.steps=2", "pretrain.text.steps=2", "pretrain.speech.steps=1"]
+SMALL = (
+    [
+        f"spec.towers.{tower}.config={{vocab_size: {size}, dim: 16, n_layers: 1, n_heads: 2}}"
+        for tower, size in (("text", 13), ("speech", 1026))
+    ]
+    + [f"spec.links[{i}].config.n_heads=2" for i in (0, 1)]
+    + ["train.steps=2", "pretrain.text.steps=2", "pretrain.speech.steps=1"]
+)
 
 
 def test_the_demo_from_training_to_its_report(call: Call, here: Path) -> None:

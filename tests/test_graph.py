@@ -43,6 +43,7 @@ def pair(n_source: int, n_target: int) -> dict[str, Any]:
         (1, 6, {"every": 2}, [(1, 2), (1, 4), (1, 6)]),
         # Flamingo reads the finished source at every site.
         (5, 6, {"every": 2, "source": "final"}, [(5, 2), (5, 4), (5, 6)]),
+        (5, 6, {"every": 2, "source": "embedding"}, [(0, 2), (0, 4), (0, 6)]),
         # Explicit sites may read the embedding, and may repeat a depth.
         (5, 6, {"sites": [{"from": 0, "into": 6}, {"from": 5, "into": 1}]}, [(0, 6), (5, 1)]),
         (5, 6, {"sites": [{"from": 2, "into": 3}, {"from": 4, "into": 3}]}, [(2, 3), (4, 3)]),

@@ -36,6 +36,7 @@ def complaints(changes: dict[str, Any]) -> dict[str, str]:
 
 EVERY_AND_SITES = {"links.0.sites": [{"from": 1, "into": 1}]}
 ONLY_SITES = EVERY_AND_SITES | {"links.0.every": None}
+DEPTHS = ({}, {"source_every": 1}, {"source": "final"}, {"source": "embedding"})
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ ONLY_SITES = EVERY_AND_SITES | {"links.0.every": None}
             "links[0].source",
             "expected either `source_every` or",
         ),
-        ({"links.0.source": "last"}, "links[0].source", "expected 'final', got 'last'"),
+        ({"links.0.source": "last"}, "links[0].source", "expected 'final' or 'embedding', got 'last'"),
         ({"links.0.every": -3}, "links[0].every", "expected greater than 0, got -3"),
         ({"links.0.every": 5}, "links[0].every", "got 5, but 'text' has only 4 layers"),
         ({"links.0.every": None, "links.0.sites": []}, "links[0].sites", "list should have at least 1 item"),
@@ -238,7 +239,7 @@ def mostly_sound(draw: st.DrawFn) -> dict[str, Any]:
         site = {"from": draw(st.integers(0, n_source)), "into": draw(st.integers(1, n_target))}
         every = {"every": draw(st.integers(1, n_target))}
         keys = draw(
-            st.sampled_from([{"sites": [site]}, every, every | {"source": "final"}, every | {"source_every": 1}])
+            st.sampled_from([{"sites": [site]}, *(every | more for more in DEPTHS)]),
         )
         config = {"n_heads": draw(st.sampled_from([1, 2, 3])), "positions": draw(st.sampled_from(["rotary", "none"]))}
         projection = {"depth": draw(st.integers(1, 3)), "width": draw(st.integers(1, 5))}

@@ -116,8 +116,8 @@ def _acting_depth(link: LinkSpec, layer: int) -> int:
 def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, target: TowerConfig) -> int:
     if link.settings.acts == "attention":
         return depth
-    if link.source_depth == "final":
-        return source.n_layers
+    if link.source_depth:
+        return source.n_layers if link.source_depth == "final" else 0
     if link.source_every:
         return (index + 1) * link.source_every
     # The same relative depth as the state that is rewritten, rounded half up; the bare embedding only for an embedding.

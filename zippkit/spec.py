@@ -286,8 +286,10 @@ class LinkSpec(Strict):
     source_every: int | None = Field(
         None, gt=0, description="Read the source after layers j, 2j, ...; the same relative depth if left out."
     )
-    source_depth: Literal["final"] | None = Field(
-        None, alias="source", description="`final` reads the finished source at every site (Flamingo)."
+    source_depth: Literal["final", "embedding"] | None = Field(
+        None,
+        alias="source",
+        description="`final` reads the finished source at every site (Flamingo), `embedding` its bare tokens.",
     )
     sites: list[Site] | None = Field(None, min_length=1, description="Explicit sites instead of `every`.")
     projection: Projection = Field(default_factory=Projection, description="The MLP on the source's states.")
@@ -334,7 +336,7 @@ class LinkSpec(Strict):
         if self.sites is not None and (self.source_every or self.source_depth):
             yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
         if self.source_every and self.source_depth:
-            yield ("source",), "expected either `source_every` or `source: final`, got both"
+            yield ("source",), f"expected either `source_every` or `source: {self.source_depth}`, got both"
         for i, site in enumerate(self.sites or ()):
             if site.target == 0:
                 yield ("sites", i, "into"), "0 is the embedding, but this kind acts on layers; expected 1 or more"

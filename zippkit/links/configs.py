@@ -38,8 +38,8 @@ class AttendingConfig(LinkConfig):
     pace: float = Field(
         1.0,
         gt=0,
-        description="How many tokens the target says while the source says one: 8 for speech that reads words, 1/8 for "
-        "words that read speech. With `positions: rotary` what is said together then has one place, and is found sooner.",
+        description="How many tokens the target says while the source says one: 8 for speech that reads words, 0.125 "
+        "for words that read speech. Of `positions: rotary`: what is said together has one place, and is found sooner.",
     )
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}; the papers are silent.")
 
