@@ -18,7 +18,8 @@ from zippkit.batch import IGNORE, Segment
 from zippkit.composition import Composition
 from zippkit.config import Sampling
 from zippkit.errors import ZippkitError
-from zippkit.generation import MAX_SEGMENTS, generate, generate_batch
+from zippkit.generating import MAX_SEGMENTS
+from zippkit.generation import generate, generate_batch
 from zippkit.spec import Next
 
 LINKS = [link("speech", "text", every=1), link("text", "speech", every=1)]

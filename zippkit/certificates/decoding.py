@@ -14,7 +14,8 @@ from zippkit.certificates.report import RefutedError
 from zippkit.composition import Composition
 from zippkit.config import Sampling
 from zippkit.errors import DataError
-from zippkit.generation import Piece, Prompt, stream
+from zippkit.generating import Piece, Prompt
+from zippkit.generation import stream
 from zippkit.layout import turns
 from zippkit.tower import Tower
 
