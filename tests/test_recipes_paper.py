@@ -17,7 +17,8 @@ NAMES = ("asr", "tts", "length", "data", "ablation", "lr")
 @pytest.fixture(autouse=True)
 def text_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands for the story model, whose weights are not looked into before a run begins."""
-    (tmp_path / "data" / "paper_text").mkdir(parents=True)
+    for folder in ("data", "data/gpu"):
+        (tmp_path / folder / "paper_text").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
 
 
@@ -55,7 +56,7 @@ def test_the_systems_are_the_papers(preset: str) -> None:
         assert (other.data, other.pretrain.get("text")) == (trained.data, trained.pretrain.get("text"))
 
 
-@pytest.mark.parametrize(("preset", "most"), [("smoke", 4), ("cpu", 5), ("gpu", 5)])
+@pytest.mark.parametrize(("preset", "most"), [("smoke", 4), ("cpu", 5), ("gpu", 10)])
 def test_the_ablations_have_as_many_sites_as_they_say(preset: str, most: int) -> None:
     (grid,) = lay_out_all(PAPER, ["ablation"], preset)
     for job in grid.jobs:

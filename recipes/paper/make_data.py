@@ -1,20 +1,26 @@
-"""Make the sentences of the paper's experiments: a small grammar writes them, festival speaks them.
+"""Make the sentences of the paper's experiments: a small grammar or a file has them, festival speaks them.
 
-Needs the Debian packages ``festival festvox-us-slt-hts``, ``pip install zippkit[hf]``, and a folder with a pre-trained
-story model (stories260K: a llama of 64 x 5 in safetensors, with its ``tokenizer.json``). From the repository:
+Needs the Debian packages ``festival festvox-us-slt-hts``, ``pip install zippkit[hf]``, and the folder of a pre-trained
+llama with its ``tokenizer.json``. From the repository, for the preset ``cpu`` with stories260K (64 x 5):
 
-    python recipes/paper/make_data.py path/to/stories260k
+    python recipes/paper/make_data.py path/to/stories260k --end 1
 
-takes about ten minutes and writes ``data/paper_sentences`` and, as the text tower of the recipes, a copy of the model's
-folder in ``data/paper_text``. The sentences are made of some eighty words that children's stories are full of; the text
-tower was pre-trained on many million words of such stories, and the transcripts are a few thousand words.
+takes about ten minutes and writes ``data/paper_sentences`` and, as the text tower of the recipes, a copy of the
+model's folder in ``data/paper_text``. The sentences are made of some eighty words that children's stories are full of;
+the text tower was pre-trained on many million words of such stories, and the transcripts are a few thousand words. For
+the preset ``gpu``, with open sentences, one a line, and SmolLM2-135M:
+
+    python recipes/smollm2/fetch.py
+    python recipes/paper/make_data.py runs/smollm2 --sentences sentences.txt --out data/gpu
 
 | split | what |
 |---|---|
 | train | 2400 sentences as speech and text, and 2400 others as speech alone, for the speech tower |
 | dev, test | 150 and 300 others, as they are |
 | other | 300 more, spoken faster or slower, under noise 45 dB below the voice (units of log-mels take no more) |
-| stories | 200 beginnings of the model's own stories, text alone: whether a tower still knows its own text |
+| stories | 200 texts of the model's own, text alone: whether a tower still knows its own text |
+
+A file's sentences are split in the same proportions, however many there are.
 """
 
 from __future__ import annotations
@@ -49,26 +55,35 @@ UNITS = UnitConfig(sample_rate=16_000, window=6, stride=4, n_units=1024)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="folder of the story model")
+    parser.add_argument("model", type=Path, help="folder of the text tower")
+    parser.add_argument(
+        "--sentences", type=Path, help="what is spoken, one sentence a line; those of the grammar if left out"
+    )
+    parser.add_argument(
+        "--end", type=int, help="token that the model says at a text's end; its tokenizer's own if left out"
+    )
     parser.add_argument("--out", type=Path, default=Path("data"), help="folder that receives both")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
     arguments = parser.parse_args()
     try:
-        dataset = make(arguments.model, arguments.out, arguments.seed, arguments.overwrite)
+        dataset = make(
+            arguments.model, arguments.out, arguments.seed, arguments.overwrite, arguments.sentences, arguments.end
+        )
     except ZippkitError as error:
         parser.exit(2, f"{error}\n")
     print(dataset.path, {name: len(dataset.split(name)) for name in dataset.splits})
 
 
-def make(model: Path, out: Path, seed: int, overwrite: bool) -> Dataset:
+def make(
+    model: Path, out: Path, seed: int, overwrite: bool, file: Path | None = None, end: int | None = None
+) -> Dataset:
     """Write both folders."""
     refuse_to_overwrite(out / "paper_sentences", overwrite)
     if not (model / "tokenizer.json").is_file():
-        raise DataError(f"{model}: no tokenizer.json; expected the folder of the story model")
-    # The model was trained with one token between stories, which begins each and so ends the one before.
-    text = load_text_tokenizer(model / "tokenizer.json", begin=1, end=1)
-    sentences = draw(seed)
+        raise DataError(f"{model}: no tokenizer.json; expected the folder of a text tower")
+    text = load_text_tokenizer(model / "tokenizer.json", end=end)
+    sentences = split(read(file) if file else draw(seed))
     with tempfile.TemporaryDirectory() as scratch:
         files = speak(sentences, Path(scratch), seed)
         heard = {name: [load(file) for file in each] for name, each in files.items()}
@@ -83,7 +98,7 @@ def make(model: Path, out: Path, seed: int, overwrite: bool) -> Dataset:
     examples["stories"] = [
         Example(f"story-{i:03d}", "", 0.0, {"text": told}) for i, told in enumerate(stories(model, seed))
     ]
-    source = {"kind": "paper_sentences", "voice": VOICE, "seed": seed, "text": "stories260K"}
+    source = {"kind": "paper_sentences", "voice": VOICE, "seed": seed, "text": file.name if file else "grammar"}
     dataset = write_dataset(
         out / "paper_sentences",
         examples,
@@ -96,8 +111,8 @@ def make(model: Path, out: Path, seed: int, overwrite: bool) -> Dataset:
     return dataset
 
 
-def draw(seed: int) -> dict[str, list[str]]:
-    """Different sentences for every split, such as ``Lily found a red boat by the river.``"""
+def draw(seed: int) -> list[str]:
+    """Different sentences, such as ``Lily found a red boat by the river.``"""
     numbers = np.random.default_rng(seed)
 
     def one(words: str) -> str:
@@ -108,8 +123,30 @@ def draw(seed: int) -> dict[str, list[str]]:
         which = f"{one(WHICH)} " if numbers.random() < 0.5 else ""
         where = f" {one(WHERE)}" if numbers.random() < 0.5 else ""
         found[f"{one(WHO)} {one(DID)} {one('the|a|her|his')} {which}{one(WHAT)}{where}."] = None
-    sentences = list(found)
-    return {name: [sentences.pop() for _ in range(count)] for name, count in COUNTS.items()}
+    return list(found)
+
+
+def read(file: Path) -> list[str]:
+    """The different lines of a file, without what festival's language would take for the end of a string.
+
+    Raises:
+        DataError: there are too few of them for every split to have one.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: no readable text ({error})") from None
+    sentences = list(dict.fromkeys(line.strip().replace("\\", "").replace('"', "") for line in lines if line.strip()))
+    fewest = -(-sum(COUNTS.values()) // min(COUNTS.values()))
+    if len(sentences) < fewest:
+        raise DataError(f"{file}: {len(sentences)} different sentences; expected at least {fewest}, one a line")
+    return sentences
+
+
+def split(sentences: list[str]) -> dict[str, list[str]]:
+    """Sentences by split, in the proportions of ``COUNTS``, the last ones first."""
+    left, total = list(sentences), sum(COUNTS.values())
+    return {name: [left.pop() for _ in range(count * len(sentences) // total)] for name, count in COUNTS.items()}
 
 
 def stories(model: Path, seed: int) -> list[str]:
