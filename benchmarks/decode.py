@@ -2,10 +2,11 @@
 
     python benchmarks/decode.py --out benchmarks/decode.json
 
-The tower alone is the text tower of ``benchmarks/peers.yaml`` without its links, and the same llama in transformers,
-run by its ``generate``. All three are timed in turn, so that whatever else the machine does falls on all; a token's
-time is the difference of two lengths, so that prompts and start-up fall out; medians. The limit is the bytes of
-weights that a step at batch 1 must read, against the tower's.
+The tower alone is a spec's text tower without its links, and the same llama in transformers, run by its ``generate``.
+``peers.yaml`` is small, and half as much again in links; ``smollm2_size.yaml`` is as large as what people zip. All
+three are timed in turn, so that whatever else the machine does falls on all; a token's time is the difference of two
+lengths, so that prompts and start-up fall out; medians. The limit is the bytes of weights that a step at batch 1 must
+read, against the tower's.
 """
 
 from __future__ import annotations
@@ -27,14 +28,15 @@ from zippkit.batch import Segment
 from zippkit.composition import Composition
 from zippkit.generation import generate_batch
 
-SPEC = Path(__file__).parent / "peers.yaml"
+HERE = Path(__file__).parent
+SPECS = [HERE / "peers.yaml", HERE / "smollm2_size.yaml"]
 SHORT, LONG = 32, 96
 """Tokens of the two lengths."""
 
 
-def zipped_and_alone() -> tuple[Composition, Composition]:
+def zipped_and_alone(file: Path) -> tuple[Composition, Composition]:
     """The composition, and its text tower by itself; neither ever likes its end id best."""
-    spec = zippkit.load_spec(SPEC)
+    spec = zippkit.load_spec(file)
     alone = spec.model_copy(update={"name": "alone", "towers": {"text": spec.towers["text"]}, "links": []})
     made = zippkit.compile(spec), zippkit.compile(alone)
     for each in made:
@@ -54,6 +56,7 @@ def llama(alone: Composition) -> Any:
         LlamaConfig(
             vocab_size=config.vocab_size, hidden_size=config.dim, intermediate_size=config.ffn_width,
             num_hidden_layers=config.n_layers, num_attention_heads=config.n_heads, tie_word_embeddings=True,
+            num_key_value_heads=config.n_kv_heads or config.n_heads, head_dim=config.head_width,
             bos_token_id=None, eos_token_id=None, pad_token_id=0,
         )
     )  # fmt: skip
@@ -61,8 +64,8 @@ def llama(alone: Composition) -> Any:
     return made.eval()
 
 
-def runs(batch: int, source_tokens: int) -> dict[str, Callable[[int], object]]:
-    zipped, alone = zipped_and_alone()
+def runs(file: Path, batch: int, source_tokens: int) -> dict[str, Callable[[int], object]]:
+    zipped, alone = zipped_and_alone(file)
     own = llama(alone)
     numbers = torch.Generator().manual_seed(0)
     units = torch.randint(0, 1024, (batch, source_tokens), generator=numbers).tolist()
@@ -83,8 +86,8 @@ def seconds(run: Callable[[int], object], n_tokens: int) -> float:
     return time.perf_counter() - began
 
 
-def measured(batch: int, source_tokens: int, repeats: int) -> dict[str, float]:
-    made = runs(batch, source_tokens)
+def measured(file: Path, batch: int, source_tokens: int, repeats: int) -> dict[str, float]:
+    made = runs(file, batch, source_tokens)
     for run in made.values():
         run(2)
     found: dict[str, list[float]] = {name: [] for name in made}
@@ -105,9 +108,9 @@ def measured(batch: int, source_tokens: int, repeats: int) -> dict[str, float]:
     return {"batch": batch, "source_tokens": source_tokens, **rates, **ratios}
 
 
-def least() -> dict[str, float]:
+def least(file: Path) -> dict[str, float]:
     """Weights that one step reads: of the tower, and of what its links read with (not of what they wrote with)."""
-    zipped, _ = zipped_and_alone()
+    zipped, _ = zipped_and_alone(file)
     tower = sum(p.numel() for p in zipped.model.tower("text").parameters())
     written = ("key", "value", "projection", "source_norm")
     read = sum(
@@ -118,16 +121,22 @@ def least() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("specs", nargs="*", type=Path, default=SPECS, help="with decoders `text` and `speech`")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     result = {
         "machine": {"processor": platform.processor() or platform.machine(), "load": os.getloadavg()[0]},
         "threads": args.threads,
-        "weights_read": least(),
-        "cases": [measured(batch, n, args.repeats) for n in (256, 1024) for batch in (1, 8)],
+        "specs": {
+            file.stem: {
+                "weights_read": least(file),
+                "cases": [measured(file, batch, n, args.repeats) for n in (256, 1024) for batch in (1, 8)],
+            }
+            for file in args.specs
+        },
     }
     text = json.dumps(result, indent=1)
     print(text)

@@ -15,7 +15,7 @@ from tiny_runs import DEMO, zippkit
 from zippkit.data.audio import Wave, read_audio, resample
 from zippkit.errors import ZippkitError
 from zippkit.registry import SCORERS, UnknownKindError, kinds
-from zippkit.scoring import base, moonshine
+from zippkit.scoring import base, moonshine, pocketsphinx
 from zippkit.scoring.base import MissingScorerError, extra_is_installed, open_scorer
 from zippkit.scoring.normalize import DIGITS, normalize
 
@@ -40,6 +40,10 @@ def heard(path: str) -> Wave:
         ("one and two", "one and two"),
         ("two hundred zero", "two zero zero zero"),
         ("3.5", "three point five"),
+        ("3.141", "three point one four one"),
+        ("three hundred and five hundred", "three zero zero and five zero zero"),
+        ("three hundred and five", "three zero five"),
+        ("a hundred dogs, a thousand cats", "one zero zero dogs one zero zero zero cats"),
         ("don't", "dont"),
         ("\u00c9t\u00e9", "ete"),
         ("...", ""),
@@ -109,6 +113,9 @@ def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(moonshine.SHA256, ("moonshine_onnx", "assets/tokenizer.json"), "0" * 64)
     with pytest.raises(ZippkitError, match=r"tokenizer.json: SHA-256 is b68b.*expected 0000.*pip install"):
         open_scorer("moonshine")
+    monkeypatch.setitem(pocketsphinx.SHA256, "en-us/means", "0" * 64)
+    with pytest.raises(ZippkitError, match=r"means: SHA-256 is 8320.*expected 0000.*pip install"):
+        open_scorer("pocketsphinx")
 
 
 @with_extra

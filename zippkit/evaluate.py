@@ -207,7 +207,8 @@ def _retention(
     for start in range(0, n_examples, size):
         batch = after.collate([data.segments(i) for i in range(start, min(start + size, n_examples))]).to(device)
         alone = {name: tower_logits(before.model.tower(name).eval(), batch.towers[name])}
-        inside = after.model.eval()(batch)
+        # Among its own ids, as generation chooses; those of an extended vocabulary come behind them.
+        inside = {name: after.model.eval()(batch)[name][..., : alone[name].shape[-1]]}
         n_predicted = float((batch.towers[name].targets >= 0).sum())
         losses: list[Tensor] = [after.loss(logits, batch)[name] for logits in (alone, inside)]
         totals += torch.tensor([float(losses[0]) * n_predicted, float(losses[1]) * n_predicted, n_predicted])

@@ -17,7 +17,7 @@ the preset ``gpu``, with open sentences, one a line, and SmolLM2-135M:
 |---|---|
 | train | 2400 sentences as speech and text, and 2400 others as speech alone, for the speech tower |
 | dev, test | 150 and 300 others, as they are |
-| other | 300 more, spoken faster or slower, under noise 45 dB below the voice (units of log-mels take no more) |
+| dev_other, other | 150 and 300 more, spoken faster or slower, under noise 45 dB below the voice (units take no more) |
 | stories | 200 texts of the model's own, text alone: whether a tower still knows its own text |
 
 A file's sentences are split in the same proportions, however many there are.
@@ -40,7 +40,7 @@ from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
 from zippkit.progress import progress
 
-COUNTS = {"train": 2400, "alone": 2400, "dev": 150, "test": 300, "other": 300}
+COUNTS = {"dev_other": 150, "train": 2400, "alone": 2400, "dev": 150, "test": 300, "other": 300}
 """``alone`` goes into the training split too, without its text."""
 WHO = "Lily|Tom|Ben|Mom|Dad|Anna|The boy|The girl|The dog|The cat|The bird|The bear|She|He|They|The old man"
 DID = "saw|liked|found|wanted|had|made|took|loved|lost|helped|heard|gave him|gave her|looked at|played with|ran to"
@@ -87,8 +87,9 @@ def make(
     with tempfile.TemporaryDirectory() as scratch:
         files = speak(sentences, Path(scratch), seed)
         heard = {name: [load(file) for file in each] for name, each in files.items()}
-    noise = np.random.default_rng(seed)
-    heard["other"] = [noisy(wave, noise) for wave in heard["other"]]
+    for name, seeds in others(seed).items():
+        noise = np.random.default_rng(seeds)
+        heard[name] = [noisy(wave, noise) for wave in heard[name]]
     units = UnitTokenizer.train(iter([*heard["train"], *heard["alone"]]), UNITS, seed)
     examples = {
         name: [example(name, i, sentences[name][i], wave, units) for i, wave in enumerate(waves)]
@@ -149,6 +150,11 @@ def split(sentences: list[str]) -> dict[str, list[str]]:
     return {name: [left.pop() for _ in range(count * len(sentences) // total)] for name, count in COUNTS.items()}
 
 
+def others(seed: int) -> dict[str, int]:
+    """The splits that are hard to hear, and a seed for each."""
+    return {"other": seed, "dev_other": seed + 1}
+
+
 def stories(model: Path, seed: int) -> list[str]:
     """What the model tells by itself."""
     import torch
@@ -171,7 +177,7 @@ def speak(sentences: dict[str, list[str]], folder: Path, seed: int) -> dict[str,
     """
     if shutil.which("festival") is None:
         raise DataError("festival is not installed; apt-get install festival festvox-us-slt-hts")
-    stretch = np.random.default_rng(seed)
+    stretch = {name: np.random.default_rng(seeds) for name, seeds in others(seed).items()}
     files: dict[str, list[Path]] = {}
     with progress("festival", sum(map(len, sentences.values()))) as advance:
         n_spoken = 0
@@ -180,7 +186,7 @@ def speak(sentences: dict[str, list[str]], folder: Path, seed: int) -> dict[str,
             for start in range(0, len(texts), 100):
                 lines = [f"(voice_{VOICE})"]
                 for text, file in zip(texts[start : start + 100], files[name][start:], strict=False):
-                    rate = stretch.uniform(0.8, 1.25) if name == "other" else 1.0
+                    rate = stretch[name].uniform(0.8, 1.25) if name in stretch else 1.0
                     lines.append(f"(Parameter.set 'Duration_Stretch {rate:.3f})")
                     lines.append(f'(utt.save.wave (utt.synth (Utterance Text "{text}")) "{file}" \'riff)')
                 (folder / "speak.scm").write_text("\n".join(lines))

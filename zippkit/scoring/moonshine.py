@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,8 +11,7 @@ from pydantic import Field
 
 from zippkit.config import Strict
 from zippkit.data.audio import Wave
-from zippkit.errors import ZippkitError
-from zippkit.scoring.base import Scorer, need
+from zippkit.scoring.base import Scorer, need, pinned
 
 SHA256 = {
     ("moonshine_voice", "assets/tiny-en/encoder_model.ort"): (
@@ -50,7 +46,7 @@ class Moonshine(Scorer):
         import onnxruntime
         from tokenizers import Tokenizer
 
-        encoder, decoder, tokenizer = (_checked(package, file, sha) for (package, file), sha in SHA256.items())
+        encoder, decoder, tokenizer = (pinned(package, file, sha) for (package, file), sha in SHA256.items())
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.threads
         self._config = config
@@ -97,22 +93,3 @@ class Moonshine(Scorer):
 
 
 _KEPT = ("key", "value")
-
-
-def _checked(package: str, file: str, sha256: str) -> bytes:
-    """The file's contents.
-
-    Raises:
-        ZippkitError: it is missing, or not the one that the scores were measured with.
-    """
-    # Found without importing the package, which would load its own libraries.
-    found = find_spec(package)
-    path = Path((found.submodule_search_locations or [""])[0] if found else "") / file
-    fix = "install it again: pip install --force-reinstall 'zippkit[speech-eval]'"
-    if not path.is_file():
-        raise ZippkitError(f"{path}: no such file, expected in the package {package}; {fix}")
-    content = path.read_bytes()
-    seen = hashlib.sha256(content).hexdigest()
-    if seen != sha256:
-        raise ZippkitError(f"{path}: SHA-256 is {seen}, expected {sha256}; {fix}")
-    return content

@@ -21,8 +21,10 @@ def normalize(text: str) -> str:
     """
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     text = "".join(c for c in text if not unicodedata.combining(c))
-    text = re.sub(r"(?<=\d)[,.](?=\d{3}\b)", "", re.sub(r"['\u2019]", "", text))
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", re.sub(r"['\u2019]", "", text))
     text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    # "a hundred" is a number like any other.
+    text = re.sub(rf"\ba(?= ({'|'.join(('hundred', *LARGE))})\b)", "one", text)
     return " ".join(_spelt(re.findall(r"\d|[^\W\d_]+", text)))
 
 
@@ -63,8 +65,9 @@ def _below_a_thousand(words: Sequence[str], at: int) -> tuple[int, int]:
         value, at = value * 100, at + 1
         after = at + _and_goes_on(words, at)
         if after < len(words) and SMALL.get(words[after], 0) > 0:
-            rest, at = _below_a_hundred(words, after)
-            value += rest
+            rest, end = _below_a_hundred(words, after)
+            if words[end : end + 1] != ["hundred"]:
+                value, at = value + rest, end
     return value, at
 
 
