@@ -325,7 +325,7 @@ def test_settings_that_do_not_fit_are_told(settings: dict[str, Any], words: str)
 def test_what_cannot_be_generated_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZippkitError, match=r"outputs: no tower is called 'txt'; did you mean 'text'\?"):
         generate(two(), [], ["speech", "txt"])
-    with pytest.raises(ZippkitError, match="max_tokens: expected 0 or more, got -1"):
+    with pytest.raises(ZippkitError, match="max_tokens: expected a whole number, 0 or more, got -1"):
         generate(two(), [], ["text"], -1)
     with pytest.raises(DataError, match="token 8 is outside the vocabulary of 8"):
         generate(two(), [Segment("text", [8])], ["text"])

@@ -186,7 +186,10 @@ class Sampling(Strict):
     )
     beams: int = Field(1, gt=0, description="Hypotheses of a beam search; 1 is none.")
     length_penalty: float = Field(
-        1.0, description="A hypothesis of n tokens, its end counted, scores log-probability / n ** length_penalty."
+        1.0,
+        ge=-10,
+        le=10,
+        description="A hypothesis of n tokens, its end counted, scores log-probability / n ** length_penalty.",
     )
 
     @model_validator(mode="after")

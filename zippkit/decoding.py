@@ -74,6 +74,12 @@ class Pending:
             self.since.setdefault(row, len(self.steps))
         self.steps.append((states, tokens, frozenset(rows)))
 
+    def drop(self, row: int) -> None:
+        """Forget the unfinished segment of a row that goes no further."""
+        self.since.pop(row, None)
+        if not self.since:
+            self.steps.clear()
+
     def take(self, rows: Sequence[int]) -> tuple[Tensor, TowerBatch]:
         """The segments of ``rows``, which have advanced and ended together, whole and without gaps.
 

@@ -6,7 +6,6 @@ tower reads of the others was computed once, when their segments were complete.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -25,10 +24,10 @@ from zippkit.following import PREFIX
 from zippkit.layout import turns
 from zippkit.links.base import Memory
 from zippkit.plan import Plan
+from zippkit.room import Room, Standing, Turn
 from zippkit.sampling import choose, penalised
 
 Prompt: TypeAlias = Sequence[Segment]
-Turn: TypeAlias = tuple[str, ...]
 MAX_SEGMENTS = 8
 """The most segments of a row for which the model itself chooses what comes next."""
 Watch: TypeAlias = Callable[[str, dict[int, tuple[int, int]], Tensor], None]
@@ -50,8 +49,8 @@ class Piece:
     """Of a segment that a beam search found, at its end: its log-probability over its length to a power."""
 
 
-@dataclass
-class _Row:
+@dataclass(kw_only=True)
+class _Row(Standing):
     """Where a row stands."""
 
     turns: list[Turn]
@@ -59,12 +58,8 @@ class _Row:
     random: torch.Generator
     left: int = 0
     """How many turns the model itself may still add."""
-    order: int = 0
-    """Place of the next token in the whole sequence."""
     segment: int = 0
     """Number of the next segment."""
-    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """For each tower, place of the row's next token among its own."""
     room: int = 0
     """Longest segment of this turn."""
     ahead: list[list[int]] = field(default_factory=list)
@@ -78,8 +73,11 @@ class _Row:
     done: list[Segment] = field(default_factory=list)
 
 
-class Generation:
-    """A generation that is under way: iterating over it advances it by a token in every row."""
+class Generation(Iterator[Piece]):
+    """A generation that is under way: iterating over it advances it by a token in every row.
+
+    It is its own iterator: whoever stops and iterates again goes on where it was.
+    """
 
     def __init__(
         self,
@@ -95,11 +93,11 @@ class Generation:
         self._auto = list(auto)
         self._graph, self._model, self._plan = zipped.graph, zipped.model, zipped.plan
         self._limits, self._ways, self._watch = limits, ways, watch
-        self._modalities, self._layout = zipped.graph.modalities, zipped.graph.layout
+        self._modalities, self._layout, self._room = zipped.graph.modalities, zipped.graph.layout, Room(zipped.graph)
         self._rows = [
             _Row(
-                turns(names, self._layout),
-                torch.Generator().manual_seed(seed),
+                turns=turns(names, self._layout),
+                random=torch.Generator().manual_seed(seed % 2**64),
                 segment=len(prompt),
                 left=MAX_SEGMENTS if auto else 0,
             )
@@ -119,6 +117,7 @@ class Generation:
         self._multimodal: Tensor | bool = torch.tensor(flags, device=self._device) if mixed else bool(sum(flags))
         self._prompts = prompts
         self._seen: dict[str, Tensor] = {}
+        self._pieces = self._run_on()
         with torch.inference_mode():
             self._prefill(zipped, prompts)
             for i, row in enumerate(self._rows):
@@ -128,7 +127,7 @@ class Generation:
     def segments(self) -> list[list[Segment]]:
         """For each row its new segments so far; the last one may not be complete."""
         unfinished = [
-            [Segment(n, found) for n, found in zip(row.turns[0], row.found, strict=True)] if row.turns else []
+            [Segment(n, list(found)) for n, found in zip(row.turns[0], row.found, strict=True)] if row.turns else []
             for row in self._rows
         ]
         return [row.done + more for row, more in zip(self._rows, unfinished, strict=True)]
@@ -138,14 +137,26 @@ class Generation:
         stopped = self._rows[row]
         stopped.done = self.segments[row]
         stopped.turns = []
+        for pending in self._decoding.pending.values():
+            pending.drop(row)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def _run_on(self) -> Iterator[Piece]:
         while any(row.turns for row in self._rows):
             by_turn: dict[Turn, list[int]] = {}
             for i, row in enumerate(self._rows):
                 if row.turns:
                     by_turn.setdefault(row.turns[0], []).append(i)
-            for turn, rows in by_turn.items():
+            for turn, at_turn in by_turn.items():
+                # Whoever takes the pieces may have cancelled a row since.
+                rows = [i for i in at_turn if self._rows[i].turns]
+                if not rows:
+                    continue
                 with torch.inference_mode():
                     pieces = self._search(turn[0], rows) if self._ways[turn[0]].beams > 1 else self._step(turn, rows)
                 yield from pieces
@@ -168,21 +179,30 @@ class Generation:
         return tuple(sorted([name, *partners[:1]], key=list(self._modalities).index))
 
     def _follow(self, i: int, logits: Tensor) -> None:
-        """Add the turn that the model tells, by (N + 1,) logits, unless it tells that nothing follows."""
+        """Add the turn that the model tells, by (N + 1,) logits, unless it tells that nothing follows, or what cannot
+        follow."""
         row, names = self._rows[i], list(self._modalities)
         if row.left:
             able = [names.index(name) for name in self._auto] + [len(names)]
             best = able[int(logits[able].argmax())]
             row.left -= 1
-            row.turns += [self._turn_of(names[best])] if best < len(names) else []
+            turn = self._turn_of(names[best]) if best < len(names) else ()
+            row.turns += [turn] if turn and self._can_follow(i, turn) else []
+
+    def _can_follow(self, i: int, turn: Turn) -> bool:
+        """Whether a turn has room in a row, and would be a turn of its own."""
+        row = self._rows[i]
+        given = [segment.tower for segment in (*self._prompts[i], *row.done)]
+        apart = turns([*given, *turn], self._layout) == [*turns(given, self._layout), turn]
+        return apart and self._room.fits(self._towers([turn]), row)
 
     def _had(self, name: str, size: int) -> Tensor:
-        """(B, size) which of a modality's ids each row has had in its prompt."""
+        """(B, size) which of a modality's ids each row has had so far."""
         seen = torch.zeros(len(self._rows), size, dtype=torch.bool)
-        for row, prompt in zip(seen, self._prompts, strict=True):
-            for segment in prompt:
+        for had, row, prompt in zip(seen, self._rows, self._prompts, strict=True):
+            for segment in (*prompt, *row.done):
                 if segment.tower == name:
-                    row[torch.as_tensor(segment.tokens, dtype=torch.long)] = True
+                    had[torch.as_tensor(segment.tokens, dtype=torch.long)] = True
         return seen.to(self._device)
 
     def _own(self, name: str, logits: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -227,52 +247,21 @@ class Generation:
 
     def _slots(self, name: str, i: int, advancing: Sequence[str]) -> int:
         """The most slots of a tower's cache that a row can come to need."""
+        row = self._rows[i]
         if name not in advancing:
-            return self._rows[i].positions[name]
-        self._check_room(name, i, advancing)
-        row = self._rows[i]
+            return row.positions[name]
+        self._room.check(name, row, advancing)
         wanted = [modality for turn in row.turns for modality in turn] + self._auto * row.left
-        inserts = [insert for insert in self._layout.inserts if insert.target == name]
-        needed = row.positions[name]
-        for modality in wanted:
-            tower, longest = self._modalities[modality].tower, self._limits[modality] + 2
-            needed += longest * (tower == name)
-            needed += sum(insert.places(longest) for insert in inserts if insert.source == tower)
-        limit = self._graph.towers[name].max_len
-        return needed if limit is None else min(needed, limit)
-
-    def _check_room(self, name: str, i: int, advancing: Sequence[str]) -> None:
-        limit, n_turns = self._graph.towers[name].max_len, self._turns_left(name, advancing)
-        used = self._used(name, i)
-        if limit is not None and used + 2 * n_turns > limit:
-            raise DataError(
-                f"{name}: the prompt has {used} tokens, and begin and end of {n_turns} new segments are to "
-                f"follow; the tower takes at most {limit}"
-            )
-
-    def _used(self, name: str, i: int) -> int:
-        row = self._rows[i]
-        return row.order if name in self._layout.shared else row.positions[name]
-
-    def _turns_left(self, name: str, advancing: Sequence[str]) -> int:
-        """How many segments are still to be framed within a tower's longest sequence: its own; or where towers share
-        their attention, so that it counts the tokens of all, everything up to its own last one."""
-        if name not in self._layout.shared:
-            return advancing.count(name)
-        return len(advancing) - list(reversed(advancing)).index(name)
+        return self._room.slots(name, row, wanted, self._limits)
 
     def _begin(self, i: int, row: _Row) -> None:
         """Start the row's next turn, if there is one."""
         if not row.turns:
             return
-        turn, to_come = row.turns[0], self._to_come(i, row.turns)
-        rooms = [self._limits[name] for name in turn]
-        for name in self._towers([turn]):
-            limit = self._graph.towers[name].max_len
-            if limit is not None:
-                # The tower can still frame each segment that is to come.
-                rooms.append(limit - 2 * self._turns_left(name, to_come) - self._used(name, i))
-        row.room, row.step, row.ending = min(rooms), 0, False
+        turn = row.turns[0]
+        limit = min(self._limits[name] for name in turn)
+        row.room = self._room.longest(self._towers([turn]), self._later(i), row, limit)
+        row.step, row.ending = 0, False
         row.found = [[] for _ in turn]
         row.ahead = [[self._frame(name)[0] for name in turn]]
 
@@ -357,9 +346,6 @@ class Generation:
             draws = torch.tensor(drawn, device=self._device, dtype=torch.float64)
         own, seen = self._own(name, of_tower)
         ids = choose(own, way, seen, draws)
-        if seen is not None:
-            at = torch.tensor(rows, device=self._device)
-            seen[at, ids[at]] = True
         return [token + modality.first_id for token in ids.tolist()]
 
     def _take(self, i: int, turn: Turn, taken: list[int]) -> list[Piece]:
@@ -372,6 +358,8 @@ class Generation:
             for number, (name, token) in enumerate(zip(turn, taken, strict=True)):
                 row.found[number].append(token - self._modalities[name].first_id)
                 pieces.append(Piece(i, len(row.done) + number, name, row.found[number][-1]))
+                if name in self._seen:
+                    self._seen[name][i, row.found[number][-1]] = True
         # After the last token that there is room for, the end needs no choice.
         row.ending = not goes_on or row.step >= row.room
         row.ahead = [taken] * goes_on + [ends] * row.ending
@@ -540,9 +528,6 @@ class Generation:
         for i, (tokens, score) in zip(rows, found, strict=True):
             number = len(self._rows[i].done)
             pieces += [*(Piece(i, number, name, token) for token in tokens), Piece(i, number, name, None, score)]
-        if name in self._seen:
-            for i in rows:
-                self._seen[name][i, self._rows[i].found[0]] = True
         self._finish((name,), rows, told)
         return pieces
 

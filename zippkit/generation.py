@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, cast
 
@@ -43,7 +44,7 @@ def generate_batch(
     Only towers whose turn it is advance; what they read of the others was computed once. Neighbours with one clock
     (`clock: sync`) take their turn together, and end together. A segment ends at its end id, after ``max_tokens``
     tokens, or where the tower's ``max_len`` leaves no room for more. A row's answer does not depend on the rows beside
-    it.
+    it. The model is left in evaluation mode.
 
     Args:
         zipped: the composition.
@@ -86,6 +87,8 @@ def stream(
         ...         generation.cancel(piece.row)
         >>> generation.segments
     """
+    if isinstance(outputs, str) and outputs != "auto":
+        raise ZippkitError(f'outputs: expected a list such as [{outputs!r}], or "auto", got {outputs!r}')
     auto = _choices(zipped, prompts) if outputs == "auto" else []
     outputs = [] if outputs == "auto" else outputs
     shared = not outputs or isinstance(outputs[0], str)
@@ -99,7 +102,7 @@ def stream(
     ways = sampling if isinstance(sampling, Mapping) else dict.fromkeys(names, sampling)
     limits = max_tokens if isinstance(max_tokens, Mapping) else dict.fromkeys(names, max_tokens)
     _check_settings(zipped, names, ways, limits)
-    seeds = [seed + i for i in range(len(prompts))] if isinstance(seed, int) else list(seed)
+    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + i for i in range(len(prompts))]
     if len(seeds) != len(prompts):
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
@@ -143,8 +146,8 @@ def _check_settings(
     for name in names:
         if name not in limits:
             raise ZippkitError(f"max_tokens: nothing for {name!r}; expected a number for each output")
-        if limits[name] < 0:
-            raise ZippkitError(f"max_tokens: expected 0 or more, got {limits[name]}")
+        if type(limits[name]) is not int or limits[name] < 0:
+            raise ZippkitError(f"max_tokens: expected a whole number, 0 or more, got {limits[name]!r}")
 
 
 def _check_turns(zipped: Composition, where: str, given: Sequence[str], outputs: Sequence[str]) -> None:

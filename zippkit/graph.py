@@ -78,7 +78,7 @@ def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> 
             yield _site(link, j, site.source, site.target)
         return
     if link.settings.acts == "embedding":
-        yield _site(link, 0, source.n_layers, 0)
+        yield _site(link, 0, 0 if link.source_depth == "embedding" else source.n_layers, 0)
     if link.every is None:
         return
     depths = range(link.every, target.n_layers + 1, link.every)

@@ -25,6 +25,8 @@ from zippkit.speech_scores import Listener
 from zippkit.validation import validate
 from zippkit.yaml_file import Document, override
 
+SOUND = (".wav", ".flac")
+
 
 @dataclass(frozen=True)
 class Given:
@@ -65,15 +67,16 @@ def answer(
     """
     for given in prompt:
         if isinstance(given.value, Path) and not given.value.is_file():
-            raise ZippkitError(f"{given.value}: no such file")
+            raise ZippkitError(f"{given.value}: {'a folder, not a file' if given.value.is_dir() else 'no such file'}")
     zipped = load(path)
     run = RunFolder(path)
     heard = _Heard(zipped, run.tokenizers(), run.sample_rates())
     segments = [heard.segment(given) for given in prompt]
     wanted = list(outputs or _answering(zipped, segments[-1].tower if segments else None))
-    n_sounds = sum(isinstance(heard.tokenizers.get(name), SpeechTokenizer) for name in wanted)
-    _check_out(out, [name for name in wanted if isinstance(heard.tokenizers.get(name), SpeechTokenizer)])
-    ear = open_scorer(scorer, {}) if scorer is not None and n_sounds else None
+    sounds = [name for name in wanted if isinstance(heard.tokenizers.get(name), SpeechTokenizer)]
+    _check_out(out, scorer, wanted, sounds)
+    n_sounds = len(sounds)
+    ear = open_scorer(scorer, {}) if scorer is not None else None
     n_written = 0
     for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed):
         tokenizer = heard.tokenizers.get(segment.tower)
@@ -84,9 +87,10 @@ def answer(
         elif isinstance(tokenizer, SpeechTokenizer) and out is not None:
             n_written += 1
             file = out if n_sounds == 1 else out.with_stem(f"{out.stem}-{n_written}")
-            wave, words = tokenizer.to_sound(segment.tokens), ""
             if ear is not None:
                 wave, words = Listener(ear, tokenizer)(segment.tokens)
+            else:
+                wave, words = tokenizer.to_sound(segment.tokens), ""
             write_audio(file, wave, tokenizer.sample_rate)
             heard_as = f", in which {scorer} hears: {words or 'nothing'}" if ear is not None else ""
             yield f"{segment.tower}: {len(segment.tokens)} units in {file}{heard_as}"
@@ -117,7 +121,7 @@ def read_prompt(file: Path) -> list[Given]:
     """
     try:
         items = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ZippkitError(f"{file}: not a readable prompt ({error})") from None
     expected = 'expected a list such as [{"speech": "in.wav"}, {"text": "two seven"}]'
     if not isinstance(items, list) or not items:
@@ -136,7 +140,8 @@ def _given(file: Path, i: int, item: Any, expected: str) -> Given:
         raise ZippkitError(
             f"{where}: {modality}: expected text, a sound file or a list of ids, got {json.dumps(value)}"
         )
-    sound = Path(value).suffix in (".wav", ".flac")
+    # A text may end like a file's name, and a file's name may be missing: what is there decides.
+    sound = Path(value).suffix.lower() in SOUND and (len(value.split()) == 1 or (file.parent / value).is_file())
     return Given(file.parent / value if sound else value, modality, where)
 
 
@@ -172,6 +177,8 @@ class _Heard:
         raise ZippkitError(f"{given.where}: {listener} to sound")
 
     def _text(self, given: Given, text: str) -> Segment:
+        if not text.isprintable() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise ZippkitError(f"{given.where}: {text!r} is not Unicode text")
         for name, tokenizer in self.tokenizers.items():
             if given.modality in (None, name) and isinstance(tokenizer, ByteTokenizer | FileTokenizer):
                 return Segment(name, tokenizer.encode(text))
@@ -179,19 +186,23 @@ class _Heard:
         raise ZippkitError(f"{given.where}: {reader} text")
 
 
-def _check_out(out: Path | None, sounds: Sequence[str]) -> None:
+def _check_out(out: Path | None, scorer: str | None, wanted: Sequence[str], sounds: Sequence[str]) -> None:
     """Whether the sound that ``sounds`` generate can be written, before anything is computed."""
     if not sounds:
+        if out is not None or scorer is not None:
+            given = "--out" if out is not None else "--scorer"
+            raise ZippkitError(f"{given}: no sound is generated, only {', '.join(wanted)}; remove it, or name --to")
         return
     if out is None:
         raise ZippkitError(f"{sounds[0]} is sound; say where to write it with --out FILE.wav")
-    if out.suffix not in (".wav", ".flac") or not out.parent.is_dir() or out.is_dir():
+    if out.suffix.lower() not in SOUND or not out.parent.is_dir() or out.is_dir():
         raise ZippkitError(f"--out {out}: expected a .wav or .flac file in a folder that is there")
 
 
 def _answering(zipped: Composition, source: str | None) -> list[str]:
     """The first tower that reads the prompt's."""
-    readers = [site.target for site in zipped.graph.sites if site.source == source]
+    tower = zipped.graph.modalities[source].tower if source is not None else None
+    readers = [site.target for site in zipped.graph.sites if site.source == tower]
     if not readers:
         raise ZippkitError(f"no link reads {source!r}, so nothing can answer it; name towers with --to")
     return readers[:1]
