@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from zippkit.experiment.statistics import Verdict, bootstrap, judge, paired, wilcoxon
+from zippkit.experiment.statistics import Verdict, bootstrap, judge, paired, reason, wilcoxon
 
 
 def test_the_interval_is_scipys() -> None:
@@ -63,8 +63,8 @@ def test_sentences_without_a_difference_or_a_partner_do_not_count() -> None:
         ("below", [1.0, 2.0, 1.5], 0.0, Verdict.FAILS),
         ("below", [-1.0, 2.0, -1.5], 0.0, Verdict.UNKNOWN),
         ("below", [-1.0], 0.0, Verdict.UNKNOWN),
-        ("below", [], 0.0, Verdict.UNKNOWN),
-        ("below", [0.0, 0.0], 0.0, Verdict.UNKNOWN),
+        ("below", [], 0.0, Verdict.UNMEASURED),
+        ("below", [0.0, 0.0], 0.0, Verdict.FAILS),
         ("below", [-0.1, -0.2], 0.5, Verdict.UNKNOWN),
         ("above", [1.0, 2.0], 0.0, Verdict.HOLDS),
         ("above", [-1.0, -2.0], 0.0, Verdict.FAILS),
@@ -81,3 +81,34 @@ def test_sentences_without_a_difference_or_a_partner_do_not_count() -> None:
 )
 def test_verdicts(relation: str, differences: list[float], within: float, verdict: Verdict) -> None:
     assert judge(relation, differences, within)[0] is verdict  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("relation", "differences", "within", "why"),
+    [
+        ("below", [0.0, 0.0, 0.0], 0.0, "no difference"),
+        ("above", [0.0, 0.0], 0.1, "no difference"),
+        ("below", [0.0, -0.1, -0.2], 0.0, "no difference in 1 of 3 seeds"),
+        ("above", [0.0, 0.1], 0.0, "no difference in 1 of 2 seeds"),
+        ("above", [-0.1, 0.1], 0.0, "the seeds do not agree"),
+        ("below", [-0.1, -0.2], 0.5, "it may be less than matters"),
+        ("near", [0.1, 0.4], 0.3, "true in 1 of 2 seeds"),
+        ("near", [-0.4, 0.4], 0.3, "the seeds do not agree"),
+        ("above", [0.2], 0.0, "one seed only"),
+        ("above", [0.2, 0.1], 0.0, ""),
+        ("above", [-0.2, -0.1], 0.0, ""),
+    ],
+)
+def test_reasons_follow_from_the_differences(relation: str, differences: list[float], within: float, why: str) -> None:
+    verdict, _ = judge(relation, differences, within)  # type: ignore[arg-type]
+    assert reason(relation, verdict, differences, within) == why  # type: ignore[arg-type]
+
+
+def test_the_last_bit_is_no_difference() -> None:
+    one, other = (0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3
+    assert one != other
+    assert wilcoxon({"x": one}, {"x": other}) is None
+    assert paired({0: one}, {0: other}) == [0.0]
+    # Two equal differences are a tie, not two ranks.
+    first, second = {"a": 0.3, "b": 0.1 + 0.2, "c": -0.5}, {"a": 0.0, "b": 0.0, "c": 0.0}
+    assert wilcoxon(first, second) == pytest.approx(scipy.stats.wilcoxon([0.3, 0.3, -0.5]).pvalue)

@@ -57,3 +57,19 @@ def test_metrics_count_words_not_sentences() -> None:
     assert value(split="dev") is None
     assert Metric(label="k", retention="text").value(scores, {}) == 0.5
     assert Metric(label="k", retention="speech").value(scores, {}) is None
+
+
+def test_text_is_counted_as_speech_is() -> None:
+    answer = {"id": "a", "reference": "Twenty-one dogs, don't!", "hypothesis": "2 1 dogs dont"}
+    assert read_scores({"tasks": [{"task": "t", "answers": [answer]}]}).sentences("t") == [Sentence("a", 0, 4, 4)]
+
+
+def test_what_is_normalised_already_is_left_alone() -> None:
+    answer = {"id": "a", "reference": "one thousand", "hypothesis": "one thousand", "target": "one"}
+    (sentence,) = read_scores({"tasks": [{"task": "t", "answers": [answer]}]}).sentences("t")
+    assert sentence == Sentence("a", 0, 2, 2)
+
+
+def test_a_task_is_the_same_however_it_is_spaced() -> None:
+    metric = Metric.model_validate({"label": "m", "task": "text->speech"})
+    assert metric.value({"test": read_scores(EVALUATION)}, {"m": metric}) == 3 / 4

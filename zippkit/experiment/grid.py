@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from zippkit.errors import Problem, SpecError, did_you_mean
-from zippkit.experiment.format import Experiment, ExperimentFile, Overrides, Preset, Value, load_experiment
+from zippkit.experiment.checks import grid_complaints
+from zippkit.experiment.format import Experiment, Overrides, Preset, Value
 from zippkit.experiment.hashes import recipe_hash
+from zippkit.experiment.loading import ExperimentFile, load_experiment
 from zippkit.loading import beside
 from zippkit.recipe import Phase, Recipe, recipe_of
 from zippkit.yaml_file import Document, Place, dotted, read_yaml
@@ -84,6 +86,9 @@ def lay_out(file: ExperimentFile, preset: str | None = None) -> Grid:
             for seed in grid.preset.seeds or experiment.seeds:
                 seeded = recipe.model_copy(update={"seed": seed})
                 jobs.append(Job(experiment.name, cell, value, seed, seeded, tuple(sorted(named)), recipe_hash(seeded)))
+    if not problems:
+        found = grid_complaints(experiment, preset, grid.preset, (job.recipe for job in jobs))
+        problems += [document.problem(place, message) for place, message in found]
     if problems:
         raise SpecError(problems)
     return Grid(experiment, grid.preset, tuple(jobs))
@@ -132,6 +137,8 @@ def _settings(
 def _resolve(file: ExperimentFile, preset: Preset, name: str, cell: str, value: Value | None) -> Recipe:
     settings = list(_settings(file, preset, name, cell, value))
     base = file.experiment.recipe
+    _need(file, ("recipe",), base if isinstance(base, str) else None, name)
+    _need(file, ("cells", cell, "spec"), file.experiment.cells[cell].spec, name)
     if isinstance(base, str):
         document = read_yaml(beside(base.replace("{preset}", name), file.document.file))
     else:
@@ -145,6 +152,15 @@ def _resolve(file: ExperimentFile, preset: Preset, name: str, cell: str, value: 
     except SpecError as error:
         raise SpecError([_told(problem, file, cell, settings) for problem in error.problems]) from None
     return _plain(recipe.model_copy(update={"name": recipe.spec.name}))
+
+
+def _need(file: ExperimentFile, place: Place, named: str | None, preset: str) -> None:
+    """A file that the experiment names must be there; the experiment's own line is where that is put right."""
+    if named is None:
+        return
+    path = beside(named.replace("{preset}", preset), file.document.file)
+    if not Path(path).is_file():
+        raise SpecError([file.document.problem(place, f"{path} is not there; expected a file, beside this one")])
 
 
 def _drop(document: Document, file: ExperimentFile, cell: str) -> None:

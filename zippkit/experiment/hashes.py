@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zippkit.data.manifest import MANIFEST, sha256_of
+from zippkit.hf_folder import CONFIG
+from zippkit.parts import MANIFEST as PARTS
+from zippkit.parts import checkpoint_folder
 from zippkit.recipe import Recipe, dump, single_tower
 
 _READ_WHOLE = 50 * 1024**2
@@ -20,7 +23,9 @@ def recipe_hash(recipe: Recipe) -> str:
     data = {**dump(recipe), "data": _data(recipe)}
     for name, tower in recipe.spec.towers.items():
         if tower.weights is not None:
-            data["spec"]["towers"][name]["weights"] = _files(tower.weights)
+            data["spec"]["towers"][name]["weights"] = _files(tower.weights, config=not tower.config)
+    if recipe.start_from is not None:
+        data["start_from"] = _checkpoint(recipe.start_from)
     return _hash(data)
 
 
@@ -37,8 +42,21 @@ def _data(recipe: Recipe) -> str:
     return sha256_of(manifest) if manifest.is_file() else str(recipe.data)
 
 
-def _files(path: Path) -> list[str]:
+def _checkpoint(start: Path) -> list[Any]:
+    """A run or checkpoint by what its manifest says and what it holds, wherever it and its towers lie."""
+    folder = checkpoint_folder(start)
+    manifest = json.loads((folder / PARTS).read_text())
+    towers: dict[str, dict[str, Any]] = manifest.get("towers", {})
+    elsewhere = [(folder / tower.pop("source", "")).resolve() for tower in towers.values()]
+    held = [*sorted(folder.rglob("*.safetensors")), *(path for path in elsewhere if path.exists() and path != folder)]
+    return [manifest, *(_files(path) for path in held)]
+
+
+def _files(path: Path, config: bool = False) -> list[str]:
+    """A file, or the weights of a folder; with its config where that replaces the spec's."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if config and (path / CONFIG).is_file():
+        files.append(path / CONFIG)
     return [_file(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from zippkit.config import Strict
 from zippkit.errors import did_you_mean
 from zippkit.experiment.scores import Scores, Sentence
+from zippkit.recipe import Task
 from zippkit.spec import Name
 from zippkit.validation import Complaint
 
@@ -38,11 +39,20 @@ class Metric(Strict):
         """More or less than one thing to measure, or a mean of metrics that are not there."""
         if sum(given is not None for given in (self.task, self.retention, self.geometric_mean)) != 1:
             yield (), "expected one of `task`, `retention` and `geometric_mean`"
-        for name in self.geometric_mean or []:
+        if self.task is not None and ("" in (parsed := Task.parse(self.task)).modalities or not parsed.conditions):
+            yield ("task",), f"expected a task such as `speech -> text`, got {self.task!r}"
+        for name in dict.fromkeys(self.geometric_mean or []):
             if name not in metrics:
                 yield ("geometric_mean",), f"no metric is called {name!r}{did_you_mean(name, metrics)}"
             elif metrics[name].geometric_mean:
                 yield ("geometric_mean",), f"{name!r} is itself a mean; name what it is a mean of"
+            elif not metrics[name].percent:
+                yield ("geometric_mean",), f"{name!r} is a change of loss, which may be 0 or less; it has no such mean"
+
+    @property
+    def named_task(self) -> str | None:
+        """The task as recipes and evaluations write it."""
+        return None if self.task is None else str(Task.parse(self.task))
 
     @property
     def percent(self) -> bool:
@@ -57,10 +67,10 @@ class Metric(Strict):
 
     def sentences(self, scores: Mapping[Name, Scores]) -> list[Sentence]:
         """The sentences that it counts; none where the task was not scored."""
-        if self.task is None or self.split not in scores:
+        if self.named_task is None or self.split not in scores:
             return []
         low, high = self.words or (0, None)
-        found = scores[self.split].sentences(self.task, self.reference)
+        found = scores[self.split].sentences(self.named_task, self.reference)
         return [s for s in found if low <= s.length and (high is None or s.length <= high)]
 
     def value(self, scores: Mapping[Name, Scores], metrics: Mapping[Name, Metric]) -> float | None:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from zippkit.experiment.results import Judged, Results, judge_claim
-from zippkit.experiment.statistics import Verdict
-from zippkit.experiment.tables import Rows, markdown, table_of
-from zippkit.experiment.words import comparison, explanation, ours
+from zippkit.experiment.claims import Judged, judge_claim
+from zippkit.experiment.claims_page import Verdicts, claims_table, overview, table, tile, tiles
+from zippkit.experiment.exports import as_json, as_markdown
+from zippkit.experiment.results import Results
+from zippkit.experiment.tables import Entry, Rows, progress_of, shown_progress, table_of
+from zippkit.experiment.words import explanation
 from zippkit.report import Markup, markup, tag
 
-LOOKS = {Verdict.HOLDS: "good", Verdict.FAILS: "bad", Verdict.UNKNOWN: "note"}
 
-
-def write_page(results: Sequence[Results], out: Path, preset: str | None) -> Path:
+def write_page(results: Sequence[Results], out: Path, preset: str | None, name: str) -> Path:
     """Write everything that the records tell so far, each file whole or not at all.
+
+    Args:
+        results: of each experiment, in their order on the page.
+        out: the folder to write to.
+        preset: its name.
+        name: the page's title where no experiment has a ``page_title``.
 
     Returns:
         The page: one file, which loads nothing.
@@ -35,17 +39,19 @@ def write_page(results: Sequence[Results], out: Path, preset: str | None) -> Pat
     for each in results:
         experiment = each.grid.experiment
         judged = [judge_claim(each, claim) for claim in experiment.claims]
-        table = table_of(each)
+        rows = table_of(each)
         pictures = [picture(each, plot) for plot in experiment.plots]
         for i, svg in enumerate(pictures):
             _write(out / f"{experiment.name}-{i + 1}.svg", svg)
-        _write(out / f"{experiment.name}.md", _markdown(each, table, judged))
-        _write(out / f"{experiment.name}.json", json.dumps(_as_json(each, judged), indent=2))
+        _write(out / f"{experiment.name}.md", as_markdown(each, rows, judged))
+        _write(out / f"{experiment.name}.json", json.dumps(as_json(each, judged), indent=2))
         verdicts.append((each, judged))
-        sections.append(tag("section", *_section(each, table, pictures, judged), id=experiment.name))
+        sections.append(tag("section", *_section(each, rows, pictures, judged), id=experiment.name))
+    titles = (each.grid.experiment.page_title for each in results)
+    title = next((given for given in titles if given), name)
     template = Template(files("zippkit").joinpath("templates/report.html").read_text(encoding="utf-8"))
-    body = [*_head(verdicts, preset), *sections, _foot()]
-    _write(out / "index.html", template.substitute(title="zippkit: experiments", body="\n".join(body)))
+    body = [*_head(verdicts, preset, title), *sections, *_foot(results)]
+    _write(out / "index.html", template.substitute(title=markup(f"{title} - zippkit"), body="\n".join(body)))
     return out / "index.html"
 
 
@@ -55,38 +61,29 @@ def _write(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _head(verdicts: Sequence[tuple[Results, list[Judged]]], preset: str | None) -> Iterator[Markup]:
+def _head(verdicts: Verdicts, preset: str | None, title: str) -> Iterator[Markup]:
     """Title, what to beware of, and every claim in one table."""
     yield tag("p", "zippkit experiment" + (f", preset {preset}" if preset else ""), class_="kicker")
-    yield tag("h1", "The paper's claims, measured")
-    for note in dict.fromkeys(results.grid.preset.note for results, _ in verdicts):
+    yield tag("h1", title)
+    every = [results for results, _ in verdicts]
+    for note in dict.fromkeys(results.grid.preset.note for results in every):
         if note:
             yield tag("p", tag("span", note, class_="bad"), class_="summary")
-    counts = Counter(claim.verdict for _, judged in verdicts for claim in judged)
-    tiles = (
-        tag("div", tag("b", str(counts[v]), class_=LOOKS[v]), tag("span", v.value), class_="tile") for v in Verdict
-    )
-    yield tag("div", *tiles, class_="tiles")
-    rows = [
-        tag(
-            "tr",
-            tag("td", tag("a", results.grid.experiment.title, href=f"#{results.grid.experiment.name}")),
-            tag("td", judged.claim.text, class_="words"),
-            tag("td", tag("span", judged.verdict.value, class_=LOOKS[judged.verdict]), class_="name"),
-        )
-        for results, claims in verdicts
-        for judged in claims
-    ]
-    yield _table(["experiment", "claim", "here"], rows)
+    done, runs = progress_of(every)
+    yield tag("div", *tiles(verdicts), tile(f"{done} of {runs}", "runs done"), class_="tiles")
+    yield overview(verdicts)
+    yield tag("p", explanation(), class_="note")
 
 
-def _section(results: Results, table: Rows, pictures: list[str], judged: list[Judged]) -> Iterator[Markup]:
+def _section(results: Results, rows: Rows, pictures: list[str], judged: list[Judged]) -> Iterator[Markup]:
     experiment = results.grid.experiment
     yield tag("h2", experiment.title)
     yield tag("p", experiment.about)
+    if progress := shown_progress([results]):
+        yield tag("p", tag("span", progress, class_="bad"))
+    yield table(rows.columns, [tag("tr", *map(_entry, row)) for row in rows.rows])
     n_seeds = len({job.seed for job in results.grid.jobs})
-    yield _table(table.columns, [_row(row) for row in table.rows])
-    yield tag("p", explanation(n_seeds), class_="note")
+    yield tag("p", "1 seed." if n_seeds == 1 else f"{n_seeds} seeds, mean ± standard deviation.", class_="note")
     for plot, svg in zip(experiment.plots, pictures, strict=True):
         own = svg[svg.index("<svg") :]
         name = f"{experiment.name}-{experiment.plots.index(plot)}"
@@ -96,80 +93,29 @@ def _section(results: Results, table: Rows, pictures: list[str], judged: list[Ju
         yield tag("figure", tag("figcaption", tag("b", plot.title)), figure)
     if judged:
         yield tag("h3", "Claims")
-        rows = [_claim(results, each) for each in judged]
-        yield _table(["the paper says", "the paper's numbers", "here", ""], rows)
-    failures = results.failures()
-    if failures:
-        items = [tag("li", tag("b", job), tag("pre", error)) for job, error in failures.items()]
-        yield tag("details", tag("summary", f"{len(failures)} runs failed"), tag("ul", *items), open="open")
+        yield claims_table(results, judged)
+    yield from _listed("not scored", {line: ", ".join(jobs) for line, jobs in results.skipped().items()})
+    yield from _listed("runs failed", results.failures())
 
 
-def _row(row: Sequence[Any]) -> Markup:
-    cells = []
-    for entry in row:
-        text = tag("b", entry.text) if entry.best else markup(entry.text)
-        paper = tag("small", f"paper: {entry.paper}") if entry.paper else ""
-        cells.append(tag("td", Markup(text + paper)))
-    return tag("tr", *cells)
+def _entry(entry: Entry) -> Markup:
+    """A number, which stays on one line, and what stands below it."""
+    text = tag("b", entry.text) if entry.best else markup(entry.text)
+    below = [f"paper: {entry.paper}"] if entry.paper else []
+    small = [tag("small", told) for told in (*below, entry.note) if told]
+    return tag("td", tag("span", text, class_="number" if entry.number else ""), *small)
 
 
-def _claim(results: Results, judged: Judged) -> Markup:
-    compared = tag("small", f"compared: {comparison(results, judged.claim)}")
-    verdict = tag("span", judged.verdict.value, class_=LOOKS[judged.verdict])
-    return tag(
-        "tr",
-        tag("td", Markup(markup(judged.claim.text) + compared), class_="words"),
-        tag("td", judged.claim.paper, class_="words"),
-        tag("td", ours(results, judged), class_="words"),
-        tag("td", Markup(verdict + (tag("small", judged.why) if judged.why else "")), class_="name"),
-    )
+def _listed(what: str, items: Mapping[str, str]) -> Iterator[Markup]:
+    if items:
+        told = [tag("li", tag("b", name), tag("pre", text)) for name, text in items.items()]
+        yield tag("details", tag("summary", f"{len(items)} {what}"), tag("ul", *told), open="open")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Markup]) -> Markup:
-    head = tag("thead", tag("tr", *(tag("th", column) for column in columns)))
-    return tag("div", tag("table", head, tag("tbody", *rows)), class_="scroll")
-
-
-def _foot() -> Markup:
+def _foot(results: Sequence[Results]) -> Iterator[Markup]:
+    versions = sorted({version for each in results for record in each.records.values() for version in record.versions})
+    if len(versions) > 1:
+        told = f"The runs come from different versions of zippkit: {', '.join(versions)}."
+        yield tag("p", tag("span", told, class_="bad"))
     written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return tag("p", f"Written by zippkit {version('zippkit')}, {written}.", class_="note")
-
-
-def _markdown(results: Results, table: Rows, judged: Sequence[Judged]) -> str:
-    experiment = results.grid.experiment
-    parts = [f"# {experiment.title}\n", experiment.about.strip() + "\n"]
-    if results.grid.preset.note:
-        parts.append(f"**{results.grid.preset.note}**\n")
-    parts.append(markdown(table))
-    parts += [f"![{plot.title}]({experiment.name}-{i}.svg)\n" for i, plot in enumerate(experiment.plots, 1)]
-    for each in judged:
-        why = f" ({each.why})" if each.why else ""
-        lines = {"Paper": each.claim.paper, "Compared": comparison(results, each.claim), "Here": ours(results, each)}
-        told = "".join(f"- {name}: {text}\n" for name, text in lines.items())
-        parts.append(f"**{each.verdict.value}**{why}: {each.claim.text}\n\n{told}")
-    return "\n".join(parts)
-
-
-def _as_json(results: Results, judged: Sequence[Judged]) -> dict[str, Any]:
-    experiment = results.grid.experiment
-    rows = [
-        {"cell": cell, "value": at, "metric": metric, "by_seed": results.values(metric, cell, at)}
-        for cell in experiment.cells
-        for at in results.grid.values
-        for metric in experiment.metrics
-    ]
-    claims = [
-        {
-            "text": each.claim.text,
-            "paper": each.claim.paper,
-            "verdict": each.verdict.value,
-            "why": each.why,
-            "comparison": comparison(results, each.claim),
-            "first": each.first,
-            "second": each.second,
-            "interval": each.interval._asdict() if each.interval else None,
-            "p": each.p,
-        }
-        for each in judged
-    ]
-    return {"name": experiment.name, "note": results.grid.preset.note, "values": rows, "claims": claims}
+    yield tag("p", f"Written by zippkit {version('zippkit')}, {written}.", class_="note")

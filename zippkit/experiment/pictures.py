@@ -31,7 +31,11 @@ def picture(results: Results, plot: Plot) -> str:
     axes.set_xlabel(plot.label)
     if plot.x == "axis" and (axis := results.grid.experiment.axis):
         axes.set_xlabel(axis.label)
-    axes.grid(alpha=0.15)
+    if first.percent:
+        axes.set_ylim(bottom=0)
+    # Lines from one bar's name upwards would say nothing.
+    axes.grid(alpha=0.15, axis="y" if plot.x == "cells" else "both")
+    axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
@@ -108,6 +112,8 @@ def _bars(axes: Axes, results: Results, plot: Plot) -> bool:
         dots = [(x, value) for x, (_, values) in zip(places, found, strict=True) for value in values]
         axes.scatter([x for x, _ in dots], [value for _, value in dots], 8, ["black"], zorder=3)
     axes.set_xticks(range(len(cells)), [label for _, _, label in cells], fontsize=8)
+    # A cell that is not measured keeps its place.
+    axes.set_xlim(-0.5, len(cells) - 0.5)
     return drawn
 
 

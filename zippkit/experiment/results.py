@@ -1,15 +1,13 @@
-"""Numbers of a grid: each metric by cell, value of the axis and seed, and the claims judged on them."""
+"""Numbers of a grid: each metric by cell, value of the axis and seed, and what was run, failed or was passed over."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zippkit.experiment.format import Claim, Value
+from zippkit.experiment.format import Value
 from zippkit.experiment.grid import Grid
 from zippkit.experiment.scores import Kept, Scores, read_scores
-from zippkit.experiment.statistics import Interval, Verdict, judge, paired, wilcoxon
 from zippkit.experiment.store import Record
 
 At = Value | None
@@ -53,11 +51,11 @@ class Results:
         seeds = set.intersection(*(set(values) for values in known.values()))
         return {seed: _low(known, seed) for seed in seeds}
 
-    def sentences(self, metric: str, cells: Sequence[str], at: At = None) -> dict[str, float]:
-        """Each sentence's word error rate, a mean over cells and seeds."""
+    def sentences(self, metric: str, cells: Sequence[str], seeds: Collection[int], at: At = None) -> dict[str, float]:
+        """Each sentence's word error rate, a mean over cells and some of the seeds."""
         rates: dict[str, list[float]] = {}
         for cell in cells:
-            for scores in self._of_seeds(cell, at).values():
+            for scores in (scores for seed, scores in self._of_seeds(cell, at).items() if seed in seeds):
                 for sentence in self.grid.experiment.metrics[metric].sentences(scores):
                     rates.setdefault(sentence.id, []).append(sentence.rate)
         return {name: sum(each) / len(each) for name, each in rates.items()}
@@ -71,6 +69,22 @@ class Results:
                 found.setdefault(tower, {})[seed] = kept
         return found
 
+    def done(self) -> set[str]:
+        """Keys of the runs that have been trained and evaluated."""
+        known = {job.key: self.records.get(job.key) for job in self.grid.jobs}
+        open_splits = {job.key for job in self.grid.jobs if (r := known[job.key]) and r.lacks(job.splits)}
+        return {key for key, record in known.items() if record and record.status == "done"} - open_splits
+
+    def skipped(self) -> dict[str, list[str]]:
+        """What the evaluations passed over, and why, with the jobs to which that happened."""
+        found: dict[str, list[str]] = {}
+        for job in self.grid.jobs:
+            known = self.records[job.key].evaluations if job.key in self.records else {}
+            for split in job.splits:
+                for line in known.get(split, {}).get("skipped", ()):
+                    found.setdefault(f"{line} (split {split})", []).append(str(job))
+        return found
+
     def failures(self) -> dict[str, str]:
         """Errors, by job."""
         failed = {str(job): self.records[job.key] for job in self.grid.jobs if job.key in self.records}
@@ -79,54 +93,3 @@ class Results:
 
 def _low(known: Mapping[At, BySeed], seed: int) -> float:
     return float(min((values[seed], at) for at, values in known.items() if at is not None)[1])
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A claim, and what our numbers say to it."""
-
-    claim: Claim
-    verdict: Verdict
-    first: BySeed
-    second: BySeed
-    interval: Interval | None
-    """Of first minus second."""
-    p: float | None
-    """Wilcoxon's, over sentences."""
-    why: str
-    """Why it cannot be told; empty otherwise."""
-
-
-def judge_claim(results: Results, claim: Claim) -> Judged:
-    """Compare a claim's two groups, seed by seed."""
-    other = claim.than_metric or claim.metric
-    first = _group(results, claim, claim.metric, claim.group)
-    second = _group(results, claim, other, claim.than) if claim.than else dict.fromkeys(first, 0.0)
-    differences = paired(first, second)
-    verdict, interval = judge(claim.is_, differences, claim.within)
-    p = None
-    if claim.of == "value" and claim.than:
-        sides = ((claim.metric, claim.group), (other, claim.than))
-        p = wilcoxon(*(results.sentences(metric, cells, claim.at) for metric, cells in sides))
-    return Judged(claim, verdict, first, second, interval, p, _why(verdict, len(differences)))
-
-
-def _group(results: Results, claim: Claim, metric: str, cells: Sequence[str]) -> BySeed:
-    """A mean over the group's cells, for the seeds that all of them have."""
-    axis = results.grid.experiment.axis
-    if claim.of == "best_at":
-        each = [results.best_at(metric, cell) for cell in cells]
-        if axis is not None and axis.scale == "log":
-            each = [{seed: math.log10(value) for seed, value in values.items()} for values in each]
-    else:
-        each = [results.values(metric, cell, claim.at) for cell in cells]
-    seeds = set.intersection(*(set(values) for values in each))
-    return {seed: sum(values[seed] for values in each) / len(each) for seed in sorted(seeds)}
-
-
-def _why(verdict: Verdict, n_seeds: int) -> str:
-    if verdict is not Verdict.UNKNOWN:
-        return ""
-    if n_seeds == 0:
-        return "not measured"
-    return "one seed only" if n_seeds == 1 else "the seeds do not agree"

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from zippkit.data.dataset import Dataset
@@ -17,6 +18,7 @@ from zippkit.experiment.grid import Job
 from zippkit.experiment.store import Record, Store
 from zippkit.recipe import Recipe
 from zippkit.run_folder import RunFolder
+from zippkit.scoring.base import open_scorer
 from zippkit.start import check_start
 from zippkit.trainer import InterruptedRunError, train
 
@@ -78,20 +80,36 @@ def run_all(jobs: Sequence[Job], store: Store, after_each: Callable[[], None] = 
 
 
 def _open(record: Record | None, task: Task) -> bool:
-    return record is None or record.status == "failed" or bool(record.lacks(task.splits))
+    return record is None or record.status == "failed" or bool(_left(record, task))
+
+
+def _left(record: Record, task: Task) -> list[str]:
+    """Splits to evaluate: those that have not been, and those in which only now somebody can listen to speech."""
+    unheard = record.unheard(task.splits)
+    return record.lacks(task.splits) + (unheard if unheard and _can_hear(task.recipe) else [])
+
+
+def _can_hear(recipe: Recipe) -> bool:
+    """Whether the recipe's scorer can be opened here and now."""
+    try:
+        open_scorer(recipe.evaluate.scorer_kind, recipe.evaluate.scorer_config)
+    except ZippkitError:
+        return False
+    return True
 
 
 def _run(task: Task, store: Store) -> Record:
     """Train and evaluate; whatever goes wrong is this run's alone."""
     known = store.record(task.key) or Record(status="failed")
-    evaluations = dict(known.evaluations)
+    evaluations, heard = dict(known.evaluations), set(known.heard)
     began = time.monotonic()
     error = ""
     try:
-        run = store.run(task.key)
-        _train(task.recipe, run, store)
-        for split in known.lacks(task.splits):
+        run = _train(task, store)
+        for split in _left(known, task):
             evaluations[split] = _evaluate(run, split)
+            if evaluations[split].get("skipped") and _can_hear(task.recipe):
+                heard.add(split)
     except InterruptedRunError:
         raise
     except ZippkitError as mistake:
@@ -100,18 +118,23 @@ def _run(task: Task, store: Store) -> Record:
         error = traceback.format_exc()
     seconds = known.seconds + time.monotonic() - began
     status: Any = "failed" if error else "done"
-    return Record(status=status, error=error, seconds=seconds, evaluations=evaluations)
+    versions = list(dict.fromkeys([*known.versions, version("zippkit")]))
+    return Record(
+        status=status, error=error, seconds=seconds, evaluations=evaluations, heard=sorted(heard), versions=versions
+    )
 
 
-def _train(recipe: Recipe, run: RunFolder, store: Store) -> None:
-    if not run.recipe_file.exists():
+def _train(task: Task, store: Store) -> RunFolder:
+    recipe = task.recipe
+    if not store.run(task.key).recipe_file.exists():
         check_start(recipe, Dataset.open(recipe.data))
-    run.begin(recipe)
+    run = store.begin(task.key, recipe)
     store.lend_towers(recipe, run)
     train(recipe, run.path)
     store.keep_towers(recipe, run)
     # Steps to go back to are of no use to a finished run, and a grid has many.
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
+    return run
 
 
 def _evaluate(run: RunFolder, split: str) -> dict[str, Any]:

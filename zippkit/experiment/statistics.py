@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+DIGITS = 12
+"""Differences are rounded to so many, as means of equal numbers taken in another order differ in the last bit."""
 RESAMPLES = 10_000
 LEVEL = 0.95
 Relation = Literal["below", "above", "near", "unchanged"]
@@ -25,6 +27,7 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "does not hold"
     UNKNOWN = "cannot be told"
+    UNMEASURED = "not measured"
 
 
 def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
@@ -44,7 +47,7 @@ def bootstrap(values: Sequence[float], resamples: int = RESAMPLES, seed: int = 0
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
     """First minus second, for the seeds that both have."""
-    return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    return [round(first[seed] - second[seed], DIGITS) for seed in sorted(first.keys() & second.keys())]
 
 
 def wilcoxon(first: Mapping[str, float], second: Mapping[str, float]) -> float | None:
@@ -52,7 +55,7 @@ def wilcoxon(first: Mapping[str, float], second: Mapping[str, float]) -> float |
 
     Sentences without a difference are left out, as Wilcoxon did; None where no other are left.
     """
-    differences = [first[name] - second[name] for name in sorted(first.keys() & second.keys())]
+    differences = [round(first[name] - second[name], DIGITS) for name in sorted(first.keys() & second.keys())]
     differences = [difference for difference in differences if difference]
     if not differences:
         return None
@@ -64,11 +67,12 @@ def wilcoxon(first: Mapping[str, float], second: Mapping[str, float]) -> float |
 def judge(relation: Relation, differences: Sequence[float], within: float = 0.0) -> tuple[Verdict, Interval | None]:
     """The verdict on "the first group is `relation` the second", from one difference for each seed.
 
-    ``below`` and ``above`` hold or fail by more than ``within`` where the interval lies on one side; ``near`` and
+    ``below`` and ``above`` hold where the interval lies on the claimed side of 0 by more than ``within``, and fail
+    where it lies on the other side of 0, by however little, or where no seed has any difference. ``near`` and
     ``unchanged`` hold where it lies within ``within`` of 0, and fail where it lies outside.
     """
     if not differences:
-        return Verdict.UNKNOWN, None
+        return Verdict.UNMEASURED, None
     interval = bootstrap(differences)
     if len(differences) < 2:
         return Verdict.UNKNOWN, interval
@@ -77,7 +81,25 @@ def judge(relation: Relation, differences: Sequence[float], within: float = 0.0)
         return _verdict(inside, outside), interval
     sign = 1 if relation == "above" else -1
     low, high = sorted((sign * interval.low, sign * interval.high))
-    return _verdict(low > within, high < 0), interval
+    return _verdict(low > within, high < 0 or low == high == 0), interval
+
+
+def reason(relation: Relation, verdict: Verdict, differences: Sequence[float], within: float = 0.0) -> str:
+    """Why `judge` could not tell, or what a claim that fails does not say itself; empty otherwise."""
+    n_seeds = len(differences)
+    if relation in ("below", "above") and verdict is Verdict.FAILS:
+        return "" if any(differences) else "no difference"
+    if verdict is not Verdict.UNKNOWN:
+        return ""
+    if n_seeds == 1:
+        return "one seed only"
+    if relation in ("near", "unchanged"):
+        n_inside = sum(abs(difference) <= within for difference in differences)
+        return f"true in {n_inside} of {n_seeds} seeds" if n_inside else "the seeds do not agree"
+    if min(differences) < 0 < max(differences):
+        return "the seeds do not agree"
+    n_equal = sum(not difference for difference in differences)
+    return f"no difference in {n_equal} of {n_seeds} seeds" if n_equal else "it may be less than matters"
 
 
 def _beyond(interval: Interval, within: float) -> bool:

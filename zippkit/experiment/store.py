@@ -35,10 +35,19 @@ class Record(Strict):
     seconds: float = 0.0
     evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What `evaluation.json` held, by split."""
+    heard: list[str] = Field(default_factory=list)
+    """Splits that were evaluated with the scorer there: what they pass over has other reasons."""
+    versions: list[str] = Field(default_factory=list)
+    """Of zippkit, that trained or evaluated it; older records do not say."""
 
     def lacks(self, splits: tuple[str, ...]) -> list[str]:
         """Splits that are still to be evaluated."""
         return [split for split in splits if split not in self.evaluations]
+
+    def unheard(self, splits: tuple[str, ...]) -> list[str]:
+        """Splits with tasks that were passed over, maybe for want of the scorer."""
+        known = [split for split in splits if split in self.evaluations and split not in self.heard]
+        return [split for split in known if self.evaluations[split].get("skipped")]
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,19 @@ class Store:
         folder = self.path / "cells"
         folder.mkdir(parents=True, exist_ok=True)
         RunFolder(folder).write_json(f"{key}.json", record.model_dump())
+
+    def begin(self, key: str, recipe: Recipe) -> RunFolder:
+        """A run, started now or before; equal keys are one run, so paths in its recipe follow what was moved since."""
+        run = self.run(key)
+        if run.recipe_file.exists():
+            # Beside the run, so that paths are relative to the same folder.
+            moved = RunFolder(run.path.with_name(f".{key}.{os.getpid()}.tmp"))
+            shutil.rmtree(moved.path, ignore_errors=True)
+            moved.begin(recipe)
+            moved.recipe_file.replace(run.recipe_file)
+            moved.path.rmdir()
+        run.begin(recipe)
+        return run
 
     def lend_towers(self, recipe: Recipe, run: RunFolder) -> None:
         """Give a run the towers that another one has pre-trained in the same way."""

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from zippkit.experiment.parameters import parameters, shown_number
 from zippkit.experiment.results import At, Results
 from zippkit.experiment.scores import Kept
 
@@ -18,6 +19,10 @@ class Entry(NamedTuple):
     text: str
     paper: str = ""
     best: bool = False
+    note: str = ""
+    """Below the text, in small."""
+    number: bool = True
+    """It stays on one line."""
 
 
 class Rows(NamedTuple):
@@ -38,18 +43,52 @@ def table_of(results: Results) -> Rows:
     columns = ["", *([axis.label] if axis else [])]
     columns += [metrics[name].label + unit for name, unit in zip(wanted, units, strict=True)]
     columns += [f"{tower} alone → inside" for tower in towers]
+    columns.append("parameters")
     rows = []
     for cell, at in places:
         label = experiment.cells[cell].label
         best = experiment.table.best is not None and at == best_value(results, cell)
-        row = [Entry(label), *([Entry(shown_value(results, at), best=best)] if axis else [])]
+        row = [Entry(label, note=_missing_seeds(results, cell, at), number=False)]
+        row += [Entry(shown_value(results, at), best=best)] if axis else []
         for name in wanted:
             text = shown(list(results.values(name, cell, at).values()), metrics[name].percent)
             row.append(Entry(text, experiment.cells[cell].paper.get(name, ""), best))
         kept = results.retention(cell, at)
-        row += [Entry(shown_retention(kept.get(tower, {}))) for tower in towers]
-        rows.append(row)
+        row += [shown_retention(kept.get(tower, {})) for tower in towers]
+        rows.append([*row, _parameters(results, cell, at)])
     return Rows(columns, rows)
+
+
+def _missing_seeds(results: Results, cell: str, at: At) -> str:
+    """Such as ``2 of 3 seeds``; empty where every column has all of them."""
+    jobs = [job for job in results.grid.jobs if (job.cell, job.value) == (cell, at)]
+    columns = [set(results.values(name, cell, at)) for name in results.grid.experiment.table.columns]
+    # A column that no run fills, such as that of a task that this cell is not trained on, says nothing of seeds.
+    filled = [seeds for seeds in columns if seeds]
+    n_seeds = min(map(len, filled), default=0)
+    return "" if n_seeds == len(jobs) else f"{n_seeds} of {len(jobs)} seeds"
+
+
+def _parameters(results: Results, cell: str, at: At) -> Entry:
+    job = next(job for job in results.grid.jobs if (job.cell, job.value) == (cell, at))
+    counted = parameters(job.recipe.spec)
+    if counted is None:
+        return Entry(NOT_MEASURED)
+    return Entry(shown_number(counted.total), note=f"{shown_number(counted.trained)} trained")
+
+
+def progress_of(results: Sequence[Results]) -> tuple[int, int]:
+    """How many runs are done, and how many there are; those that experiments share count once."""
+    runs = {job.key for each in results for job in each.grid.jobs}
+    # A run is done for all experiments or for none: another may want it evaluated on more splits.
+    left = {key for each in results for key in {job.key for job in each.grid.jobs} - each.done()}
+    return len(runs - left), len(runs)
+
+
+def shown_progress(results: Sequence[Results]) -> str:
+    """Such as ``4 of 9 runs done.``; empty once all are."""
+    done, runs = progress_of(results)
+    return "" if done == runs else f"{done} of {runs} runs done."
 
 
 def best_value(results: Results, cell: str) -> At:
@@ -81,13 +120,14 @@ def shown(values: Sequence[float], percent: bool) -> str:
     return text if len(values) < 2 else f"{text} ± {factor * statistics.stdev(values):.{digits}f}"
 
 
-def shown_retention(kept: Mapping[int, Kept]) -> str:
+def shown_retention(kept: Mapping[int, Kept]) -> Entry:
     """A tower's loss before and after, and the change; means over seeds."""
     if not kept:
-        return NOT_MEASURED
+        return Entry(NOT_MEASURED)
     before = statistics.fmean(k.before for k in kept.values())
     after = statistics.fmean(k.after for k in kept.values())
-    return f"{before:.3f} → {after:.3f} ({shown([k.change for k in kept.values()], percent=False)})"
+    change = shown([k.change for k in kept.values()], percent=False)
+    return Entry(f"{before:.3f} → {after:.3f}", note=change)
 
 
 def markdown(table: Rows) -> str:
@@ -95,7 +135,7 @@ def markdown(table: Rows) -> str:
 
     def text(entry: Entry) -> str:
         words = f"**{entry.text}**" if entry.best else entry.text
-        return f"{words} [{entry.paper}]" if entry.paper else words
+        return words + (f" [{entry.paper}]" if entry.paper else "") + (f" ({entry.note})" if entry.note else "")
 
     lines = [table.columns, ["---"] * len(table.columns), *([text(entry) for entry in row] for row in table.rows)]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
