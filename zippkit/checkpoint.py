@@ -41,7 +41,16 @@ from zippkit.references import (
 from zippkit.spec import CompositionSpec
 from zippkit.standalone import difference, spec_text
 from zippkit.tower import Tower
-from zippkit.weights import file_hash, identity, load_into, read_tensors, state_hash, weight_files, write_tensors
+from zippkit.weights import (
+    file_hash,
+    filled_in_place,
+    identity,
+    load_into,
+    read_tensors,
+    state_hash,
+    weight_files,
+    write_tensors,
+)
 
 FORMAT = 2
 
@@ -296,7 +305,8 @@ def fill(model: ZippedModel, checkpoint: Checkpoint, source: Path, parts: Collec
     kept = {key: t for key, t in model.state_dict().items() if part_of(key) in referred or not wanted(part_of(key))}
     load_into(model, kept | {key: t for key, t in checkpoint.tensors.items() if wanted(part_of(key))}, str(source))
     for name, reference in references.items():
-        model.tower(name).load_weights(reference.source)
+        with filled_in_place(model.tower(name), f"{source}: tower {name!r}"):
+            model.tower(name).load_weights(reference.source)
         if state_hash(model.tower(name).state_dict()) != reference.tensors:
             raise CheckpointError(
                 f"{source}: tower {name!r} is loaded from {reference.source} with other values than when it was saved; "

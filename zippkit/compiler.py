@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 
@@ -18,7 +16,7 @@ from zippkit.links.base import Link
 from zippkit.model import ZippedModel
 from zippkit.plan import build_plan
 from zippkit.spec import CompositionSpec, Contrast, InputProjection, LinkSpec, TowerSpec
-from zippkit.tower import Tower
+from zippkit.tower import Tower, loaded_tower
 from zippkit.vocabulary import AddedVocabulary
 
 
@@ -34,12 +32,9 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
         weights = (spec.weights or spec.settings.weights_path()) if load_weights else None
     except ValueError as error:
         raise SpecError([Problem(place, 0, "config.path", str(error))]) from error
-    with torch.device("meta") if weights is not None and cls.made_by_weights else nullcontext():
-        tower = cls(spec.settings)
-    if weights is not None:
-        if not weights.exists():
-            raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
-        tower.load_weights(weights)
+    if weights is not None and not weights.exists():
+        raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
+    tower = cls(spec.settings) if weights is None else loaded_tower(cls, spec.settings, weights)
     tower.check()
     parameters = dict(tower.named_parameters())
     try:

@@ -18,7 +18,7 @@ from zippkit.errors import CheckpointError
 from zippkit.model import ZippedModel
 from zippkit.parts import MANIFEST
 from zippkit.spec import CompositionSpec, TowerSpec
-from zippkit.tower import Tower
+from zippkit.tower import Tower, loaded_tower
 from zippkit.weights import file_hash, state_hash, weight_files
 
 TOWERS = "towers"
@@ -104,8 +104,7 @@ def _loaded_hash(source: _Source) -> str:
     cls: type[Tower] = registry.implementation(registry.TOWERS, source.kind)
     # Building draws new parameters, and whoever saves may be in the middle of training.
     with torch.random.fork_rng(devices=[]):
-        tower = cls(source.settings)
-    tower.load_weights(source.path)
+        tower = loaded_tower(cls, source.settings, source.path)
     return state_hash(tower.state_dict())
 
 

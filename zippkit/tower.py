@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from zippkit.batch import TowerBatch
 from zippkit.config import TowerConfig
 from zippkit.masks import self_mask
-from zippkit.weights import load_into, read_tensors
+from zippkit.weights import filled_in_place, load_into, read_tensors
 
 
 class Tower(nn.Module, ABC):
@@ -19,7 +20,8 @@ class Tower(nn.Module, ABC):
 
     Config: ClassVar[type[TowerConfig]]
     made_by_weights: ClassVar[bool] = False
-    """True: where weights are to be loaded, the tower is built without values, and `load_weights` brings them all."""
+    """True: where weights are to be loaded, the tower is built without values (on the meta device), and `load_weights`
+    brings its first ones, as new parameters if need be; a tower that has values is always filled in place."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -69,12 +71,33 @@ class Tower(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} has no beam search: it cannot reorder its cache")
 
     def load_weights(self, path: Path) -> None:
-        """Load pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
+        """Copy pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
+
+        Values are filled in place: parameters, buffers and modules stay the objects that they are, since freezing,
+        optimizers and adapters hold on to them (`zippkit.weights.filled_in_place`).
 
         Raises:
             CheckpointError: cut short, not safetensors, or names and shapes that differ; all of them are told.
         """
         load_into(self, read_tensors(path), str(path))
+
+
+def loaded_tower(cls: type[Tower], config: TowerConfig, weights: Path) -> Tower:
+    """A new tower with the weights of a file or folder.
+
+    Raises:
+        CheckpointError: weights that do not fit.
+        ZippkitError: its ``load_weights`` replaces what it should fill.
+    """
+    if cls.made_by_weights:
+        with torch.device("meta"):
+            tower = cls(config)
+        tower.load_weights(weights)
+        return tower
+    tower = cls(config)
+    with filled_in_place(tower, str(weights)):
+        tower.load_weights(weights)
+    return tower
 
 
 class Projected(NamedTuple):

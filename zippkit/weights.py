@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zippkit.config import read_json
-from zippkit.errors import CheckpointError
+from zippkit.errors import CheckpointError, ZippkitError
 
 SAME = "same"
 """Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
@@ -91,6 +92,38 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(f"{source}: does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}")
     module.load_state_dict(dict(tensors), assign=False)
+
+
+@contextmanager
+def filled_in_place(module: nn.Module, name: str) -> Iterator[None]:
+    """Around code that fills ``module`` with values: its modules, parameters and buffers must be the same objects after
+    as before, by the same names, since freezing, optimizers and adapters hold on to them.
+
+    Args:
+        module: what is filled.
+        name: what it is called in a message.
+
+    Raises:
+        ZippkitError: names what was replaced, added or removed.
+    """
+    before = _objects(module)
+    yield
+    after = _objects(module)
+    wrong = [key for key in dict.fromkeys([*before, *after]) if before.get(key) is not after.get(key)]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ZippkitError(
+            f"{name}: loading weights replaced {', '.join(wrong[:5])}{more}, so that freezing and adapters would be lost; "
+            f"`load_weights` of {type(module).__name__} must copy values into the parameters that are there "
+            "(zippkit.weights.load_into does)"
+        )
+
+
+def _objects(module: nn.Module) -> dict[str, object]:
+    """Every module, parameter and buffer by its name, under all of its names."""
+    found: dict[str, object] = {f"module {name}": each for name, each in module.named_modules(remove_duplicate=False)}
+    found |= module.named_parameters(remove_duplicate=False)
+    return found | dict(module.named_buffers(remove_duplicate=False))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -167,17 +167,23 @@ class HfCausalLm(Tower):
         return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
 
     def load_weights(self, path: Path) -> None:
-        """Load a Hugging Face folder (through transformers, so that older names fit), or what zippkit wrote.
+        """Fill in a Hugging Face folder's values (through transformers, so that older names fit), or what zippkit wrote.
+
+        A tower that was built without values (on the meta device, before anything is frozen or adapted) takes over
+        the modules that were read, so that no weight is held twice; any other one keeps every module and parameter.
 
         Raises:
             CheckpointError: weights that do not fit, or no safetensors.
         """
-        if (path / "config.json").is_file():
-            self._take(_from_folder(path, self.config))
-            return
-        if any(parameter.is_meta for parameter in self.parameters()):
-            self._take(whole_model(self.config))
-        load_into(self, read_tensors(path), str(path))
+        empty = any(parameter.is_meta for parameter in self.parameters())
+        folder = (path / "config.json").is_file()
+        if empty:
+            self._take(_from_folder(path, self.config) if folder else whole_model(self.config))
+        if folder and not empty:
+            found = _from_folder(path, self.config).state_dict()
+            load_into(self, {name: found[name] for name in self.state_dict() if name in found}, str(path))
+        elif not folder:
+            load_into(self, read_tensors(path), str(path))
 
 
 def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
