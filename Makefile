@@ -1,9 +1,12 @@
 # make demo: the whole story on the embedded data. make test: everything that must hold before a change lands.
+# make format: what ruff can set right by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+# As many processes as there are cores; neighbours, which share what they made, stay together.
+PYTEST := $(BIN)/pytest -n auto --dist worksteal
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint format docs clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -17,13 +20,17 @@ demo: .venv/installed
 	$(BIN)/zippkit generate runs/demo --text 'five one seven zero' --out runs/demo/spoken.wav --scorer moonshine
 
 lint: .venv/installed
-	$(BIN)/ruff check .
+	$(BIN)/ruff .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy zippkit towers/zippkit_towers
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/pytest
+	$(PYTEST)
+
+format: .venv/installed
+	$(BIN)/ruff --fix .
+	$(BIN)/ruff format .
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py

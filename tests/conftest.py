@@ -1,15 +1,14 @@
-"""One hypothesis profile, one thread and no model hub for all tests."""
+"""What all tests share: surroundings, one thread, one hypothesis profile; and how many processes they are dealt to."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
+from surroundings import n_processes, surround
 
-# Read by huggingface_hub when it is imported: no test asks a hub for anything.
-os.environ["HF_HUB_OFFLINE"] = "1"
+surround()
+
+import torch  # noqa: E402 - it reads the environment as it is imported
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # Derandomised: a run of the tests is a check of the code, not a lottery. Raise `max_examples` to go hunting.
 settings.register_profile(
@@ -21,3 +20,9 @@ settings.load_profile("zippkit")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``pytest -n auto`` means here; by itself it knows neither affinity masks nor containers."""
+    return n_processes()

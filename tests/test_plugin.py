@@ -43,11 +43,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(site: Path, code: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    # In front of what this process was told to import from.
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=site,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": path},
         check=False,
         capture_output=True,
         text=True,

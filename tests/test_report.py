@@ -306,6 +306,7 @@ def test_how_it_was_made_holds_the_recipe_and_the_spec_word_for_word(run: Path) 
     assert texts == [(run / "recipe.yaml").read_text(), (run / "model" / "spec.yaml").read_text()]
     facts = dict(cells(part))
     assert facts["seed"] == "7" and {"zippkit", "python, torch", "processor"} <= set(facts)
+    assert facts["threads"] == "1"
 
 
 def test_a_commit_is_only_told_of_zippkits_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

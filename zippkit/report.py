@@ -378,6 +378,7 @@ def _origin(it: _Finished) -> Iterator[Markup]:
         "git commit": _commit(),
         "python, torch": f"{platform.python_version()}, {torch.__version__}",
         "processor": f"{os.cpu_count()} x {_processor()}",
+        "threads": str(torch.get_num_threads()),
         "device": backend().name,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
