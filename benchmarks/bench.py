@@ -17,13 +17,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import zippkit
-from zippkit.backend import backend
-from zippkit.batch import Batch, Segment
+from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
-from zippkit.generation import generate_batch
-from zippkit.optimizer import build_optimizer
-from zippkit.recipe import Phase, learning_rates
-from zippkit.step import build_step
+from zippkit.generation.api import generate_batch
+from zippkit.spec.recipe import Phase, learning_rates
+from zippkit.training.device import backend
+from zippkit.training.optimizer import build_optimizer
+from zippkit.training.step import build_step
 
 Time = Callable[[], Any]
 

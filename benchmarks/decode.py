@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 import zippkit
-from zippkit.batch import Segment
+from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
-from zippkit.generation import generate_batch
+from zippkit.generation.api import generate_batch
 
 HERE = Path(__file__).parent
 SPECS = [HERE / "peers.yaml", HERE / "smollm2_size.yaml"]

@@ -29,7 +29,7 @@ from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound, read_au
 from zippkit.data.prepare import add_vocoder
 from zippkit.data.readers import Recording, pairs
 from zippkit.data.units import UnitConfig, UnitTokenizer
-from zippkit.progress import progress
+from zippkit.system.progress import progress
 
 RATE = 16_000
 WINDOWS = {25: 6, 50: 3, 100: 2}
@@ -100,7 +100,7 @@ def normalize(text: str) -> str:
 
 def transcriber(named: str | None) -> Transcribe:
     if named is None:
-        moonshine: Transcribe = import_module("zippkit.scoring.base").open_scorer("moonshine").transcribe
+        moonshine: Transcribe = import_module("zippkit.evaluation.recognisers.base").open_scorer("moonshine").transcribe
         return moonshine
     module, _, function = named.partition(":")
     found: Transcribe = getattr(import_module(module), function)

@@ -20,13 +20,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
 
-from zippkit import registry
-from zippkit.diagram import mermaid, svg
 from zippkit.errors import ZippkitError
-from zippkit.graph import build_graph
 from zippkit.loading import check_spec, spec_of
-from zippkit.spec import CompositionSpec
-from zippkit.yaml_file import Place, read_yaml
+from zippkit.plan.diagram.diagram import mermaid, svg
+from zippkit.plan.graph import build_graph
+from zippkit.spec import registry
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.yaml_document import Place, read_yaml
 
 ROOT = Path(__file__).parents[1]
 BUILT_IN = tuple(
@@ -37,7 +37,7 @@ BUILT_IN = tuple(
 )
 
 INTRODUCTION = """\
-<!-- Written by docs/generate.py; change the models in zippkit/spec.py, or that file. -->
+<!-- Written by docs/generate.py; change the models in zippkit/spec/composition_spec.py, or that file. -->
 # The composition spec
 
 A composition spec is a YAML file that says which towers there are, which layers of one read which layers of another,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from surroundings import n_processes, surround
+from helpers.surroundings import n_processes, surround
 
 surround()
 

@@ -15,17 +15,29 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from helpers.tiny_runs import (
+    DEMO,
+    SOUND,
+    command,
+    copied,
+    demo_run,
+    finished_run,
+    spec,
+    tiny_recipe,
+    write_recipe,
+    zippkit,
+)
 from pydantic import BaseModel
-from tiny_runs import DEMO, SOUND, command, copied, demo_run, finished_run, spec, tiny_recipe, write_recipe, zippkit
 
 from zippkit import cli
-from zippkit.config import Strict
 from zippkit.data.audio import write_audio
 from zippkit.data.dataset import Dataset
-from zippkit.recipe import Recipe, load_recipe
-from zippkit.run_folder import RunFolder
-from zippkit.spec import CompositionSpec
-from zippkit.trainer import train
+from zippkit.loading import load_recipe
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.kinds import Strict
+from zippkit.spec.recipe import Recipe
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.trainer import train
 
 SPEC, RECIPE = DEMO / "spec.yaml", DEMO / "recipe.yaml"
 COMMANDS = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
@@ -482,7 +494,7 @@ def test_a_bug_keeps_its_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) 
     def broken(*_: Any) -> Any:
         raise KeyError("oops")
 
-    monkeypatch.setattr("zippkit.recipe.load_any", broken)
+    monkeypatch.setattr("zippkit.loading.load_any", broken)
     monkeypatch.setattr(sys, "argv", ["zippkit", "check", str(SPEC)])
     with pytest.raises(KeyError, match="oops"):
         cli.main()

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from compositions import SPEC
+from helpers.compositions import SPEC
 
-from zippkit.diagram import drawn_sites
-from zippkit.spec import CompositionSpec, InputProjection, LinkSpec, Projection, Site, TowerSpec
-from zippkit.validation import field_names
+from zippkit.plan.diagram.diagram import drawn_sites
+from zippkit.spec.composition_spec import CompositionSpec, InputProjection, LinkSpec, Projection, Site, TowerSpec
+from zippkit.spec.validation import field_names
 
 ROOT = Path(__file__).parents[1]
 

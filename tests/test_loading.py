@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from compositions import SPEC
+from helpers.compositions import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

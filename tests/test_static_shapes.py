@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from compositions import link, randomise, tower
+from helpers.compositions import link, randomise, tower
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zippkit
-from zippkit.batch import Batch, Segment
-from zippkit.spec import CompositionSpec
+from zippkit.batch.batch import Batch, Segment
+from zippkit.spec.composition_spec import CompositionSpec
 
 BOTH = {"text": tower(2), "speech": tower(2)}
 CASES: dict[str, dict[str, Any]] = {

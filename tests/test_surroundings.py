@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from surroundings import ENVIRONMENT, n_processes, surround
+from helpers.surroundings import ENVIRONMENT, n_processes, surround
 
 
 def test_a_process_of_a_test_runs_with_as_many_threads_as_the_test() -> None:

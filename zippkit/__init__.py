@@ -6,39 +6,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zippkit.batch import Segment as Segment
-    from zippkit.certificates import verify as verify
+    from zippkit.batch.batch import Segment as Segment
     from zippkit.composition import Composition as Composition
     from zippkit.composition import compile as compile
     from zippkit.composition import load as load
-    from zippkit.config import Sampling as Sampling
     from zippkit.errors import SpecError as SpecError
     from zippkit.errors import ZippkitError as ZippkitError
-    from zippkit.generation import generate as generate
-    from zippkit.generation import generate_batch as generate_batch
-    from zippkit.generation import stream as stream
+    from zippkit.evaluation.certificates import verify as verify
+    from zippkit.generation.api import generate as generate
+    from zippkit.generation.api import generate_batch as generate_batch
+    from zippkit.generation.api import stream as stream
     from zippkit.loading import load_spec as load_spec
-    from zippkit.model_diff import diff as diff
-    from zippkit.sizing import sizes as sizes
-    from zippkit.spec import CompositionSpec as CompositionSpec
+    from zippkit.report.model_diff import diff as diff
+    from zippkit.report.sizes import sizes as sizes
+    from zippkit.spec.composition_spec import CompositionSpec as CompositionSpec
+    from zippkit.spec.kinds import Sampling as Sampling
 
 # Imported on first use: `zippkit check` must not wait for torch.
 _HOMES = {
     "Composition": "composition",
-    "CompositionSpec": "spec",
-    "Sampling": "config",
-    "Segment": "batch",
+    "CompositionSpec": "spec.composition_spec",
+    "Sampling": "spec.kinds",
+    "Segment": "batch.batch",
     "SpecError": "errors",
     "ZippkitError": "errors",
     "compile": "composition",
-    "diff": "model_diff",
-    "generate": "generation",
-    "generate_batch": "generation",
+    "diff": "report.model_diff",
+    "generate": "generation.api",
+    "generate_batch": "generation.api",
     "load": "composition",
     "load_spec": "loading",
-    "sizes": "sizing",
-    "stream": "generation",
-    "verify": "certificates",
+    "sizes": "report.sizes",
+    "stream": "generation.api",
+    "verify": "evaluation.certificates",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -55,8 +55,8 @@ def check(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) 
 
     Example: zippkit check recipes/demo/spec.yaml
     """
-    from zippkit.recipe import load_any
-    from zippkit.yaml_file import read_yaml
+    from zippkit.loading import load_any
+    from zippkit.spec.yaml_document import read_yaml
 
     try:
         if "cells" in read_yaml(file).data:
@@ -86,10 +86,10 @@ def plan(
 
     Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
     """
-    from zippkit.graph import build_graph
     from zippkit.loading import load_spec
-    from zippkit.plan import build_plan
-    from zippkit.recipe import Task
+    from zippkit.plan.graph import build_graph
+    from zippkit.plan.plan import build_plan
+    from zippkit.spec.recipe import Task
 
     graph = build_graph(load_spec(file, overrides or ()))
     whole = build_plan(graph)
@@ -110,9 +110,9 @@ def diagram(
 
     Example: zippkit diagram recipes/demo/spec.yaml -o architecture.svg
     """
-    from zippkit.diagram import write_diagram
-    from zippkit.graph import build_graph
     from zippkit.loading import load_spec
+    from zippkit.plan.diagram.diagram import write_diagram
+    from zippkit.plan.graph import build_graph
 
     spec = load_spec(file, overrides or ())
     write_diagram(spec, build_graph(spec), out)
@@ -138,14 +138,14 @@ def sizes(
 
     Example: zippkit sizes recipes/demo/spec.yaml --task "speech -> text"
     """
-    from zippkit.recipe import spec_at
-    from zippkit.sizing import sizes as measure
+    from zippkit.loading import spec_at
+    from zippkit.report.sizes import sizes as measure
 
     found = measure(spec_at(file, overrides or ()), task, source_tokens, target_tokens)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return
-    from zippkit.tables import binary, show, size_tables
+    from zippkit.report.terminal_tables import binary, show, size_tables
 
     show(*size_tables(found))
     print(f"Weights, gradients and Adam's moments: {binary(found.training_bytes)}")
@@ -161,8 +161,8 @@ def diff(
 
     Example: zippkit diff recipes/compositions/zipper.yaml recipes/compositions/lora_zipper.yaml
     """
-    from zippkit.model_diff import diff as compare
-    from zippkit.recipe import spec_at
+    from zippkit.loading import spec_at
+    from zippkit.report.model_diff import diff as compare
 
     # What was saved holds its own weights, wherever they came from.
     found = compare(spec_at(old), spec_at(new), weights=not (old.is_dir() or new.is_dir()))
@@ -177,8 +177,8 @@ def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False)
 
     Example: zippkit verify recipes/demo/spec.yaml
     """
-    from zippkit.certificates import verify as prove
     from zippkit.composition import compile, load
+    from zippkit.evaluation.certificates import verify as prove
     from zippkit.loading import load_spec
 
     report = prove(load(file) if file.is_dir() else compile(load_spec(file, overrides or ())))
@@ -196,7 +196,7 @@ def recipe(file: SpecFile, overrides: Overrides = None) -> None:
     import yaml
 
     from zippkit.loading import load_spec
-    from zippkit.recipe import derived_recipe, dump
+    from zippkit.spec.recipe import derived_recipe, dump
 
     print(yaml.safe_dump(dump(derived_recipe(load_spec(file, overrides or ()))), sort_keys=False), end="")
 
@@ -211,8 +211,8 @@ def train(
 
     Example: zippkit train recipes/demo/recipe.yaml --out runs/demo train.steps=200
     """
-    from zippkit.recipe import load_recipe
-    from zippkit.trainer import train as run_recipe
+    from zippkit.loading import load_recipe
+    from zippkit.training.trainer import train as run_recipe
 
     loaded = load_recipe(file, overrides or ())
     folder = out or Path("runs") / loaded.name
@@ -256,8 +256,8 @@ def evaluate(
 
     Example: zippkit eval runs/demo --split dev
     """
-    from zippkit.evaluate import evaluate as score
-    from zippkit.tables import answers_table, show, summary_tables
+    from zippkit.evaluation.evaluate import evaluate as score
+    from zippkit.report.terminal_tables import answers_table, show, summary_tables
 
     result = score(run, split, data)
     show(*(answers_table(task, n_examples) for task in result.tasks), *summary_tables(run))
@@ -269,8 +269,8 @@ def report(run: Run) -> None:
 
     Example: zippkit report runs/demo
     """
-    from zippkit.report import write_report
-    from zippkit.tables import show, summary_tables
+    from zippkit.report.run_page import write_report
+    from zippkit.report.terminal_tables import show, summary_tables
 
     page = write_report(run)
     show(*summary_tables(run))
@@ -302,7 +302,7 @@ def generate(
 
     Example: zippkit generate runs/demo --audio recipes/demo/audio/two_five_zero.wav
     """
-    from zippkit.speak import Given, answer, read_prompt, read_sampling
+    from zippkit.evaluation.conversation import Given, answer, read_prompt, read_sampling
 
     given = [Given(each) for each in (audio, text) if each is not None]
     if len(given) + (prompt is not None) != 1:
@@ -323,7 +323,7 @@ def export(
 
     Example: zippkit export runs/demo --tower text -o towers/text
     """
-    from zippkit.export import export_tower
+    from zippkit.training.export import export_tower
 
     print(*export_tower(run, tower, out, merge=merge), out, sep="\n")
 
@@ -364,7 +364,7 @@ def prepare(
 
     Example: zippkit prepare fsdd path/to/recordings -o data/fsdd --text words max_digits=5 units.sample_rate=8000
     """
-    from zippkit.prepare_cli import run_prepare
+    from zippkit.data.prepare_command import run_prepare
 
     flags = {
         "text": text,
@@ -408,7 +408,7 @@ def scorers(as_json: AsJson = False) -> None:
 
 
 def _list_kinds(group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers"], as_json: bool) -> None:
-    from zippkit.registry import kinds
+    from zippkit.spec.registry import kinds
 
     found = kinds(group)
     if as_json:
@@ -426,8 +426,8 @@ def schema(
 
     Example: zippkit schema spec > zippkit-spec.json
     """
-    from zippkit.recipe import Recipe
-    from zippkit.spec import CompositionSpec
+    from zippkit.spec.composition_spec import CompositionSpec
+    from zippkit.spec.recipe import Recipe
 
     model: Any = CompositionSpec if what == "spec" else Recipe
     if what == "experiment":

@@ -9,20 +9,20 @@ from typing import Literal
 
 from torch import Tensor
 
-from zippkit import loss as _loss
-from zippkit.batch import Batch, Segment, collate
-from zippkit.checkpoint import Checkpoint, fill, read_checkpoint, restore, write_checkpoint
-from zippkit.compiler import build_model
+from zippkit.batch.batch import Batch, Segment, collate
+from zippkit.batch.mask_view import Masks, mask_views
+from zippkit.checkpoint.checkpoint import Checkpoint, fill, read_checkpoint, restore, write_checkpoint
+from zippkit.checkpoint.references import find_references, source_of
 from zippkit.errors import CheckpointError
-from zippkit.graph import Graph
-from zippkit.mask_view import Masks, mask_views
-from zippkit.meta import meta_model
-from zippkit.model import ZippedModel
-from zippkit.parts import Transfer, checkpoint_folder, compare
-from zippkit.plan import Plan
-from zippkit.recipe import Recipe, derived_recipe
-from zippkit.references import find_references, source_of
-from zippkit.spec import CompositionSpec
+from zippkit.model import loss as _loss
+from zippkit.model.build import build_model
+from zippkit.model.meta_device import meta_model
+from zippkit.model.zipped_model import ZippedModel
+from zippkit.plan.graph import Graph
+from zippkit.plan.parts import Transfer, checkpoint_folder, compare
+from zippkit.plan.plan import Plan
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.recipe import Recipe, derived_recipe
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Composition:
         ids: Sequence[str] = (),
         then: Sequence[Sequence[str]] = (),
     ) -> Batch:
-        """Examples, each a list of segments in linear order, to one padded batch (see `zippkit.batch.collate`)."""
+        """Examples, each a list of segments in linear order, to one padded batch (see `zippkit.batch.batch.collate`)."""
         return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, then)
 
     def masks(self, batch: Batch) -> Masks:
@@ -58,11 +58,11 @@ class Composition:
 
     @property
     def recipe(self) -> Recipe:
-        """The training recipe that follows from the spec (see `zippkit.recipe.derived_recipe`)."""
+        """The training recipe that follows from the spec (see `zippkit.spec.recipe.derived_recipe`)."""
         return derived_recipe(self.spec)
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Nats per predicted token, of each tower and ``total`` (see `zippkit.loss.loss`)."""
+        """Nats per predicted token, of each tower and ``total`` (see `zippkit.model.loss.loss`)."""
         return _loss.loss(logits, batch, self.model.loss_weights)
 
     def save(self, folder: str | Path, *, copy_towers: bool = False) -> None:

@@ -26,20 +26,20 @@ import torch
 from numpy.typing import NDArray
 
 import zippkit
-from zippkit.backend import backend
-from zippkit.batch import Batch, Segment
-from zippkit.certificates import Report, verify
+from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition, compile, load
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.readers import DIGITS
 from zippkit.errors import ZippkitError
+from zippkit.evaluation.certificates import Report, verify
 from zippkit.loading import load_spec
-from zippkit.optimizer import build_optimizer
-from zippkit.progress import progress
-from zippkit.recipe import Phase, Task, learning_rates, linked_tasks, single_tower
-from zippkit.spec import CompositionSpec
-from zippkit.step import build_step
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.recipe import Phase, Task, learning_rates, linked_tasks, single_tower
+from zippkit.system.progress import progress
+from zippkit.training.device import backend
+from zippkit.training.optimizer import build_optimizer
+from zippkit.training.step import build_step
 
 DEMO = Path(__file__).parents[1] / "demo"
 N_EXAMPLES = 64
@@ -155,7 +155,7 @@ def trained(spec: CompositionSpec, steps: int, scratch: Path) -> tuple[Compositi
         if tower.freeze is True and random and not tower.settings.continuous:
             alone = compile(single_tower(spec, name))
             train(alone, [Task((), name)], steps)
-            zippkit.checkpoint.write_tower(scratch / name, alone.model.tower(name), tower.kind)
+            zippkit.checkpoint.checkpoint.write_tower(scratch / name, alone.model.tower(name), tower.kind)
             data["towers"][name]["weights"] = scratch / name
     zipped = compile(CompositionSpec.model_validate(data, strict=False))
     return zipped, train(zipped, linked_tasks(spec), steps)

@@ -38,7 +38,7 @@ from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, wr
 from zippkit.data.text import load_text_tokenizer
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
-from zippkit.progress import progress
+from zippkit.system.progress import progress
 
 COUNTS = {"dev_other": 150, "train": 2400, "alone": 2400, "dev": 150, "test": 300, "other": 300}
 """``alone`` goes into the training split too, without its text."""

@@ -21,12 +21,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 import zippkit
-from zippkit.batch import Segment
-from zippkit.certificates.probe import wake
+from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
-from zippkit.recipe import single_tower
-from zippkit.tower import tower_logits
+from zippkit.evaluation.certificates.probe import wake
+from zippkit.model.tower import tower_logits
+from zippkit.spec.recipe import single_tower
 
 SPEC = Path(__file__).parents[1] / "compositions" / "smollm2_listens.yaml"
 SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -21,15 +21,15 @@ from typing import Any
 
 from judges import Judge, judge
 
-from zippkit.backend import backend
-from zippkit.batch import Segment
+from zippkit.batch.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.data.readers import DIGITS
 from zippkit.errors import ZippkitError
-from zippkit.generation import generate_batch
-from zippkit.run_folder import RunFolder
-from zippkit.tasks import check_tokenizers
+from zippkit.generation.api import generate_batch
+from zippkit.training.device import backend
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.task_data import check_tokenizers
 
 AT_ONCE = 100
 LONGEST = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sounds import SMALL, tone
+from helpers.sounds import SMALL, tone
 
 from zippkit.data.audio import write_audio
 from zippkit.data.units import UnitTokenizer

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from zippkit.config import Image
 from zippkit.data.dataset import Dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.pictures import Picture, handwritten, prepare_pictures
+from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import DIGITS
 from zippkit.errors import DataError
-from zippkit.prepare_cli import run_prepare
+from zippkit.spec.kinds import Image
 
 FLAGS: dict[str, Any] = {
     "text": "words",

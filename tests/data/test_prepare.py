@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sounds import SMALL, tone
+from helpers.sounds import SMALL, tone
 
 from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset

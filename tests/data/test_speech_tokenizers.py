@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from sounds import tone
-from tiny_speech_models import saved
+from helpers.sounds import tone
+from helpers.tiny_speech_models import saved
 
 from zippkit import cli
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.prepare import prepare
+from zippkit.data.speech.codec import CodecConfig, CodecTokenizer
+from zippkit.data.speech.ssl_units import SslUnitConfig, SslUnits
 from zippkit.data.speech_tokenizer import SpeechTokenizer, tokenizer_class
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
-from zippkit.registry import UnknownKindError
-from zippkit.run_folder import RunFolder
-from zippkit.speech.codec import CodecConfig, CodecTokenizer
-from zippkit.speech.ssl_units import SslUnitConfig, SslUnits
+from zippkit.spec.registry import UnknownKindError
+from zippkit.training.run_folder import RunFolder
 
 Models = Callable[[str], Path]
 
@@ -175,7 +175,7 @@ THIRD_PARTY = """
 from pathlib import Path
 import hashlib
 import numpy as np
-from zippkit.config import Strict
+from zippkit.spec.kinds import Strict
 from zippkit.data.speech_tokenizer import SpeechTokenizer
 
 class Loudness(SpeechTokenizer):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sounds import SMALL, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sounds import SMALL, tone
 
 from zippkit.data.kmeans import Reservoir, cluster, nearest
 from zippkit.data.units import UnitConfig, UnitTokenizer

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sounds import SMALL, tone
+from helpers.sounds import SMALL, tone
 
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.prepare import add_vocoder, prepare
 from zippkit.data.readers import librispeech
+from zippkit.data.speech.train_vocoder import TrainVocoder, train_vocoder
+from zippkit.data.speech.vocoder import UnitVocoder
 from zippkit.data.speech_tokenizer import load_vocoder
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError
-from zippkit.run_folder import RunFolder
-from zippkit.speech.train_vocoder import TrainVocoder, train_vocoder
-from zippkit.speech.vocoder import UnitVocoder
+from zippkit.training.run_folder import RunFolder
 
 QUICK = TrainVocoder(steps=60, batch=4, seconds=0.5, dropout=0.0)
 
@@ -108,7 +108,7 @@ def test_a_prepared_vocoder_is_kept_with_the_data_and_the_run(
     librispeech_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "zippkit.speech.train_vocoder.TrainVocoder", lambda: TrainVocoder.model_construct(**QUICK.model_dump())
+        "zippkit.data.speech.train_vocoder.TrainVocoder", lambda: TrainVocoder.model_construct(**QUICK.model_dump())
     )
     plain = prepare("librispeech", librispeech_root, tmp_path / "plain", units=SMALL)
     dataset = prepare("librispeech", librispeech_root, tmp_path / "d", units=SMALL, vocoder=True)

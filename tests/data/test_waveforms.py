@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sounds import SMALL, tone
+from helpers.sounds import SMALL, tone
 
 from zippkit.data import rows, table
 from zippkit.data.audio import read_audio, resample
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.prepare import prepare
+from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import librispeech
 from zippkit.data.text import ByteTokenizer
 from zippkit.errors import DataError, ZippkitError
-from zippkit.prepare_cli import run_prepare
 
 RATE = 8000
 

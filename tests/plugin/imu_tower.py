@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zippkit.batch import TowerBatch
-from zippkit.config import TowerConfig
-from zippkit.tower import Tower
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.tower import Tower
+from zippkit.spec.kinds import TowerConfig
 
 
 class Imu(Tower):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zippkit.batch import TowerBatch
-from zippkit.config import LinkConfig
-from zippkit.links.base import Link, Memory
-from zippkit.masks import cross_mask
+from zippkit.batch.batch import TowerBatch
+from zippkit.batch.masks import cross_mask
+from zippkit.model.links.base import Link, Memory
+from zippkit.spec.kinds import LinkConfig
 
 
 class Mean(Link):

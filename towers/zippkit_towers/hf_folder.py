@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from zippkit.hf_folder import CONFIG, WEIGHTS, local_folder
+from zippkit.spec.hf_folder import CONFIG, WEIGHTS, local_folder
 
 __all__ = ["CONFIG", "WEIGHTS", "local_folder"]

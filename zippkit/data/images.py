@@ -12,8 +12,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from zippkit.config import Image
 from zippkit.errors import DataError
+from zippkit.spec.kinds import Image
 
 Pixels = NDArray[np.int64]
 """(side, side) grey levels, 0 without ink."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from zippkit.config import Strict
 from zippkit.errors import DataError
+from zippkit.spec.kinds import Strict
 
 MANIFEST = "manifest.json"
 

@@ -13,7 +13,6 @@ from typing import Any, Protocol, Self, TypeVar, get_type_hints
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from zippkit.config import Strict
 from zippkit.data import audio
 from zippkit.data.audio import Wave
 from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, write_dataset
@@ -21,7 +20,8 @@ from zippkit.data.readers import Recording, reader
 from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer, train_words
 from zippkit.errors import DataError, did_you_mean
-from zippkit.validation import validate
+from zippkit.spec.kinds import Strict
+from zippkit.spec.validation import validate
 
 _LISTED = 20
 """Bad recordings that a message lists; it counts the rest."""
@@ -246,7 +246,7 @@ def add_vocoder(
         DataError: the kind takes no vocoder, or there are no recordings.
     """
     # By name, since it needs torch, which this package leaves alone.
-    train = import_module("zippkit.speech.train_vocoder").train_vocoder
+    train = import_module("zippkit.data.speech.train_vocoder").train_vocoder
     return tokenizer.with_vocoder(train(tokenizer, waves, seed=seed, progress=progress))
 
 

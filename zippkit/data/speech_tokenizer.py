@@ -17,10 +17,10 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from zippkit.config import Strict
 from zippkit.data.audio import Wave
 from zippkit.errors import DataError
-from zippkit.registry import TOKENIZERS, implementation
+from zippkit.spec.kinds import Strict
+from zippkit.spec.registry import TOKENIZERS, implementation
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, what); a total of 0 means that it is not known."""
@@ -191,5 +191,5 @@ def load_vocoder(path: str | Path) -> Vocoder:
     Raises:
         DataError: not a readable vocoder.
     """
-    vocoder: Vocoder = import_module("zippkit.speech.vocoder").UnitVocoder.load(path)
+    vocoder: Vocoder = import_module("zippkit.data.speech.vocoder").UnitVocoder.load(path)
     return vocoder

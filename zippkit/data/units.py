@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from zippkit.config import Strict
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound
 from zippkit.data.kmeans import Reservoir, cluster, nearest
 from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer, Vocoder
 from zippkit.errors import DataError
+from zippkit.spec.kinds import Strict
 
 _METADATA_KEY = "zippkit_units"
 """One key only: safetensors writes several in no fixed order, and equal tokenizers should be equal files."""

@@ -9,10 +9,10 @@ from zippkit.errors import did_you_mean
 from zippkit.experiment.claim_checks import claim_complaints, unknown
 from zippkit.experiment.format import Experiment, Plot, Preset
 from zippkit.experiment.metrics import Metric
-from zippkit.recipe import Recipe, Task
-from zippkit.spec import Name
-from zippkit.validation import Complaint
-from zippkit.yaml_file import Place
+from zippkit.spec.composition_spec import Name
+from zippkit.spec.recipe import Recipe, Task
+from zippkit.spec.validation import Complaint
+from zippkit.spec.yaml_document import Place
 
 
 def complaints_of(experiment: Experiment) -> Iterator[Complaint]:

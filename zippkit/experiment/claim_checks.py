@@ -7,9 +7,9 @@ from typing import Any
 
 from zippkit.errors import did_you_mean
 from zippkit.experiment.format import Claim, Experiment
-from zippkit.spec import Name
-from zippkit.validation import Complaint
-from zippkit.yaml_file import Place
+from zippkit.spec.composition_spec import Name
+from zippkit.spec.validation import Complaint
+from zippkit.spec.yaml_document import Place
 
 
 def unknown(place: Place, names: Sequence[Name], known: Mapping[str, Any], what: str) -> Iterator[Complaint]:

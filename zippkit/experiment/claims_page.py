@@ -9,7 +9,7 @@ from zippkit.experiment.claims import Judged
 from zippkit.experiment.results import Results
 from zippkit.experiment.statistics import Verdict
 from zippkit.experiment.words import comparison, ours
-from zippkit.report import Markup, markup, tag
+from zippkit.report.run_page import Markup, markup, tag
 
 LOOKS = {Verdict.HOLDS: "good", Verdict.FAILS: "bad", Verdict.UNKNOWN: "note", Verdict.UNMEASURED: "note"}
 Verdicts = Sequence[tuple[Results, Sequence[Judged]]]

@@ -14,7 +14,7 @@ from zippkit.experiment.page import write_page
 from zippkit.experiment.results import Results
 from zippkit.experiment.runner import run_all
 from zippkit.experiment.store import Store
-from zippkit.trainer import InterruptedRunError
+from zippkit.training.trainer import InterruptedRunError
 
 PAGE_PERIOD = 300.0
 """Seconds after which the page is written again while runs are under way."""

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from zippkit.config import Strict
 from zippkit.experiment.metrics import Metric
 from zippkit.experiment.statistics import Relation
-from zippkit.spec import Name
+from zippkit.spec.composition_spec import Name
+from zippkit.spec.kinds import Strict
 
 Value = int | float
 Overrides = dict[str, Any]

@@ -14,9 +14,9 @@ from zippkit.experiment.checks import grid_complaints
 from zippkit.experiment.format import Experiment, Overrides, Preset, Value
 from zippkit.experiment.hashes import recipe_hash
 from zippkit.experiment.loading import ExperimentFile, load_experiment
-from zippkit.loading import beside
-from zippkit.recipe import Phase, Recipe, recipe_of
-from zippkit.yaml_file import Document, Place, dotted, read_yaml
+from zippkit.loading import beside, recipe_of
+from zippkit.spec.recipe import Phase, Recipe
+from zippkit.spec.yaml_document import Document, Place, dotted, read_yaml
 
 
 @dataclass(frozen=True)

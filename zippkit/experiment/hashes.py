@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from zippkit.data.manifest import MANIFEST, sha256_of
-from zippkit.hf_folder import CONFIG
-from zippkit.parts import MANIFEST as PARTS
-from zippkit.parts import checkpoint_folder
-from zippkit.recipe import Recipe, dump, single_tower
+from zippkit.plan.parts import MANIFEST as PARTS
+from zippkit.plan.parts import checkpoint_folder
+from zippkit.spec.hf_folder import CONFIG
+from zippkit.spec.recipe import Recipe, dump, single_tower
 
 _READ_WHOLE = 50 * 1024**2
 """A file of fewer bytes is known by its content, a larger one by its size and time."""

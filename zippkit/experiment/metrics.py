@@ -8,12 +8,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from zippkit.config import Strict
 from zippkit.errors import did_you_mean
 from zippkit.experiment.scores import Scores, Sentence
-from zippkit.recipe import Task
-from zippkit.spec import Name
-from zippkit.validation import Complaint
+from zippkit.spec.composition_spec import Name
+from zippkit.spec.kinds import Strict
+from zippkit.spec.recipe import Task
+from zippkit.spec.validation import Complaint
 
 
 class Metric(Strict):

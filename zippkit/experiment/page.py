@@ -17,7 +17,7 @@ from zippkit.experiment.exports import as_json, as_markdown
 from zippkit.experiment.results import Results
 from zippkit.experiment.tables import Entry, Rows, progress_of, shown_progress, table_of
 from zippkit.experiment.words import explanation
-from zippkit.report import Markup, markup, tag
+from zippkit.report.run_page import Markup, markup, tag
 
 
 def write_page(results: Sequence[Results], out: Path, preset: str | None, name: str) -> Path:

@@ -8,10 +8,10 @@ from functools import cache
 from typing import NamedTuple
 
 from zippkit.errors import ZippkitError
-from zippkit.meta import meta_model
-from zippkit.recipe import dump
-from zippkit.sizing import part_sizes
-from zippkit.spec import CompositionSpec
+from zippkit.model.meta_device import meta_model
+from zippkit.report.sizes import part_sizes
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.recipe import dump
 
 
 class Parameters(NamedTuple):

@@ -10,10 +10,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from zippkit.batch.mask_picture import COLOURS
 from zippkit.experiment.format import Plot
 from zippkit.experiment.results import At, Results
 from zippkit.experiment.tables import shown_value
-from zippkit.mask_picture import COLOURS
 
 MARKERS = "osD^vPX"
 

@@ -13,14 +13,14 @@ from typing import Any
 
 from zippkit.data.dataset import Dataset
 from zippkit.errors import ZippkitError
-from zippkit.evaluate import evaluate
+from zippkit.evaluation.evaluate import evaluate
+from zippkit.evaluation.recognisers.base import open_scorer
 from zippkit.experiment.grid import Job
 from zippkit.experiment.store import Record, Store
-from zippkit.recipe import Recipe
-from zippkit.run_folder import RunFolder
-from zippkit.scoring.base import open_scorer
-from zippkit.start import check_start
-from zippkit.trainer import InterruptedRunError, train
+from zippkit.spec.recipe import Recipe
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.starting_point import check_start
+from zippkit.training.trainer import InterruptedRunError, train
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from zippkit.scoring.normalize import normalize
-from zippkit.spec import Name
+from zippkit.evaluation.recognisers.normalize import normalize
+from zippkit.spec.composition_spec import Name
 
 
 class Sentence(NamedTuple):
@@ -77,7 +77,7 @@ def _sentences(answer: Mapping[str, Any]) -> dict[str, Sentence]:
 
 def _sentence(name: str, reference: str, hypothesis: str) -> Sentence:
     # It knows generation and so torch, without which experiments are checked.
-    from zippkit.speech_scores import count_errors
+    from zippkit.evaluation.speech_scores import count_errors
 
     n_words = len(reference.split())
     return Sentence(name, count_errors(reference, hypothesis), n_words, n_words)

@@ -20,11 +20,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zippkit.config import Strict
 from zippkit.errors import ZippkitError
 from zippkit.experiment.hashes import tower_hash
-from zippkit.recipe import Recipe
-from zippkit.run_folder import RunFolder
+from zippkit.spec.kinds import Strict
+from zippkit.spec.recipe import Recipe
+from zippkit.training.run_folder import RunFolder
 
 
 class Record(Strict):

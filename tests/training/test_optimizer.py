@@ -1,0 +1,86 @@
+"""Adam in named groups, and its state to a file and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.compositions import link, make, tower
+from torch import Tensor
+
+from zippkit.composition import Composition
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.spec.recipe import Phase, learning_rates
+from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+
+PHASE = Phase(steps=1, learning_rate=0.5, learning_rates={"towers.speech": 0.25}, betas=(0.8, 0.9))
+
+
+def zipped(freeze: bool = True) -> Composition:
+    towers = {"text": tower(1, 8, freeze=freeze, input_projection={}), "speech": tower(1, 8)}
+    return make(towers, [link("speech", "text", every=1)])
+
+
+def optimizer_of(made: Composition) -> torch.optim.Adam:
+    return build_optimizer(made.model, learning_rates(made.spec, PHASE), PHASE)
+
+
+def test_every_trained_parameter_is_in_the_group_of_its_part() -> None:
+    made = zipped()
+    optimizer = optimizer_of(made)
+    groups = {group["group"]: group for group in optimizer.param_groups}
+    assert list(groups) == ["towers.speech", "input_projections.text", "links.speech_to_text"]
+    names = [name for group in groups.values() for name in group["names"]]
+    assert sorted(names) == sorted(name for name, p in made.model.named_parameters() if p.requires_grad)
+    for group in groups.values():
+        assert all(made.model.get_parameter(n) is p for n, p in zip(group["names"], group["params"], strict=True))
+        assert group["betas"] == (0.8, 0.9)
+    assert [float(group["lr"]) for group in groups.values()] == [0.25, 0.5, 0.5]
+    assert "towers.text" in {group["group"] for group in optimizer_of(zipped(freeze=False)).param_groups}
+
+
+def test_rates_are_scaled_in_place() -> None:
+    optimizer = optimizer_of(zipped())
+    tensors = [group["lr"] for group in optimizer.param_groups]
+    for factor in (0.5, 0.1, 1.0):
+        set_rate(optimizer, factor)
+        assert [float(lr) for lr in tensors] == pytest.approx([0.25 * factor, 0.5 * factor, 0.5 * factor])
+    assert all(isinstance(lr, Tensor) for lr in tensors)
+
+
+def test_nothing_to_train() -> None:
+    made = make({"text": tower(1, 8, freeze=True)})
+    with pytest.raises(ZippkitError, match="nothing to train: every tower is frozen"):
+        optimizer_of(made)
+
+
+def stepped(made: Composition) -> torch.optim.Adam:
+    """After one step, in which the first parameter got no gradient."""
+    optimizer = optimizer_of(made)
+    for parameter in [p for group in optimizer.param_groups for p in group["params"]][1:]:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def test_state_goes_around() -> None:
+    first = stepped(zipped())
+    tensors = optimizer_tensors(first)
+    assert len(tensors) == 3 * (sum(len(group["params"]) for group in first.param_groups) - 1)
+    second = optimizer_of(zipped())
+    restore_optimizer(second, tensors, "here")
+    again = optimizer_tensors(second)
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+def test_state_that_does_not_fit(key: str) -> None:
+    tensors = optimizer_tensors(stepped(zipped()))
+    name = next(name for name in tensors if name.endswith("up_proj.weight:exp_avg")).removesuffix(":exp_avg")
+    with pytest.raises(CheckpointError, match=f"here: the optimizer's state of {name} does not fit"):
+        restore_optimizer(optimizer_of(zipped()), {n: t for n, t in tensors.items() if n != f"{name}:{key}"}, "here")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        restore_optimizer(optimizer_of(zipped()), tensors | {f"{name}:{key}": torch.zeros(3)}, "here")
+    unknown = tensors | {f"towers.video.norm.weight:{key}": torch.zeros(8)}
+    with pytest.raises(CheckpointError, match=f"unknown parameters: towers.video.norm.weight:{key}"):
+        restore_optimizer(optimizer_of(zipped()), unknown, "here")

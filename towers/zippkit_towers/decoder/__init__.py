@@ -1,0 +1,1 @@
+"""zippkit's own decoder, for any discrete tokens."""

@@ -1,0 +1,186 @@
+"""The native decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU (llama, arXiv 2302.13971).
+
+Parameters carry the names of a llama checkpoint without its leading ``model.``, so such a folder loads as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.errors import CheckpointError
+from zippkit.model.layers import attend, rotary_angles, rotate, split_heads
+from zippkit.model.tower import Projected, SharedAttention, Tower
+from zippkit.model.weights import load_into, read_tensors
+from zippkit_towers.decoder.config import DecoderConfig
+
+
+@dataclass
+class Cache:
+    """Preallocated keys and values."""
+
+    keys: list[Tensor]
+    """For each layer (B, max_len, H_kv, K)."""
+    values: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer of one forward needs besides the states."""
+
+    angles: tuple[Tensor, Tensor]
+    mask: Tensor | None
+    """(B, T, S) bool; None is plain causal."""
+    cache: Cache | None
+    positions: Tensor
+    """(B, T) slots of the cache that the new tokens take."""
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.n_heads, self.n_kv_heads = config.n_heads, config.kv_heads
+        width = config.head_width
+        self.q_proj = nn.Linear(config.dim, config.n_heads * width, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.kv_heads * width, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.kv_heads * width, bias=False)
+        self.o_proj = nn.Linear(config.n_heads * width, config.dim, bias=False)
+
+    def project(self, x_BTD: Tensor, context: Context) -> Projected:
+        """Queries, keys and values of the new tokens."""
+        return Projected(
+            rotate(split_heads(self.q_proj(x_BTD), self.n_heads), context.angles),
+            rotate(split_heads(self.k_proj(x_BTD), self.n_kv_heads), context.angles),
+            split_heads(self.v_proj(x_BTD), self.n_kv_heads),
+        )
+
+
+def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots: int) -> Tensor:
+    """Put the new tokens into their slots; the first ``n_slots`` slots as (B, H, S, K)."""
+    rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
+    cache_BSHK[rows, positions_BT] = new_BHTK.transpose(1, 2)
+    return cache_BSHK[:, :n_slots].transpose(1, 2)
+
+
+def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values of every token so far, through the cache if there is one, and their mask."""
+    if context.cache is None or context.mask is None:
+        return projected.keys, projected.values, context.mask
+    n_slots = context.mask.shape[-1]
+    keys = _extend(context.cache.keys[index], projected.keys, context.positions, n_slots)
+    return keys, _extend(context.cache.values[index], projected.values, context.positions, n_slots), context.mask
+
+
+class SwiGLU(nn.Module):
+    """``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, width, bias=False)
+        self.up_proj = nn.Linear(dim, width, bias=False)
+        self.down_proj = nn.Linear(width, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each with its residual."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = SwiGLU(config.dim, config.ffn_width)
+
+    def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
+        projected = self.project(hidden, context)
+        keys, values, mask = remember(index, projected, context)
+        return self.close(hidden, attend(projected.queries, keys, values, mask))
+
+    def project(self, hidden: Tensor, context: Context) -> Projected:
+        """What the attention is made of."""
+        projected: Projected = self.self_attn.project(self.input_layernorm(hidden), context)
+        return projected
+
+    def close(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's state, from the one before it and what was attended to."""
+        hidden = hidden + self.self_attn.o_proj(attended)
+        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
+        return hidden + fed
+
+
+class Decoder(Tower, SharedAttention):
+    """A causal decoder for any discrete tokens: text, speech units, image levels."""
+
+    Config = DecoderConfig
+    config: DecoderConfig
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        if not config.tied:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                # Residual outputs start smaller with depth, so that the sum over layers keeps its size (GPT-2).
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5 if residual else 0.02)
+
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+        angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta)
+        hidden: Tensor = self.embed_tokens(inputs.tokens)
+        return hidden, Context(angles, mask, cache, inputs.positions)
+
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        out: Tensor = self.layers[index](hidden, index, context)
+        return out
+
+    def project(self, index: int, hidden: Tensor, context: Context) -> Projected:
+        return cast("Layer", self.layers[index]).project(hidden, context)
+
+    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        return remember(index, projected, context)
+
+    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Context) -> Tensor:
+        del context
+        return cast("Layer", self.layers[index]).close(hidden, attended)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+        logits: Tensor = F.linear(self.norm(hidden), weight)
+        return logits
+
+    def new_cache(self, batch_size: int, max_len: int) -> Cache:
+        shape = (batch_size, max_len, self.config.kv_heads, self.config.head_width)
+        like = self.norm.weight
+        keys, values = ([like.new_zeros(shape) for _ in self.layers] for _ in range(2))
+        return Cache(keys, values)
+
+    def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
+        return Cache([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
+
+    def load_weights(self, path: Path) -> None:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
+        if self.config.tied and "lm_head.weight" in tensors:
+            head = tensors.pop("lm_head.weight")
+            if "embed_tokens.weight" in tensors and not torch.equal(head, tensors["embed_tokens.weight"]):
+                raise CheckpointError(
+                    f"{path}: lm_head differs from the embedding; expected `tied: false` in the config"
+                )
+        load_into(self, tensors, str(path))

@@ -1,0 +1,1 @@
+"""Decoders of Hugging Face transformers, run layer by layer."""

@@ -1,0 +1,191 @@
+"""Settings of a Hugging Face decoder, read from its own config.json; without torch and transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from zippkit.errors import did_you_mean
+from zippkit.spec.kinds import Frame, TowerConfig, read_json
+from zippkit_towers.hf_folder import WEIGHTS, local_folder
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angles depend on a token's position alone, not on the longest one that has been seen."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One ``model_type``: what its modules and its config's keys are called."""
+
+    base: str = "model"
+    embedding: str = "embed_tokens"
+    layers: str = "layers"
+    norm: str = "norm"
+    cache: str = "past_key_values"
+    rotary: bool = True
+    positions: str = ""
+    """Learned embedding of positions, where there is one."""
+    dim: str = "hidden_size"
+    n_layers: str = "num_hidden_layers"
+    max_len: str = "max_position_embeddings"
+    n_heads: str = "num_attention_heads"
+    n_kv_heads: str = "num_key_value_heads"
+    """Empty where every query head has key and value of its own."""
+    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Settings that are not run, by key."""
+
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(
+        (
+            *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
+            *("gemma", "gemma2", "granite", "phi3", "olmo2", "smollm3"),
+        ),
+        Family(),
+    ),
+    "gemma3_text": Family(refused={"use_bidirectional_attention": (True,)}),
+    "gpt2": Family(
+        base="transformer",
+        embedding="wte",
+        layers="h",
+        norm="ln_f",
+        rotary=False,
+        positions="wpe",
+        dim="n_embd",
+        n_layers="n_layer",
+        max_len="n_positions",
+        n_heads="n_head",
+        n_kv_heads="",
+        refused={"add_cross_attention": (True,)},
+    ),
+    "gpt_neox": Family(
+        base="gpt_neox", embedding="embed_in", norm="final_layer_norm", cache="layer_past", n_kv_heads=""
+    ),
+}
+
+_DESCRIBES_NOTHING = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map")
+
+
+class HfCausalLmConfig(TowerConfig):
+    """A decoder of Hugging Face transformers; give ``path`` or ``model``, and the rest follows."""
+
+    implementation: ClassVar[str] = "zippkit_towers.hf_causal_lm.tower:HfCausalLm"
+
+    path: str | None = Field(
+        None,
+        exclude=True,
+        description="A local folder or a hub id, of which config and weights are; only weights if `model` is given.",
+    )
+    model: dict[str, Any] = Field(
+        description="A Hugging Face config as plain data, `model_type` among it; that of `path` if left out."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follows(cls, given: Any) -> Any:
+        """Everything that the Hugging Face config tells."""
+        if not isinstance(given, dict):
+            return given
+        path, model = given.get("path"), given.get("model")
+        if isinstance(model, dict):
+            told = _told(model, "model")
+        elif model is not None:
+            raise ValueError(f"model: expected a mapping, got {model!r}")
+        elif isinstance(path, str):
+            folder = local_folder(path)
+            told = _told(read_json(folder / "config.json"), str(folder))
+        else:
+            raise ValueError("expected `path: FOLDER_OR_HUB_ID` or `model: {model_type: ...}`")
+        return told | {key: value for key, value in given.items() if value is not None and key != "model"}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        told = _told(self.model, "model")
+        for key in ("dim", "n_layers", "vocab_size"):
+            if getattr(self, key) != told[key]:
+                raise ValueError(f"{key} is {getattr(self, key)}, but the model's is {told[key]}; leave it out")
+        return self
+
+    @property
+    def model_type(self) -> str:
+        return str(self.model["model_type"])
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.model_type]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        if not (folder / "config.json").exists():
+            return super().from_folder(folder)
+        return cls.model_validate(_told(read_json(folder / "config.json"), str(folder)))
+
+    def weights_path(self) -> Path | None:
+        """The folder of the pre-trained weights, if the config names one."""
+        return None if self.path is None else local_folder(self.path, WEIGHTS)
+
+
+def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields that a Hugging Face config tells.
+
+    Raises:
+        ValueError: a family or a setting that is not run, or a size that is none.
+    """
+    model = dict(raw)
+    if model.get("model_type") == "gemma3" and isinstance(model.get("text_config"), dict):
+        model = {**model["text_config"], "model_type": "gemma3_text"}
+    name = model.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = did_you_mean(str(name), FAMILIES)
+        raise ValueError(f"{where} holds a {name!r} model, which kind `hf_causal_lm` does not run{known}")
+    family = FAMILIES[name]
+    for key, values in family.refused.items():
+        if model.get(key) in values:
+            raise ValueError(f"{where}: {key} is {model[key]!r}, which kind `hf_causal_lm` does not run")
+    _check_rope(model, where)
+    sizes = {key: _number(model, getattr(family, key), where) for key in ("dim", "n_layers")}
+    told: dict[str, Any] = {
+        "model": {key: value for key, value in model.items() if key not in _DESCRIBES_NOTHING and value is not None},
+        "vocab_size": _number(model, "vocab_size", where),
+        **sizes,
+    }
+    if type(model.get(family.max_len)) is int:
+        told["max_len"] = model[family.max_len]
+    begin, end = (_first(model.get(key)) for key in ("bos_token_id", "eos_token_id"))
+    if begin is not None and end is not None:
+        told["frame"] = Frame(begin=begin, end=end)
+    return told
+
+
+def _check_rope(model: Mapping[str, Any], where: str) -> None:
+    """Refuse rotary embeddings that change with the longest position: cached decoding would not be the full forward."""
+    for key in ("rope_parameters", "rope_scaling"):
+        given = model.get(key)
+        if not isinstance(given, dict):
+            continue
+        # Gemma 3 has one set for each type of layer.
+        sets = [value for value in given.values() if isinstance(value, dict)] or [given]
+        for each in sets:
+            rope = each.get("rope_type", each.get("type", "default"))
+            if rope not in ROPE_TYPES:
+                raise ValueError(
+                    f"{where}: rope_type is {rope!r}, whose angles depend on the longest position; kind `hf_causal_lm` "
+                    f"runs {', '.join(ROPE_TYPES)}"
+                )
+
+
+def _number(model: Mapping[str, Any], key: str, where: str) -> int:
+    value = model.get(key)
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{where}: {key} is {value!r}; expected a whole number above 0")
+    return value
+
+
+def _first(ids: Any) -> int | None:
+    """A token id; of several, the first."""
+    ids = ids[0] if isinstance(ids, list) and ids else ids
+    return ids if type(ids) is int and ids >= 0 else None

@@ -1,0 +1,254 @@
+"""Decoders of Hugging Face transformers, run layer by layer with their own masks, positions, scalings and caches.
+
+Transformers' own modules do the work; what stands between them in its ``forward`` is done here: embedding scales,
+rotary angles for each type of layer, sliding windows, caps and scales of logits. Whether that is done right is checked
+against the model's own ``forward`` whenever one is built (`hf_causal_lm_parity`). Parameters carry the names of the
+model's checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.tower import Tower
+from zippkit.model.weights import load_into, read_tensors
+from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+
+_RANDOM = ("dropout", "pdrop", "jitter_noise")
+"""Ends of the names of settings that make training random; a tower gives the same for the same inputs."""
+
+
+@dataclass
+class Slots:
+    """Preallocated keys and values, in the shape of transformers' cache: layers call ``update``."""
+
+    keys: list[Tensor]
+    """For each layer (B, H_kv, max_len, K)."""
+    values: list[Tensor]
+    positions: Tensor | None = None
+    """(B, T) slots of the new tokens."""
+    n_slots: int = 0
+    """How many slots are looked at."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Put the new tokens (B, H_kv, T, K) into their slots; the first ``n_slots`` slots."""
+        at = cast("Tensor", self.positions)
+        rows = torch.arange(len(at), device=at.device)[:, None]
+        found = []
+        for store, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+            store.transpose(1, 2)[rows, at] = new.transpose(1, 2).to(store)
+            found.append(store[:, :, : self.n_slots])
+        return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer of one forward needs besides the states."""
+
+    masks: dict[int | None, Tensor | None]
+    """By window; (B, 1, T, S), or None for plain causal."""
+    angles: dict[str, Any]
+    """By type of layer."""
+    positions: Tensor
+    cache: Slots | None
+
+
+class HfCausalLm(Tower):
+    """Any causal language model of the known families (`hf_causal_lm_config.FAMILIES`)."""
+
+    Config = HfCausalLmConfig
+    made_by_weights = True
+    config: HfCausalLmConfig
+
+    def __init__(self, config: HfCausalLmConfig) -> None:
+        super().__init__(config)
+        whole = whole_model(config)
+        self.hf: Any = whole.config
+        self._take(whole)
+        self.eager = self.hf._attn_implementation == "eager"
+        self.windows = windows_of(self.hf)
+
+    def _take(self, whole: Any) -> None:
+        """Make the modules of a whole model this tower's own."""
+        base = self.config.family.base
+        self.add_module(base, getattr(whole, base))
+        if not self.hf.tie_word_embeddings:
+            self.lm_head = whole.lm_head
+
+    def _base(self, name: str) -> Any:
+        return getattr(getattr(self, self.config.family.base), name)
+
+    def check(self) -> None:
+        from zippkit_towers.hf_causal_lm.parity import check_parity
+
+        check_parity(self)
+
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+        family = self.config.family
+        hidden = self._base(family.embedding)(inputs.tokens) * getattr(self.hf, "embedding_multiplier", 1.0)
+        angles: dict[str, Any] = {}
+        if family.rotary:
+            by_type = self.config.model_type == "gemma3_text"
+            for kind in set(self._kinds()) if by_type else {""}:
+                more = (kind,) if by_type else ()
+                angles[kind] = self._base("rotary_emb")(hidden, inputs.places, *more)
+        if cache is not None:
+            cache.positions, cache.n_slots = inputs.positions, cast("Tensor", mask).shape[-1]
+        masks = {window: self._mask(mask, window, inputs, hidden) for window in set(self.windows)}
+        return self.placed(hidden, inputs), Context(masks, angles, inputs.places, cache)
+
+    def _kinds(self) -> list[str]:
+        return list(getattr(self.hf, "layer_types", None) or [])
+
+    def _mask(self, mask: Tensor | None, window: int | None, inputs: TowerBatch, hidden: Tensor) -> Tensor | None:
+        """(B, 1, T, S) of one kind of layer: bool, or what is added to the scores where attention is eager."""
+        n = inputs.tokens.shape[1]
+        if mask is None and (self.eager or (window is not None and window < n)):
+            mask = torch.ones(n, n, dtype=torch.bool, device=hidden.device).tril().expand(len(hidden), n, n)
+        if mask is None:
+            return None
+        if window is not None and window < mask.shape[-1]:
+            slots = torch.arange(mask.shape[-1], device=hidden.device)
+            mask = mask & (inputs.positions[:, :, None] - slots < window)
+        if self.eager:
+            lowest = torch.finfo(hidden.dtype).min
+            return torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)[:, None]
+        return mask[:, None]
+
+    def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
+        family = self.config.family
+        if not family.positions:
+            return states
+        learned = self._base(family.positions)
+        # Padding counts on, past the last position that there is.
+        moved: Tensor = states + learned(inputs.places.clamp(max=learned.num_embeddings - 1))
+        return moved
+
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        family, given = self.config.family, {}
+        if family.rotary:
+            kind = self._kinds()[index] if self.config.model_type == "gemma3_text" else ""
+            given = {"position_embeddings": context.angles[kind], "position_ids": context.positions}
+        if context.cache is not None:
+            given |= {family.cache: context.cache, "use_cache": True}
+        out: Tensor = self._base(family.layers)[index](
+            hidden, attention_mask=context.masks[self.windows[index]], **given
+        )
+        return out
+
+    def head(self, hidden: Tensor) -> Tensor:
+        family = self.config.family
+        hidden = self._base(family.norm)(hidden)
+        tied = self.hf.tie_word_embeddings
+        logits: Tensor = F.linear(hidden, self._base(family.embedding).weight) if tied else self.lm_head(hidden)
+        logits = logits / getattr(self.hf, "logits_scaling", 1.0)
+        cap = getattr(self.hf, "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def new_cache(self, batch_size: int, max_len: int) -> Slots:
+        family = self.config.family
+        n_heads = getattr(self.hf, family.n_heads)
+        n_kv = getattr(self.hf, family.n_kv_heads or family.n_heads, None) or n_heads
+        width = getattr(self.hf, "head_dim", None) or self.config.dim // n_heads
+        like = self._base(family.norm).weight
+        shape, layers = (batch_size, n_kv, max_len, width), range(self.config.n_layers)
+        return Slots([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
+
+    def reorder_cache(self, cache: Slots, rows: Tensor) -> Slots:
+        return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
+
+    def load_weights(self, path: Path) -> None:
+        """Fill in a Hugging Face folder's values (through transformers, so that older names fit), or what zippkit wrote.
+
+        A tower that was built without values (on the meta device, before anything is frozen or adapted) takes over
+        the modules that were read, so that no weight is held twice; any other one keeps every module and parameter.
+
+        Raises:
+            CheckpointError: weights that do not fit, or no safetensors.
+        """
+        empty = any(parameter.is_meta for parameter in self.parameters())
+        folder = (path / "config.json").is_file()
+        if empty:
+            self._take(_from_folder(path, self.config) if folder else whole_model(self.config))
+        if folder and not empty:
+            found = _from_folder(path, self.config).state_dict()
+            load_into(self, {name: found[name] for name in self.state_dict() if name in found}, str(path))
+        elif not folder:
+            load_into(self, read_tensors(path), str(path))
+
+
+def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
+    transformers = _transformers()
+    try:
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            config=hf_config(config),
+            attn_implementation=_attention(config),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        # Transformers raises whatever its readers raise.
+        read_tensors(path)
+        raise CheckpointError(f"{path}: transformers cannot load it: {type(error).__name__}: {error}") from error
+    wrong = {key: sorted(map(str, told.get(key, ()))) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    problems = [f"{key.replace('_', ' ')}: {', '.join(names[:5])}" for key, names in wrong.items() if names]
+    if problems:
+        raise CheckpointError(f"{path}: does not fit its own config.json: {'; '.join(problems)}")
+    return model
+
+
+def _transformers() -> Any:
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise ZippkitError("kind `hf_causal_lm` needs transformers: pip install 'zippkit[hf]'") from error
+
+
+def _attention(config: HfCausalLmConfig) -> str:
+    """Scores that are capped need attention that is written out."""
+    return "eager" if getattr(hf_config(config), "attn_logit_softcapping", None) else "sdpa"
+
+
+def hf_config(config: HfCausalLmConfig, **changes: Any) -> Any:
+    """Transformers' own config, without anything random."""
+    transformers = _transformers()
+    data = {key: 0.0 if key.endswith(_RANDOM) else value for key, value in config.model.items()}
+    model_type = data.pop("model_type")
+    hf = transformers.AutoConfig.for_model(model_type, **data)
+    for key in vars(hf):
+        if key.endswith(_RANDOM):
+            setattr(hf, key, 0.0)
+    for key, value in changes.items():
+        setattr(hf, key, value)
+    return hf
+
+
+def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
+    """Transformers' own model of a config, randomly initialised."""
+    return _transformers().AutoModelForCausalLM.from_config(
+        hf_config(config, **changes),
+        dtype=torch.float32,
+        attn_implementation=_attention(config),
+        trust_remote_code=False,
+    )
+
+
+def windows_of(hf: Any) -> list[int | None]:
+    """The sliding window of each layer; None where it sees everything."""
+    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
+    if kinds is None:
+        return [window] * hf.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -1,0 +1,88 @@
+"""The check at load: states made layer by layer are those of transformers' own forward."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from zippkit.batch.batch import Segment, collate
+from zippkit.errors import CheckpointError
+from zippkit.model.tower import tower_states
+from zippkit_towers.hf_encoder.config import HfEncoderConfig
+from zippkit_towers.hf_encoder.families import SAMPLE_RATE
+from zippkit_towers.hf_encoder.inputs import Window
+from zippkit_towers.hf_encoder.parts import parts_of, whole_encoder
+
+if TYPE_CHECKING:
+    from zippkit_towers.hf_encoder.tower import HfEncoder
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest state."""
+
+
+@torch.no_grad()
+def check_parity(tower: HfEncoder, source: str) -> None:
+    """Two segments of different lengths, packed into one row, against each alone in transformers' own forward.
+
+    Raises:
+        CheckpointError: they differ, or transformers cannot run them.
+    """
+    examples = [tower.config.example_inputs(size, seed=size) for size in (7, 4)]
+    training = tower.training
+    try:
+        tower.eval()
+        expected = torch.cat([own_forward(tower, example) for example in examples])
+        batch = collate([[Segment("it", example) for example in examples]], {"it": tower.config})
+        found = tower_states(tower, batch.to(expected.device).towers["it"])[0]
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source}: {_what(tower)} cannot be run layer by layer: {error}") from error
+    finally:
+        tower.train(training)
+    gap = float((found - expected).abs().max())
+    # Written so that NaN is refused.
+    if not gap <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise CheckpointError(
+            f"{source}: {_what(tower)}, run layer by layer, differs by {gap:.2g} from transformers' own forward; "
+            "it would run wrong, so it is not run"
+        )
+
+
+def _what(tower: HfEncoder) -> str:
+    return f"a {tower.config.model_type!r} model"
+
+
+def own_forward(tower: HfEncoder, values: NDArray[np.float32]) -> Tensor:
+    """``last_hidden_state`` (L, D) of one segment, by transformers' own extraction and forward on these weights."""
+    with torch.device("meta"):
+        whole: Any = whole_encoder(tower.config)
+    for name, module in tower.named_children():
+        setattr(whole, name, module)
+    parts = parts_of(tower.config)
+    for name in parts.unused:
+        setattr(whole, name, nn.Identity())
+    first = next(tower.parameters())
+    inputs = {parts.main_input: extracted(tower.config, values).to(first)}
+    states: Tensor = whole.eval()(**inputs).last_hidden_state[0]
+    return states
+
+
+def extracted(config: HfEncoderConfig, values: NDArray[np.float32]) -> Tensor:
+    """What the model's own feature extractor makes of one segment, with one entry in front; pixels as they are."""
+    transformers: Any = import_module("transformers")
+    found: Tensor
+    if isinstance(config.inputs, Window):
+        n_mels = config.model.get("num_mel_bins", config.family.defaults["num_mel_bins"])
+        extract = transformers.WhisperFeatureExtractor(feature_size=n_mels)
+        n_samples = config.inputs.n_samples
+        found = extract(values, sampling_rate=SAMPLE_RATE, max_length=n_samples, return_tensors="pt").input_features
+    elif config.family.audio:
+        extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=config.normalize, sampling_rate=config.sample_rate)
+        found = extract(values, sampling_rate=config.sample_rate, return_tensors="pt").input_values
+    else:
+        found = torch.from_numpy(values)[None]
+    return found

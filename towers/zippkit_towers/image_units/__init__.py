@@ -1,0 +1,1 @@
+"""Small square images of grey levels, by the native decoder."""

@@ -1,0 +1,1 @@
+"""Segments to tensors, and who sees whom in them."""

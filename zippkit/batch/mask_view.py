@@ -1,0 +1,150 @@
+"""Masks to look at: who sees whom in a batch, as text or as a picture, with the tokens written on both axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.batch.masks import Staircase, describe_cross, describe_self
+from zippkit.errors import ZippkitError, did_you_mean
+from zippkit.plan.graph import Graph
+from zippkit.spec.kinds import TowerConfig
+
+WIDEST = 32
+"""Most source tokens of which each is labelled."""
+
+
+class Token(NamedTuple):
+    """One token on an axis."""
+
+    label: str
+    order: int
+    segment: int
+
+
+class View(NamedTuple):
+    """One mask of one row: the target's tokens down, the source's tokens across."""
+
+    target: str
+    source: str
+    link: str | None
+    """None: the tower's own mask."""
+    queries: tuple[Token, ...]
+    keys: tuple[Token, ...]
+    dense: Tensor
+    """(n_queries, n_keys) bool."""
+
+    @property
+    def title(self) -> str:
+        return f"{self.target} sees {self.source} ({self.link})" if self.link else f"{self.target} sees itself"
+
+    def lines(self) -> Iterator[str]:
+        """The mask as text: ``#`` where a token may attend, ``.`` where it may not."""
+        name_width = max(len(token.label) for token in self.queries)
+        order_width = max(len(str(token.order)) for token in self.queries)
+        labelled = len(self.keys) <= WIDEST
+        cell_width = 1 + max(len(part) for key in self.keys for part in (key.label, str(key.order))) if labelled else 1
+        margin = " " * (name_width + order_width + 1)
+        yield self.title
+        if labelled:
+            yield margin + "".join(key.label.rjust(cell_width) for key in self.keys)
+            yield margin + "".join(str(key.order).rjust(cell_width) for key in self.keys)
+        for query, cells in zip(self.queries, self.dense.tolist(), strict=True):
+            seen = "".join(("#" if cell else ".").rjust(cell_width) for cell in cells)
+            gap = "" if labelled else " "
+            yield f"{query.label.rjust(name_width)} {str(query.order).rjust(order_width)}{gap}{seen}"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Every mask of a batch: each tower's own, and each link's staircase."""
+
+    towers: dict[str, Staircase]
+    links: dict[str, Staircase]
+    ends: dict[str, tuple[str, str]]
+    """Source and target of each link."""
+    tokens: dict[str, tuple[tuple[Token, ...], ...]]
+    """For each tower, the tokens of each row, without padding."""
+
+    def dense(self, name: str) -> Tensor:
+        """(B, T, S) bool mask of a tower or of a link; the tower's where both have that name.
+
+        Raises:
+            ZippkitError: no such tower or link in this batch.
+        """
+        masks = self.links | self.towers
+        if name not in masks:
+            raise ZippkitError(f"this batch has no mask called {name!r}{did_you_mean(name, masks)}")
+        return masks[name].dense()
+
+    def views(self, row: int = 0) -> Iterator[View]:
+        """The masks in which a row has queries and keys: the towers' own first, then the links', in spec order."""
+        own = [(tower, tower, None, mask) for tower, mask in self.towers.items()]
+        cross = [(self.ends[link][1], self.ends[link][0], link, mask) for link, mask in self.links.items()]
+        for target, source, link, mask in [*own, *cross]:
+            queries, keys = self.tokens[target][row], self.tokens[source][row]
+            if queries and keys:
+                yield View(target, source, link, queries, keys, mask.dense()[row, : len(queries), : len(keys)])
+
+    def text(self, row: int = 0) -> str:
+        """The masks of one row as text."""
+        return "\n\n".join("\n".join(view.lines()) for view in self.views(row))
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def save(self, path: str | Path, row: int = 0) -> None:
+        """Draw the masks of one row, targets down and sources across.
+
+        Raises:
+            ZippkitError: neither .svg nor .png, or a place that cannot be written.
+        """
+        from zippkit.batch.mask_picture import save_picture  # matplotlib takes a while
+
+        path = Path(path)
+        if path.suffix not in (".svg", ".png"):
+            raise ZippkitError(f"{path}: a picture of masks ends in .svg or .png, got {path.suffix or 'no suffix'!r}")
+        try:
+            save_picture(list(self.views(row)), list(self.towers), path)
+        except OSError as error:
+            raise ZippkitError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def mask_views(graph: Graph, batch: Batch, names: Mapping[str, Callable[[int], str]] | None = None) -> Masks:
+    """Describe every mask of a batch.
+
+    Args:
+        graph: of the composition.
+        batch: what `zippkit.batch.batch.collate` gave.
+        names: for each tower, what a token id is called; its number if left out. Begin and end are ``<b>`` and ``<e>``.
+    """
+    present = {name: batch.towers[name] for name in graph.towers if name in batch.towers}
+    ends = {site.link: (site.source, site.target) for site in graph.sites if {site.source, site.target} <= set(present)}
+    naming = {name: (names or {}).get(name, str) for name in present}
+    return Masks(
+        towers={name: describe_self(tower, graph.towers[name].causal) for name, tower in present.items()},
+        links={link: describe_cross(present[target], present[source]) for link, (source, target) in ends.items()},
+        ends=ends,
+        tokens={name: tuple(_tokens(tower, graph.towers[name], naming[name])) for name, tower in present.items()},
+    )
+
+
+def _tokens(tower: TowerBatch, config: TowerConfig, name: Callable[[int], str]) -> Iterator[tuple[Token, ...]]:
+    frame = {config.frame.begin: "<b>", config.frame.end: "<e>"} if config.frame else {}
+    columns = (tower.tokens.tolist(), tower.order.tolist(), tower.segment.tolist())
+    for tokens, orders, segments in zip(*columns, strict=True):
+        row = (
+            Token(_printable(frame.get(i) or name(i)), *place)
+            for i, *place in zip(tokens, orders, segments, strict=True)
+        )
+        yield tuple(token for token in row if token.order >= 0)
+
+
+def _printable(label: str) -> str:
+    """Line breaks and the like, which tokenizers have plenty of, as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in label) or "''"

@@ -1,0 +1,329 @@
+"""Checkpoints: a folder of safetensors, spec and manifest, complete or not there at all.
+
+::
+
+    spec.yaml                         with every config written out, and no path
+    manifest.json                     hashes, and of each tower where it is
+    links.safetensors                 links, input projections, and whatever else belongs to no single tower
+    adapters.safetensors              if there are any
+    towers/NAME/                      towers that were trained, or that have no source of their own
+    optimizer.safetensors             while a run is under way
+
+A frozen tower that still equals the weights it came from is not copied: the manifest names their place and hashes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zippkit.checkpoint.references import (
+    TOWERS,
+    Reference,
+    as_json,
+    check_references,
+    copy_source,
+    from_json,
+    in_a_checkpoint,
+)
+from zippkit.errors import CheckpointError, SpecError, did_you_mean
+from zippkit.loading import load_spec
+from zippkit.model.tower import Tower
+from zippkit.model.weights import (
+    file_hash,
+    filled_in_place,
+    identity,
+    load_into,
+    read_tensors,
+    state_hash,
+    weight_files,
+    write_tensors,
+)
+from zippkit.model.zipped_model import ZippedModel
+from zippkit.plan.parts import MANIFEST, SPEC, part_of
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.kinds import TowerConfig
+from zippkit.spec.standalone import difference, spec_text
+
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    spec: CompositionSpec
+    """With every config written out and no path to weights."""
+    tensors: Mapping[str, Tensor]
+    """The model's state; once it is read, without the towers that are ``references``."""
+    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data of whoever wrote it: step, tokenizer fingerprints, hashes of frozen tensors."""
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    """Towers by the place of their weights."""
+    sources: Mapping[str, Path] = field(default_factory=dict)
+    """Once it is read: where every tower's weights are, inside the checkpoint or elsewhere."""
+
+
+def write_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, root: Path | None = None, copy_towers: bool = False
+) -> None:
+    """Write under a temporary name, then rename; an earlier checkpoint is replaced in the end or not at all.
+
+    Args:
+        folder: where to write.
+        checkpoint: what to write.
+        root: a folder that is moved as a whole; sources inside are named relatively.
+        copy_towers: copy the sources' files, byte for byte, so that the checkpoint stands alone.
+
+    Raises:
+        CheckpointError: something else is there, or a source is gone.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        read_manifest(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    towers = _write_towers(_Place(temporary, folder, root, copy_towers), checkpoint)
+    for name, tensors in _other_tensors(checkpoint).items():
+        if tensors:
+            write_tensors(temporary / f"{name}.safetensors", tensors)
+    (temporary / SPEC).write_text(spec_text(checkpoint.spec))
+    manifest = {"format": FORMAT, "files": _hashes(temporary, towers), "towers": towers, **checkpoint.extra}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Hashes of all files; those of copied sources stand in the entries of their towers."""
+    copied = {folder / TOWERS / name for name, entry in towers.items() if "source" in entry}
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.parent not in copied)
+    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a checkpoint is being written."""
+
+    temporary: Path
+    folder: Path
+    root: Path | None
+    copy: bool
+
+    def refer(self, name: str, reference: Reference) -> dict[str, Any]:
+        """The manifest's entry of a tower that has a source."""
+        source = reference.source
+        if self.copy or in_a_checkpoint(source):
+            return self._copied(name, reference)
+        if self.root is not None and source.is_relative_to(os.path.abspath(self.root)):  # noqa: PTH100
+            return as_json(reference, Path(os.path.relpath(source, self.folder)).as_posix())
+        return as_json(reference, str(source))
+
+    def _copied(self, name: str, reference: Reference) -> dict[str, Any]:
+        copy = self.temporary / TOWERS / name
+        copy_source(reference.source, copy)
+        files = {file.name: file_hash(file) for file in weight_files(copy)}
+        if sorted(files.values()) != sorted(reference.files.values()):
+            raise CheckpointError(f"{reference.source}: changed while tower {name!r} was copied from there")
+        return as_json(replace(reference, files=files), f"{TOWERS}/{name}")
+
+
+def _write_towers(place: _Place, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Write what has no source, copy what is to be copied; the manifest's entry of each tower."""
+    entries: dict[str, dict[str, Any]] = {}
+    known: dict[object, str] = {}
+    for name, spec in checkpoint.spec.towers.items():
+        state = tower_state(checkpoint.tensors, name)
+        same = tuple((key, identity(tensor)) for key, tensor in state.items() if tensor.numel())
+        first = known.setdefault(same, name) if same else name
+        if first != name:
+            entries[name] = {"same_as": first}
+        elif name in checkpoint.references:
+            entries[name] = place.refer(name, checkpoint.references[name])
+        else:
+            write_tower_state(place.temporary / TOWERS / name, state, spec.kind, spec.settings)
+            entries[name] = {"folder": f"{TOWERS}/{name}"}
+    return entries
+
+
+def tower_state(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """One tower's tensors under its own names."""
+    prefix = f"{TOWERS}.{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _other_tensors(checkpoint: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
+    """What is not a tower's, by file."""
+    rest = {key: tensor for key, tensor in checkpoint.tensors.items() if not key.startswith(f"{TOWERS}.")}
+    adapters = {key: tensor for key, tensor in rest.items() if key.startswith("adapters.")}
+    links = {key: tensor for key, tensor in rest.items() if key not in adapters}
+    return {"links": links, "adapters": adapters, "optimizer": checkpoint.optimizer}
+
+
+def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None) -> Checkpoint:
+    """Read everything that a checkpoint itself holds.
+
+    Args:
+        folder: the checkpoint.
+        places: where towers are that the checkpoint only names, if not where it says.
+
+    Raises:
+        CheckpointError: not a checkpoint, cut short, or changed since it was written.
+    """
+    manifest = read_manifest(folder)
+    _check_files(manifest["files"], folder)
+    try:
+        spec = load_spec(folder / SPEC)
+    except SpecError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    references, own, same = _read_entries(manifest["towers"], spec, folder)
+    references = _replaced(references, places or {}, folder)
+    states = {name: read_tensors(inside) for name, inside in own.items()}
+    states |= {name: states[other] for name, other in same.items() if other in states}
+    references |= {name: references[other] for name, other in same.items() if other in references}
+    files = {name: folder / f"{name}.safetensors" for name in ("links", "adapters", "optimizer")}
+    found = {name: read_tensors(file) if file.exists() else {} for name, file in files.items()}
+    tensors = {f"{TOWERS}.{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+    sources = own | {name: reference.source for name, reference in references.items()}
+    return Checkpoint(
+        spec,
+        tensors | found["links"] | found["adapters"],
+        found["optimizer"],
+        {key: value for key, value in manifest.items() if key not in ("format", "files", "towers")},
+        references,
+        sources | {name: sources[other] for name, other in same.items()},
+    )
+
+
+def _check_files(files: Mapping[str, str], folder: Path) -> None:
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder}: {name} is missing")
+        if file_hash(folder / name) != digest:
+            raise CheckpointError(
+                f"{folder / name}: differs from its hash in {MANIFEST}; cut short or changed since it was written"
+            )
+
+
+def _read_entries(
+    entries: Mapping[str, Any], spec: CompositionSpec, folder: Path
+) -> tuple[dict[str, Reference], dict[str, Path], dict[str, str]]:
+    """The towers that are named, the folders of those that are inside, and those that are another one again.
+
+    Raises:
+        CheckpointError: entries and spec do not agree.
+    """
+    references: dict[str, Reference] = {}
+    own: dict[str, Path] = {}
+    same: dict[str, str] = {}
+    for name in dict.fromkeys([*spec.towers, *entries]):
+        entry = entries.get(name)
+        try:
+            if name not in spec.towers or not isinstance(entry, dict):
+                raise ValueError("expected one entry for each tower of the spec")
+            if "same_as" in entry:
+                same[name] = str(entry["same_as"])
+            elif "folder" in entry:
+                own[name] = Path(os.path.abspath(folder / str(entry["folder"])))  # noqa: PTH100
+            else:
+                references[name] = from_json(entry, folder)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / MANIFEST}: towers.{name}: {error}") from error
+    for name, other in same.items():
+        if other not in own and other not in references:
+            raise CheckpointError(f"{folder / MANIFEST}: towers.{name}: the same as {other!r}, which is not there")
+    return references, own, same
+
+
+def _replaced(references: dict[str, Reference], places: Mapping[str, str | Path], folder: Path) -> dict[str, Reference]:
+    for name in places:
+        if name not in references:
+            near = did_you_mean(name, references)
+            raise CheckpointError(f"{folder}: there is no tower {name!r} that is kept elsewhere{near}")
+    given = {name: Path(os.path.abspath(path)) for name, path in places.items()}  # noqa: PTH100
+    return {name: replace(r, source=given.get(name, r.source)) for name, r in references.items()}
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint.
+
+    Raises:
+        CheckpointError: none there, or of another format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: not a checkpoint ({MANIFEST} is missing)") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder / MANIFEST}: not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        seen = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{folder / MANIFEST}: not a checkpoint's; format {seen!r}, expected {FORMAT}")
+    hashes, towers = manifest.get("files"), manifest.get("towers")
+    if not isinstance(hashes, dict) or SPEC not in hashes or not isinstance(towers, dict):
+        raise CheckpointError(f"{folder / MANIFEST}: tells no hash of {SPEC}, or nothing of towers")
+    return manifest
+
+
+def restore(model: ZippedModel, checkpoint: Checkpoint, spec: CompositionSpec, source: Path) -> None:
+    """Load a checkpoint into the model of ``spec``.
+
+    Raises:
+        CheckpointError: the checkpoint is of another composition, or a tower that it names is missing or another one.
+    """
+    differs = difference(checkpoint.spec, spec)
+    if differs:
+        raise CheckpointError(f"{source}: a checkpoint of another composition: {differs}")
+    fill(model, checkpoint, source)
+
+
+def fill(model: ZippedModel, checkpoint: Checkpoint, source: Path, parts: Collection[str] | None = None) -> None:
+    """Load a checkpoint, or only the parts of these names, such as ``towers.text``.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit, or a tower that is missing or another one; nothing has been
+            changed then.
+    """
+
+    def wanted(part: str) -> bool:
+        return parts is None or part in parts
+
+    references = {name: r for name, r in checkpoint.references.items() if wanted(f"{TOWERS}.{name}")}
+    check_references(references, source)
+    referred = {f"{TOWERS}.{name}" for name in references}
+    kept = {key: t for key, t in model.state_dict().items() if part_of(key) in referred or not wanted(part_of(key))}
+    load_into(model, kept | {key: t for key, t in checkpoint.tensors.items() if wanted(part_of(key))}, str(source))
+    for name, reference in references.items():
+        with filled_in_place(model.tower(name), f"{source}: tower {name!r}"):
+            model.tower(name).load_weights(reference.source)
+        if state_hash(model.tower(name).state_dict()) != reference.tensors:
+            raise CheckpointError(
+                f"{source}: tower {name!r} is loaded from {reference.source} with other values than when it was saved; "
+                "another version of its kind?"
+            )
+
+
+def write_tower(folder: Path, tower: Tower, kind: str) -> None:
+    """One tower by itself: ``model.safetensors`` and ``tower.json``, which a spec's ``weights`` can name."""
+    write_tower_state(folder, tower.state_dict(), kind, tower.config)
+
+
+def write_tower_state(folder: Path, state: Mapping[str, Tensor], kind: str, config: TowerConfig) -> None:
+    """As `write_tower`, from the tower's tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", state)
+    text = json.dumps({"kind": kind, "config": config.model_dump(mode="json", exclude={"path"})}, indent=2)
+    temporary = folder / ".tower.json.tmp"
+    temporary.write_text(text)
+    temporary.replace(folder / "tower.json")

@@ -1,0 +1,186 @@
+"""Towers that a checkpoint does not hold but names: where their weights are, and by which hashes they are known."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from zippkit.errors import CheckpointError
+from zippkit.model.tower import Tower, loaded_tower
+from zippkit.model.weights import file_hash, state_hash, weight_files
+from zippkit.model.zipped_model import ZippedModel
+from zippkit.plan.parts import MANIFEST
+from zippkit.spec import registry
+from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.kinds import TowerConfig
+
+TOWERS = "towers"
+"""Folder of towers, in runs and in checkpoints."""
+BESIDE_WEIGHTS = (
+    "model.safetensors.index.json",
+    *("tower.json", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja"),
+)
+"""What is copied along with a folder's weights: whatever says how to read them, and the tokens that they know."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A frozen tower by the place of its weights."""
+
+    source: Path
+    """A safetensors file, or a folder as `zippkit.model.weights.read_tensors` reads it."""
+    files: Mapping[str, str]
+    """SHA-256 of each file of weights, by name."""
+    tensors: str
+    """SHA-256 of the tower's tensors once they are loaded (`zippkit.model.weights.state_hash`)."""
+
+
+def frozen_towers(model: ZippedModel) -> list[str]:
+    """The towers of which no parameter is trained."""
+    return [name for name, tower in model.towers.items() if not any(p.requires_grad for p in tower.parameters())]
+
+
+def source_of(spec: TowerSpec) -> Path | None:
+    """Where the spec says that a tower's pre-trained weights are."""
+    path = spec.weights or spec.settings.weights_path()
+    return None if path is None else Path(os.path.abspath(path))  # noqa: PTH100 (a link stays what it is called)
+
+
+def find_references(spec: CompositionSpec, model: ZippedModel, sources: Mapping[str, Path]) -> dict[str, Reference]:
+    """The wholly frozen towers whose tensors are, bit for bit, what their sources hold."""
+    found: dict[str, Reference] = {}
+    for name in frozen_towers(model):
+        if name in sources:
+            reference = refer(spec.towers[name], sources[name])
+            if reference is not None and reference.tensors == state_hash(model.tower(name).state_dict()):
+                found[name] = reference
+    return found
+
+
+def refer(spec: TowerSpec, source: Path) -> Reference | None:
+    """A reference to the tower that the source holds now; None where there is none that fits."""
+    try:
+        stamps = tuple(_stamp(file) for file in weight_files(source))
+        tensors = _loaded_hash(_Source(source, spec.kind, spec.settings.model_dump_json(), stamps, spec.settings))
+    except (CheckpointError, OSError):
+        return None
+    return Reference(source, {Path(path).name: _known_hash(path, *rest) for path, *rest in stamps}, tensors)
+
+
+def _stamp(file: Path) -> tuple[str, int, int]:
+    """By which a file that was hashed before is known."""
+    stat = file.stat()
+    return str(file), stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _known_hash(path: str, *_stamp: int) -> str:
+    return file_hash(Path(path))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A tower's weights, and how they are loaded."""
+
+    path: Path
+    kind: str
+    config: str
+    stamps: tuple[tuple[str, int, int], ...]
+    settings: TowerConfig = field(compare=False)
+
+
+@lru_cache(maxsize=256)
+def _loaded_hash(source: _Source) -> str:
+    """Hash of the tensors of a tower that is loaded from the source, in a tower of its own."""
+    cls: type[Tower] = registry.implementation(registry.TOWERS, source.kind)
+    # Building draws new parameters, and whoever saves may be in the middle of training.
+    with torch.random.fork_rng(devices=[]):
+        tower = loaded_tower(cls, source.settings, source.path)
+    return state_hash(tower.state_dict())
+
+
+def in_a_checkpoint(source: Path) -> bool:
+    """Whether a tower stands inside a checkpoint, which may be replaced or dropped at any time."""
+    return source.parent.name == TOWERS and (source.parent.parent / MANIFEST).is_file()
+
+
+def in_a_run(source: Path) -> bool:
+    """Whether a tower stands inside a run folder or a checkpoint."""
+    return in_a_checkpoint(source) or (
+        source.parent.name == TOWERS and (source.parent.parent / "recipe.yaml").is_file()
+    )
+
+
+def copy_source(source: Path, folder: Path) -> None:
+    """Copy a tower's files byte for byte; a single file becomes ``model.safetensors``.
+
+    Raises:
+        CheckpointError: no weights are there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not source.is_dir():
+        shutil.copyfile(source, folder / "model.safetensors")
+        return
+    beside = (source / name for name in BESIDE_WEIGHTS)
+    for file in (*weight_files(source), *(file for file in beside if file.is_file())):
+        shutil.copyfile(file, folder / file.name)
+
+
+def check_references(references: Mapping[str, Reference], folder: Path) -> None:
+    """Every tower that a checkpoint names must be the one that it names.
+
+    Raises:
+        CheckpointError: names every tower that is missing or is another one, with hashes and what to do.
+    """
+    wrong = {name: problem for name, reference in references.items() if (problem := _problem(reference))}
+    if wrong:
+        lines = [f"{folder}: tower {name!r} {problem}" for name, problem in wrong.items()]
+        places = ", ".join(f'"{name}": PATH' for name in wrong)
+        fix = f'put the right weights there, or say where they are: zippkit.load("{folder}", towers={{{places}}})'
+        raise CheckpointError("\n".join([*lines, fix]))
+
+
+def _problem(reference: Reference) -> str:
+    """What is wrong with the files of a reference; empty if nothing is."""
+    source = reference.source
+    if not source.exists():
+        return f"is kept at {source}, where nothing is; expected weights of SHA-256 {_short(reference.files)}"
+    try:
+        seen = {file.name: file_hash(file) for file in weight_files(source)}
+    except (CheckpointError, OSError) as error:
+        return f"is kept at {source}, which cannot be read: {error}"
+    # A file may have another name, but not other bytes.
+    if sorted(seen.values()) == sorted(reference.files.values()):
+        return ""
+    return f"is another one at {source}: SHA-256 {_short(seen)} there, expected {_short(reference.files)}"
+
+
+def _short(files: Mapping[str, str]) -> str:
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(f"{digest[:16]}... ({name})" for name, digest in list(files.items())[:3]) + more
+
+
+def as_json(reference: Reference, source: str) -> dict[str, Any]:
+    """What a manifest says of a reference."""
+    return {"source": source, "files": dict(reference.files), "tensors": reference.tensors}
+
+
+def from_json(data: Any, folder: Path) -> Reference:
+    """What a manifest said; its path is relative to the checkpoint's folder, or absolute.
+
+    Raises:
+        ValueError: something is missing.
+    """
+    source, files, tensors = data.get("source"), data.get("files"), data.get("tensors")
+    if not (isinstance(source, str) and isinstance(files, dict) and files and isinstance(tensors, str)):
+        raise ValueError("expected source, files and tensors")
+    return Reference(Path(os.path.abspath(folder / source)), files, tensors)  # noqa: PTH100

@@ -1,0 +1,1 @@
+"""A run to scores and proofs."""

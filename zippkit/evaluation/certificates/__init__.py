@@ -1,0 +1,66 @@
+"""Certificates: proofs, on the user's own composition, of what the design's section 5 claims for every one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+import torch
+
+from zippkit.composition import Composition
+from zippkit.errors import ZippkitError, did_you_mean
+from zippkit.evaluation.certificates.causality import sees_no_future
+from zippkit.evaluation.certificates.decoding import steps_equal_the_whole
+from zippkit.evaluation.certificates.drawing import diagrams_draw_the_sites
+from zippkit.evaluation.certificates.frozen import frozen_tensors_rest
+from zippkit.evaluation.certificates.gradients import every_parameter_is_reached
+from zippkit.evaluation.certificates.report import Certificate, RefutedError, Report
+from zippkit.evaluation.certificates.saved import frozen_towers_leave_as_they_came
+from zippkit.evaluation.certificates.unimodal import towers_alone_are_untouched
+
+__all__ = ["CERTIFICATES", "Certificate", "Report", "verify"]
+
+Prove = Callable[[Composition], str]
+"""Says what was shown, or raises RefutedError; leaves the composition as it is. The caller forks the random state."""
+
+CERTIFICATES: dict[str, tuple[str, Prove]] = {
+    "C1": ("no position sees the future, through any chain of links", sees_no_future),
+    "C2": ("a unimodal row gives bit-identical logits to the tower alone", towers_alone_are_untouched),
+    "C3": ("frozen parameters and buffers are unchanged", frozen_tensors_rest),
+    "C4": ("cached decoding equals the full forward, in any order of towers", steps_equal_the_whole),
+    "C7": ("every trainable parameter is reached by a gradient", every_parameter_is_reached),
+    "C8": ("frozen towers are saved byte-identical to their source files", frozen_towers_leave_as_they_came),
+    "C9": ("the diagram draws exactly the sites of the module", diagrams_draw_the_sites),
+}
+
+
+def verify(zipped: Composition, *, only: Collection[str] = ()) -> Report:
+    """Prove the certificates of a composition, on copies: neither it nor the global random state changes.
+
+    Args:
+        zipped: the composition.
+        only: names of certificates, such as ``C1``; all of them if empty.
+
+    Raises:
+        ZippkitError: there is no certificate of that name.
+    """
+    for name in only:
+        if name not in CERTIFICATES:
+            raise ZippkitError(f"no certificate is called {name!r}{did_you_mean(name, CERTIFICATES)}")
+    return Report(tuple(_certify(name, zipped) for name in CERTIFICATES if not only or name in only))
+
+
+def _certify(name: str, zipped: Composition) -> Certificate:
+    claim, prove = CERTIFICATES[name]
+    devices = {p.device for p in zipped.model.parameters() if p.device.type == "cuda"}
+    began = time.monotonic()
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        try:
+            passed, detail = True, prove(zipped)
+        except RefutedError as error:
+            passed, detail = False, str(error)
+        except Exception as error:
+            # Towers and links of third parties run here, so anything can come out.
+            passed, detail = False, f"could not be tried, {type(error).__name__}: {error}"
+    return Certificate(name, claim, passed, " ".join(detail.split()), time.monotonic() - began)

@@ -1,0 +1,180 @@
+"""C1: no position sees the future, through any chain of links.
+
+First on the plan and its masks alone (`dependence.py`), then on a copy whose links are awake: every token
+is replaced in turn, and whatever must not notice has to stay as it is to the last bit. To agree that far, two runs must
+have the same shapes and every row its own place in the batch, so each trial is a pair of such batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.composition import Composition
+from zippkit.evaluation.certificates.dependence import check_dependence, check_order
+from zippkit.evaluation.certificates.probe import (
+    DRAWS,
+    Draws,
+    acting_sites,
+    draws_for,
+    knows,
+    mixed_rows,
+    orders,
+    position,
+    real,
+    through,
+    to_device,
+    wake,
+    with_states,
+    woken,
+)
+from zippkit.evaluation.certificates.report import RefutedError
+from zippkit.model.zipped_model import ZippedModel
+from zippkit.plan.graph import LinkSite
+from zippkit.plan.plan import Op, Plan
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Two batches of one shape, and where their logits must agree bit for bit."""
+
+    before: Batch
+    after: Batch
+    fixed: Mapping[str, Tensor]
+    """For each tower, (B, T) bool."""
+    causes: Sequence[str]
+    """For each row, how the second batch differs."""
+
+
+@torch.no_grad()
+def sees_no_future(zipped: Composition) -> str:
+    """Certificate C1.
+
+    Raises:
+        RefutedError: names a position, what it notices and must not, and the first operation by which it does; or a
+            link that carries nothing, about which no trial can say anything.
+    """
+    check_order(zipped)
+    check_dependence(zipped)
+    model = woken(zipped.model)
+    n_trials = 0
+    for trial in _trials(zipped):
+        _demand(model, trial)
+        n_trials += 1
+    sites = acting_sites(model.plan)
+    for site in sites:
+        _demand_carrying(zipped, model, site)
+    return f"{n_trials} trials on {len(zipped.graph.towers)} towers; {len(sites)} sites carry information forward"
+
+
+def _trials(zipped: Composition) -> Iterator[Trial]:
+    """In an order in which each one can rely on those before it."""
+    draws = draws_for(zipped)
+    mixed = to_device(zipped, mixed_rows(zipped, draws))
+    n_rows = mixed.size
+    all_real = {name: real(tokens) for name, tokens in mixed.towers.items()}
+    yield Trial(mixed, mixed, all_real, ["nothing does (two runs of one batch)"] * n_rows)
+    for row in range(n_rows):
+        here = {name: torch.zeros_like(mask) for name, mask in all_real.items()}
+        for mask in here.values():
+            mask[row] = True
+        fixed = {name: mask & ~here[name] for name, mask in all_real.items()}
+        causes = [f"only row {row} of the batch, another one, does"] * n_rows
+        yield Trial(mixed, draws.changed(mixed, here), fixed, causes)
+    for names in orders(zipped):
+        yield _one_token_a_row(zipped, draws, names)
+    after = draws.changed(mixed, {name: ~mask for name, mask in all_real.items()})
+    yield Trial(mixed, after, all_real, ["only padding does"] * n_rows)
+
+
+def _one_token_a_row(zipped: Composition, draws: Draws, layout: list[str]) -> Trial:
+    """One and the same row as often as it has tokens; the second time, each copy has another token replaced."""
+    row = draws.row(layout)
+    single = to_device(zipped, [row])
+    limits = {name: knows(tokens, zipped.graph.towers[name].causal) for name, tokens in single.towers.items()}
+    places = [(name, i) for name, tokens in single.towers.items() for i in _units(tokens)]
+    before = to_device(zipped, [row] * len(places))
+    where = {name: torch.zeros_like(tokens.tokens, dtype=torch.bool) for name, tokens in before.towers.items()}
+    for copy, (name, i) in enumerate(places):
+        where[name][copy, i] = True
+    replaced = torch.stack([limits[name][0, i] for name, i in places])
+    fixed = {name: limit < replaced[:, None] for name, limit in limits.items()}
+    causes = [f"{position(name, single.towers[name], 0, i)} does" for name, i in places]
+    return Trial(before, draws.changed(before, where), fixed, causes)
+
+
+def _units(tokens: TowerBatch) -> list[int]:
+    """Places of a row's tokens; of continuous inputs, which change as a whole, where each segment begins."""
+    n = tokens.tokens.shape[1]
+    return list(range(n)) if tokens.features is None else (tokens.offset[0] == 0).nonzero()[:, 0].tolist()
+
+
+def _demand(model: ZippedModel, trial: Trial) -> None:
+    violation = _violation(model, trial)
+    if violation is not None:
+        raise RefutedError(_first_violation(model, trial) or violation)
+
+
+def _violation(model: ZippedModel, trial: Trial, plan: Plan | None = None) -> str | None:
+    """A position that changes and must not, in words."""
+    for tower, moved in _changes(model, trial.before, trial.after, plan).items():
+        wrong = (moved & trial.fixed[tower]).nonzero()
+        if len(wrong):
+            row, index = wrong[0].tolist()
+            return f"{position(tower, trial.before.towers[tower], row, index)} changes when {trial.causes[row]}"
+    return None
+
+
+def _changes(model: ZippedModel, before: Batch, after: Batch, plan: Plan | None) -> dict[str, Tensor]:
+    """For each tower, (B, T) bool: whose logits differ in any bit."""
+    old, new = (
+        model(with_states(model, batch)) if plan is None else model.run(plan, batch.towers, batch.multimodal)
+        for batch in (before, after)
+    )
+    for tower, logits in old.items():
+        if not logits.isfinite().all():
+            raise RefutedError(f"the logits of {tower} are not finite, so nothing can be shown")
+    return {tower: (old[tower] != new[tower]).any(dim=-1) for tower in old if tower in before.towers}
+
+
+def _first_violation(model: ZippedModel, trial: Trial) -> str | None:
+    """Run ever more of the plan, with the heads right behind it, until something changes that must not."""
+    plan = model.plan.prune(heads=set(with_states(model, trial.before).outputs), sees=trial.before.sees)
+    body = [op for op in plan.ops if op.kind != "head"]
+    for n, op in enumerate(body, start=1):
+        started = {op.tower for op in body[:n] if op.kind == "start"}
+        heads = (op for op in plan.ops if op.kind == "head" and op.tower in started)
+        violation = _violation(model, trial, Plan((*body[:n], *heads), ()))
+        if violation:
+            return f"{violation}, first at {_place(op)}"
+    return None
+
+
+def _place(op: Op) -> str:
+    if op.site is not None:
+        return f"link {op.site.link}.{op.site.index}"
+    return (
+        f"layer {op.depth} of {op.tower}"
+        if op.kind in ("layer", "project")
+        else f"the embedding or the head of {op.tower}"
+    )
+
+
+def _demand_carrying(zipped: Composition, model: ZippedModel, site: LinkSite) -> None:
+    plan = through(model.plan, site.target, [site])
+    for seed in range(DRAWS):
+        draws = draws_for(zipped, seed)
+        before = to_device(zipped, [draws.row(names) for names in orders(zipped)])
+        source = before.towers[site.source]
+        after = draws.changed(before, {site.source: real(source)})
+        if _changes(model, before, after, plan)[site.target].any():
+            return
+        wake(model, seed + 1)
+    raise RefutedError(
+        f"link {site.link}.{site.index} carries nothing ({site.target} does not change when {site.source} does), "
+        "so it could not be tried"
+    )

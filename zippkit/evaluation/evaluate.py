@@ -1,0 +1,216 @@
+"""Scores of a run: word error rate on its tasks, and what each tower lost of its own modality."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zippkit.composition import Composition, load
+from zippkit.data.dataset import Dataset
+from zippkit.errors import DataError, ZippkitError
+from zippkit.evaluation.next_modality_scores import NextScore, score_next
+from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
+from zippkit.evaluation.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
+from zippkit.generation.api import generate_batch
+from zippkit.model.tower import tower_logits
+from zippkit.spec.recipe import Recipe, Task
+from zippkit.system.progress import progress
+from zippkit.training.device import backend
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.starting_point import starting_point
+from zippkit.training.task_data import TaskData, check_tokenizers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One example, as it should be and as it came out."""
+
+    id: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Word error rates of one task."""
+
+    task: str
+    wer_before: float
+    """Of the composition before its training: the links are the identity, so nothing is heard."""
+    wer: float
+    answers: tuple[Answer, ...]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """A tower's loss on its own modality, in nats per token, alone and inside the composition."""
+
+    tower: str
+    frozen: bool
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        """Exactly 0 for a frozen tower."""
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Everything that one evaluation found on a split."""
+
+    split: str
+    tasks: tuple[TaskScore | SpeechScore, ...]
+    """Those that end in text, then those that end in speech."""
+    retention: tuple[Retention, ...]
+    skipped: tuple[str, ...] = ()
+    """Tasks that end in speech and were not scored, each with the reason."""
+    next: tuple[NextScore, ...] = ()
+    """For each task, how often a model that learns it tells what comes after a segment."""
+    more: tuple[Evaluated, ...] = ()
+    """The same of the recipe's other splits."""
+
+
+def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
+    """Errors over reference words (jiwer): substitutions, deletions and insertions."""
+    import jiwer
+
+    return float(jiwer.wer(references, hypotheses))
+
+
+def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> Evaluated:
+    """Score a finished run and write ``evaluation.json`` into it.
+
+    Raises:
+        ZippkitError: no finished run, no such split, data of another tokenizer, no task that ends in text or
+            speech, or the scorer that the recipe names is not there.
+    """
+    began = time.monotonic()
+    run = RunFolder(path)
+    recipe = run.recipe()
+    after = load(run.path)
+    device = backend(recipe.device).device()
+    after.model.to(device)
+    before = starting_point(recipe, run)
+    before.model.to(device)
+    dataset = Dataset.open(data or recipe.data)
+    check_tokenizers(dataset, after.graph.modalities, run.fingerprints())
+    work = _Work(run, recipe, before, after, dataset)
+    first, *others = [work.on(name) for name in ([split] if split else recipe.evaluate.all_splits)]
+    result = replace(first, more=tuple(others))
+    run.write_json("evaluation.json", asdict(result))
+    run.add_seconds("evaluate", time.monotonic() - began)
+    return result
+
+
+class _Work:
+    """What one evaluation needs, opened once for every split."""
+
+    def __init__(
+        self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, dataset: Dataset
+    ) -> None:
+        self._run, self._recipe, self._dataset = run, recipe, dataset
+        self._before, self._after = before, after
+        named = recipe.evaluate.tasks
+        tasks = [Task.parse(text) for text in named] if named else recipe.tasks()
+        self._texts = [t for t in tasks if t.conditions and dataset.manifest.modalities[t.target].is_text]
+        self._speech = [task for task in tasks if ends_in_speech(task, dataset)]
+        if not self._texts and not self._speech:
+            raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
+        self._scorer, self._reason = _scorer(recipe) if self._speech else (None, "")
+
+    def on(self, split: str) -> Evaluated:
+        """The scores on one split."""
+        before, after, dataset, recipe = self._before, self._after, self._dataset, self._recipe
+        scores = tuple(_score(task, before, after, dataset, split, recipe) for task in self._texts)
+        reasons = {task: self._why_not(task, split) for task in self._speech}
+        skipped = tuple(f"{task}: {reason}" for task, reason in reasons.items() if reason)
+        for line in skipped:
+            print(f"not scored: {line}", file=sys.stderr)
+        spoken = tuple(self._spoken([task for task in self._speech if not reasons[task]], split))
+        with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous]
+        retention = tuple(_retention(name, before, after, dataset, split, recipe) for name in with_head)
+        tells = [*self._texts, *self._speech] if after.graph.layout.tells_next else []
+        told = tuple(score_next(task, after, dataset, split, recipe) for task in tells)
+        return Evaluated(split, (*scores, *spoken), retention, skipped, told)
+
+    def _why_not(self, task: Task, split: str) -> str:
+        if self._reason:
+            return self._reason
+        return "" if transcript_of(task, self._dataset, split) else f"split {split!r} has no text beside the speech"
+
+    def _spoken(self, tasks: Sequence[Task], split: str) -> Iterator[SpeechScore]:
+        for task in tasks:
+            if self._scorer is not None:
+                how, after = self._recipe.evaluate, self._after
+                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._run.path)
+
+
+def _scorer(recipe: Recipe) -> tuple[Scorer | None, str]:
+    """The recipe's scorer, or why there is none; one that is named must be there."""
+    how = recipe.evaluate
+    try:
+        return open_scorer(how.scorer_kind, how.scorer_config), ""
+    except MissingScorerError as error:
+        if how.scorer is not None:
+            raise
+        return None, str(error)
+
+
+def _score(
+    task: Task, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
+) -> TaskScore:
+    data = TaskData(task, dataset, dataset.split(split), after.graph.readers)
+    indices = list(range(min(len(data), recipe.evaluate.limit or len(data))))
+    if not indices:
+        raise DataError(f"{dataset.path}: split {split!r} is empty")
+    references = [str(data.item(i, task.target)) for i in indices]
+    decode, how = dataset.text_tokenizer(task.target).decode, recipe.evaluate
+    found: list[list[str]] = []
+    for zipped, what in ((before, "before"), (after, "after")):
+        hypotheses: list[str] = []
+        with progress(f"{task} ({what})", len(indices)) as advance:
+            for start in range(0, len(indices), recipe.evaluate.batch_size):
+                prompts = [data.prompt(i) for i in indices[start : start + recipe.evaluate.batch_size]]
+                rows = generate_batch(zipped, prompts, [task.target], how.max_tokens, how.sampling, seed=start)
+                hypotheses += [decode(row[0].tokens) for row in rows]
+                advance(len(hypotheses))
+        found.append(hypotheses)
+    answers = tuple(Answer(*each) for each in zip(data.ids(indices), references, found[1], strict=True))
+    return TaskScore(str(task), word_error_rate(references, found[0]), word_error_rate(references, found[1]), answers)
+
+
+def _own_data(name: str, dataset: Dataset, split: str, preferred: str | None) -> TaskData:
+    """A tower's own modality, on the split that is preferred if it has any of it."""
+    if preferred is not None and len(dataset.split(preferred).having([name])):
+        split = preferred
+    return TaskData(Task((), name), dataset, dataset.split(split))
+
+
+@torch.inference_mode()
+def _retention(
+    name: str, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
+) -> Retention:
+    """The loss of the tower by itself before training, and of the same rows run through the whole composition."""
+    data = _own_data(name, dataset, split, recipe.evaluate.retention)
+    totals = torch.zeros(3, dtype=torch.float64)
+    size = recipe.evaluate.batch_size
+    n_examples = min(len(data), recipe.evaluate.limit or len(data))
+    device = next(after.model.parameters()).device
+    for start in range(0, n_examples, size):
+        batch = after.collate([data.segments(i) for i in range(start, min(start + size, n_examples))]).to(device)
+        alone = {name: tower_logits(before.model.tower(name).eval(), batch.towers[name])}
+        # Among its own ids, as generation chooses; those of an extended vocabulary come behind them.
+        inside = {name: after.model.eval()(batch)[name][..., : alone[name].shape[-1]]}
+        n_predicted = float((batch.towers[name].targets >= 0).sum())
+        losses: list[Tensor] = [after.loss(logits, batch)[name] for logits in (alone, inside)]
+        totals += torch.tensor([float(losses[0]) * n_predicted, float(losses[1]) * n_predicted, n_predicted])
+    frozen = not any(p.requires_grad for p in after.model.tower(name).parameters())
+    return Retention(name, frozen, float(totals[0] / totals[2]), float(totals[1] / totals[2]))

@@ -1,0 +1,43 @@
+"""How often a model tells rightly what comes after a segment, or that nothing does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from zippkit.batch.batch import IGNORE
+from zippkit.composition import Composition
+from zippkit.data.dataset import Dataset
+from zippkit.model.next_modality import PREFIX
+from zippkit.spec.recipe import Recipe, Task
+from zippkit.training.task_data import TaskData
+
+
+@dataclass(frozen=True)
+class NextScore:
+    """Of one task's examples."""
+
+    task: str
+    accuracy: float
+    """Share of segments after which the right thing is told."""
+    n_segments: int
+
+
+@torch.inference_mode()
+def score_next(task: Task, zipped: Composition, dataset: Dataset, split: str, recipe: Recipe) -> NextScore:
+    """Compare what is told at the end of each segment of whole examples with what comes there."""
+    data = TaskData(task, dataset, dataset.split(split), zipped.graph.readers)
+    device = next(zipped.model.parameters()).device
+    size, n_examples = recipe.evaluate.batch_size, min(len(data), recipe.evaluate.limit or len(data))
+    n_right, n_segments = 0, 0
+    zipped.model.eval()
+    for start in range(0, n_examples, size):
+        batch = zipped.collate([data.segments(i) for i in range(start, min(start + size, n_examples))]).to(device)
+        logits = zipped.model(batch)
+        for name, tokens in batch.towers.items():
+            assert tokens.following is not None, "the model tells what comes next"
+            ends = tokens.following != IGNORE
+            n_right += int((logits[PREFIX + name].argmax(dim=-1) == tokens.following)[ends].sum())
+            n_segments += int(ends.sum())
+    return NextScore(str(task), n_right / n_segments, n_segments)

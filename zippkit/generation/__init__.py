@@ -1,0 +1,1 @@
+"""Segments in, segments out, in any order of modalities."""

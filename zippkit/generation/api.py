@@ -1,0 +1,159 @@
+"""Generation in any order of modalities: what is asked for is checked here, and done in `zippkit.generation.engine`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, cast
+
+from zippkit.batch.batch import Segment
+from zippkit.composition import Composition
+from zippkit.errors import DataError, ZippkitError, did_you_mean
+from zippkit.generation.engine import Generation, Prompt, Watch
+from zippkit.generation.sampling import GREEDY
+from zippkit.plan.sequence_layout import turns
+from zippkit.spec.kinds import Sampling
+
+Limits: TypeAlias = "int | Mapping[str, int]"
+Ways: TypeAlias = "Sampling | Mapping[str, Sampling]"
+Outputs: TypeAlias = "Sequence[str] | Sequence[Sequence[str]] | Literal['auto']"
+
+
+def generate(
+    zipped: Composition,
+    prompt: Prompt,
+    outputs: Sequence[str] | Literal["auto"],
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int = 0,
+) -> list[Segment]:
+    """Continue one prompt by a segment of each modality in ``outputs``; see `generate_batch`."""
+    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed)[0]
+
+
+def generate_batch(
+    zipped: Composition,
+    prompts: Sequence[Prompt],
+    outputs: Outputs,
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int | Sequence[int] = 0,
+) -> list[list[Segment]]:
+    """Continue each prompt by one segment of each modality in ``outputs``, in that order.
+
+    Only towers whose turn it is advance; what they read of the others was computed once. Neighbours with one clock
+    (`clock: sync`) take their turn together, and end together. A segment ends at its end id, after ``max_tokens``
+    tokens, or where the tower's ``max_len`` leaves no room for more. A row's answer does not depend on the rows beside
+    it. The model is left in evaluation mode.
+
+    Args:
+        zipped: the composition.
+        prompts: for each row, the segments that are given; may be empty.
+        outputs: modalities to generate, the same for every row; or a sequence of such for each row; or ``"auto"``: a
+            model whose spec says ``next`` tells after each segment which modality comes next, or that nothing does, up
+            to ``MAX_SEGMENTS`` of them.
+        max_tokens: longest segment, begin and end ids not counted; one number, or one for each modality.
+        sampling: how tokens are chosen; one way, or one for each modality (greedy for those that are not named).
+        seed: of what is drawn: one for each row, or the first row's, and each row's is one more than the one before.
+
+    Returns:
+        For each row, its new segments.
+
+    Raises:
+        ZippkitError: an output that is no modality, a tower that cannot generate, or beams where two advance at once.
+        DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
+            two towers say at once.
+    """
+    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed)
+    for _ in generation:
+        pass
+    return generation.segments
+
+
+def stream(
+    zipped: Composition,
+    prompts: Sequence[Prompt],
+    outputs: Outputs,
+    max_tokens: Limits = 256,
+    sampling: Ways = GREEDY,
+    seed: int | Sequence[int] = 0,
+    watch: Watch | None = None,
+) -> Generation:
+    """`generate_batch` token by token: iterate over what it returns, stop when you like, or cancel single rows.
+
+    Example:
+        >>> for piece in (generation := zippkit.stream(zipped, [prompt], ["text", "speech"])):
+        ...     if piece.token == 7:
+        ...         generation.cancel(piece.row)
+        >>> generation.segments
+    """
+    if isinstance(outputs, str) and outputs != "auto":
+        raise ZippkitError(f'outputs: expected a list such as [{outputs!r}], or "auto", got {outputs!r}')
+    auto = _choices(zipped, prompts) if outputs == "auto" else []
+    outputs = [] if outputs == "auto" else outputs
+    shared = not outputs or isinstance(outputs[0], str)
+    wanted = [list(cast("Sequence[str]", outputs))] * len(prompts) if shared else [list(names) for names in outputs]
+    if len(wanted) != len(prompts):
+        raise ZippkitError(f"outputs: expected one list for each of {len(prompts)} prompts, got {len(wanted)}")
+    names = auto or list(dict.fromkeys(name for row in wanted for name in row))
+    _check_outputs(zipped, names)
+    for i, (prompt, row) in enumerate(zip(prompts, wanted, strict=True)):
+        _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], row)
+    ways = sampling if isinstance(sampling, Mapping) else dict.fromkeys(names, sampling)
+    limits = max_tokens if isinstance(max_tokens, Mapping) else dict.fromkeys(names, max_tokens)
+    _check_settings(zipped, names, ways, limits)
+    seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + i for i in range(len(prompts))]
+    if len(seeds) != len(prompts):
+        raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
+    zipped.model.eval()
+    ways = {name: ways.get(name, GREEDY) for name in names}
+    return Generation(zipped, prompts, wanted, limits, ways, seeds, watch, auto)
+
+
+def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:
+    """What a model that chooses by itself can choose from."""
+    if not zipped.graph.layout.tells_next:
+        raise ZippkitError(
+            'outputs "auto": the model was not trained to tell what comes next; put `next: {}` in its spec'
+        )
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise ZippkitError(
+                f'outputs "auto": prompt {i} is empty; expected a segment, whose end tells what comes next'
+            )
+    towers = zipped.graph.towers
+    return [n for n, m in zipped.graph.modalities.items() if m.frame is not None and towers[m.tower].causal]
+
+
+def _check_outputs(zipped: Composition, names: Sequence[str]) -> None:
+    modalities = zipped.graph.modalities
+    for name in names:
+        if name not in modalities:
+            raise ZippkitError(f"outputs: no tower is called {name!r}{did_you_mean(name, modalities)}")
+        if not zipped.graph.towers[modalities[name].tower].causal:
+            raise ZippkitError(f"outputs: {name!r} is not causal, so it cannot generate")
+        if modalities[name].frame is None:
+            raise ZippkitError(f"{name} has no begin and end ids, so it cannot generate")
+
+
+def _check_settings(
+    zipped: Composition, names: Sequence[str], ways: Mapping[str, Sampling], limits: Mapping[str, int]
+) -> None:
+    for what, given in (("sampling", ways), ("max_tokens", limits)):
+        for name in given:
+            if name not in zipped.graph.modalities:
+                raise ZippkitError(f"{what}: no tower is called {name!r}{did_you_mean(name, zipped.graph.modalities)}")
+    for name in names:
+        if name not in limits:
+            raise ZippkitError(f"max_tokens: nothing for {name!r}; expected a number for each output")
+        if type(limits[name]) is not int or limits[name] < 0:
+            raise ZippkitError(f"max_tokens: expected a whole number, 0 or more, got {limits[name]!r}")
+
+
+def _check_turns(zipped: Composition, where: str, given: Sequence[str], outputs: Sequence[str]) -> None:
+    layout = zipped.graph.layout
+    if outputs and turns([*given, *outputs], layout) != [*turns(given, layout), *turns(outputs, layout)]:
+        raise DataError(
+            f"{where} ends with a segment of {given[-1]!r}, and {outputs[0]!r} next to it would be simultaneous "
+            "(`clock: sync`); expected both in the prompt, or both in the outputs"
+        )

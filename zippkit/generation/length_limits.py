@@ -1,0 +1,93 @@
+"""How long a row's segments can get: by each tower's longest sequence, and by what is still to follow in it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from zippkit.errors import DataError
+from zippkit.plan.graph import Graph
+
+Turn = tuple[str, ...]
+"""Modalities that take their turn together: one, or two that have one clock."""
+
+
+@dataclass
+class Standing:
+    """How far a row has come."""
+
+    order: int = 0
+    """Place of the next token in the whole sequence."""
+    positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """For each tower, place of the row's next token among its own."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The room that a composition's towers have."""
+
+    graph: Graph
+
+    def used(self, tower: str, row: Standing) -> int:
+        """Tokens of a row that count against the tower's longest sequence: its own, or where towers share their
+        attention those of all."""
+        return row.order if tower in self.graph.layout.shared else row.positions[tower]
+
+    def check(self, tower: str, row: Standing, advancing: Sequence[str]) -> None:
+        """Whether the segments of ``advancing`` towers can at least be framed behind a prompt.
+
+        Raises:
+            DataError: they cannot.
+        """
+        limit, n_turns = self.graph.towers[tower].max_len, self._turns_left(tower, advancing)
+        used = self.used(tower, row)
+        if limit is not None and used + 2 * n_turns > limit:
+            raise DataError(
+                f"{tower}: the prompt has {used} tokens, and begin and end of {n_turns} new segments are to "
+                f"follow; the tower takes at most {limit}"
+            )
+
+    def fits(self, turn: Sequence[str], row: Standing) -> bool:
+        """Whether a turn of these towers can at least be framed."""
+        for tower in turn:
+            limit, n_segments = self.graph.towers[tower].max_len, self._turns_left(tower, turn)
+            if limit is not None and self.used(tower, row) + 2 * n_segments > limit:
+                return False
+        return True
+
+    def longest(self, turn: Sequence[str], later: Sequence[str], row: Standing, limit: int) -> int:
+        """The longest segment, up to ``limit`` tokens, of a turn of these towers, with which each segment of ``later``
+        towers can still be framed."""
+        shared, to_come = self.graph.layout.shared, [*turn, *later]
+        for tower in dict.fromkeys([*turn, *(name for name in later if name in shared)]):
+            most = self.graph.towers[tower].max_len
+            if most is not None:
+                free = most - 2 * self._turns_left(tower, to_come) - self.used(tower, row)
+                # Where all tokens count, each step takes one place for every tower of the turn.
+                limit = min(limit, free // (len(turn) if tower in shared else 1))
+        for insert in self.graph.layout.inserts:
+            most = self.graph.towers[insert.target].max_len
+            if most is not None and insert.source in turn and insert.target in later:
+                free = most - 2 * later.count(insert.target) - self.used(insert.target, row)
+                while limit > 0 and insert.places(limit + 2) > free:
+                    limit -= 1
+        return limit
+
+    def slots(self, tower: str, row: Standing, wanted: Sequence[str], limits: Mapping[str, int]) -> int:
+        """The most slots of a tower's cache that a row can come to need for segments of the ``wanted`` modalities."""
+        inserts = [insert for insert in self.graph.layout.inserts if insert.target == tower]
+        needed = row.positions[tower]
+        for modality in wanted:
+            source, longest = self.graph.modalities[modality].tower, limits[modality] + 2
+            needed += longest * (source == tower)
+            needed += sum(insert.places(longest) for insert in inserts if insert.source == source)
+        most = self.graph.towers[tower].max_len
+        return needed if most is None else min(needed, most)
+
+    def _turns_left(self, tower: str, advancing: Sequence[str]) -> int:
+        """How many segments are still to be framed within a tower's longest sequence: its own; or where towers share
+        their attention, everything up to its own last one."""
+        if tower not in self.graph.layout.shared:
+            return advancing.count(tower)
+        return len(advancing) - list(reversed(advancing)).index(tower)

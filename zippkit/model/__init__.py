@@ -1,0 +1,1 @@
+"""Towers, links, the module that runs a plan, and its loss."""

@@ -1,0 +1,38 @@
+"""Token ids that a tower is given besides its own: rows of their own in embedding and head."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.tower import Tower
+
+
+class AddedVocabulary(nn.Module):
+    """Ids ``first`` and up. The tower's own rows stay as they are, so they may be frozen; the new ones are tied, and
+    stand before a norm of their own, because a tower's last norm is part of its head."""
+
+    def __init__(self, first: int, size: int, dim: int) -> None:
+        super().__init__()
+        self.first = first
+        self.embedding = nn.Embedding(size, dim)
+        self.norm = nn.RMSNorm(dim)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def start(self, tower: Tower, inputs: TowerBatch, hidden: Tensor) -> Tensor:
+        """The state at depth 0 (B, T, D), where new ids have their own rows; ``hidden`` is what the tower gave for
+        `known`."""
+        added = inputs.tokens >= self.first
+        embedded = self.embedding((inputs.tokens - self.first).clamp(min=0))
+        return torch.where(added[:, :, None], tower.placed(embedded, inputs), hidden)
+
+    def known(self, inputs: TowerBatch) -> TowerBatch:
+        """The same tokens with ids that the tower itself has, where they are new."""
+        return replace(inputs, tokens=torch.where(inputs.tokens < self.first, inputs.tokens, 0))
+
+    def head(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V + added): the tower's own, and behind them those of the new ids."""
+        return torch.cat([logits, nn.functional.linear(self.norm(hidden), self.embedding.weight)], dim=-1)

@@ -1,0 +1,130 @@
+"""What generation keeps between steps: the towers' caches, the links' memories, and what will be written to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.links.base import Memory
+from zippkit.plan.graph import LinkSite
+
+
+class Growing:
+    """A link's memory in buffers that double, so that what is there is not copied for each segment that comes."""
+
+    def __init__(self, first: Memory, n_rows: int) -> None:
+        self.lengths = [0] * n_rows
+        """Entries of each row."""
+        self._order = first.order.new_full((n_rows, 0), -1)
+        self._tensors = tuple(tensor.new_zeros(n_rows, 0, *tensor.shape[2:]) for tensor in first.tensors)
+
+    def append(self, memory: Memory, rows: Sequence[int]) -> None:
+        """Put new entries behind those of ``rows``, one row of ``memory`` for each."""
+        n_new = memory.order.shape[1]
+        starts = [self.lengths[row] for row in rows]
+        self._reserve(max(starts) + n_new)
+        first = starts[0]
+        at: tuple[Any, ...] = (slice(None), slice(first, first + n_new))
+        if len(rows) < len(self.lengths) or min(starts) < max(starts):
+            device = memory.order.device
+            places = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
+            at = (torch.tensor(rows, device=device)[:, None], places)
+        self._order[at] = memory.order
+        for store, new in zip(self._tensors, memory.tensors, strict=True):
+            store[at] = new
+        for row in rows:
+            self.lengths[row] += n_new
+
+    def _reserve(self, n_slots: int) -> None:
+        held = self._order.shape[1]
+        if n_slots > held:
+            # What comes first is a prompt, and often all: it gets no more than it needs.
+            more = n_slots if held == 0 else max(n_slots, 2 * held)
+            self._order = _padded(self._order, more, -1)
+            self._tensors = tuple(_padded(tensor, more, 0) for tensor in self._tensors)
+
+    def memory(self) -> Memory:
+        """Everything so far; a view."""
+        n_slots = max(self.lengths)
+        return Memory(self._order[:, :n_slots], tuple(tensor[:, :n_slots] for tensor in self._tensors))
+
+
+def _padded(tensor: Tensor, n_slots: int, value: int) -> Tensor:
+    grown = tensor.new_full((tensor.shape[0], n_slots, *tensor.shape[2:]), value)
+    grown[:, : tensor.shape[1]] = tensor
+    return grown
+
+
+@dataclass
+class Pending:
+    """States of segments that are not finished, step by step; nobody reads them before they are."""
+
+    steps: list[tuple[Tensor, TowerBatch, frozenset[int]]] = field(default_factory=list)
+    """(B, T, D) states, their tokens, and the rows that they are of."""
+    since: dict[int, int] = field(default_factory=dict)
+    """For each row with a segment that is not finished, the step at which it began."""
+
+    def add(self, states: Tensor, tokens: TowerBatch, rows: Sequence[int]) -> None:
+        for row in rows:
+            self.since.setdefault(row, len(self.steps))
+        self.steps.append((states, tokens, frozenset(rows)))
+
+    def drop(self, row: int) -> None:
+        """Forget the unfinished segment of a row that goes no further."""
+        self.since.pop(row, None)
+        if not self.since:
+            self.steps.clear()
+
+    def take(self, rows: Sequence[int]) -> tuple[Tensor, TowerBatch]:
+        """The segments of ``rows``, which have advanced and ended together, whole and without gaps.
+
+        Returns:
+            (R, S, D) states, and their tokens; padding before those of a row that began later.
+        """
+        since = {row: self.since.pop(row) for row in rows}
+        wanted = [i for i, (*_, of) in enumerate(self.steps) if any(since.get(row, i + 1) <= i for row in of)]
+        states = torch.cat([self.steps[i][0] for i in wanted], dim=1)
+        tokens = TowerBatch.join([self.steps[i][1] for i in wanted])
+        begun = [sum(self.steps[i][1].tokens.shape[1] for i in wanted if i < since[row]) for row in rows]
+        if not self.since:
+            self.steps.clear()
+        if len(rows) < len(states):
+            index = torch.tensor(rows, device=states.device)
+            states, tokens = states[index], tokens.mapped(lambda column: column[index])
+        return states, tokens.hidden_before(begun) if any(begun) else tokens
+
+
+@dataclass
+class Decoding:
+    """Everything that generation keeps between steps."""
+
+    n_rows: int
+    rows: Sequence[int] = ()
+    """Rows that the next step advances; all of them at first."""
+    caches: dict[str, Any] = field(default_factory=dict)
+    """Each tower's own cache."""
+    n_slots: dict[str, int] = field(default_factory=dict)
+    """How many slots of each tower's cache are in use in the longest row, the new tokens included."""
+    memories: dict[LinkSite, Memory] = field(default_factory=dict)
+    """What the links keep of their finished segments."""
+    pending: dict[LinkSite, Pending] = field(default_factory=dict)
+    """What the links will keep of the others (`ZippedModel.commit`)."""
+    _growing: dict[LinkSite, Growing] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = self.rows or range(self.n_rows)
+
+    def keep(self, site: LinkSite, memory: Memory, rows: Sequence[int]) -> Memory:
+        """Add to what a link keeps of some rows; all that it keeps."""
+        growing = self._growing.setdefault(site, Growing(memory, self.n_rows))
+        growing.append(memory, rows)
+        self.memories[site] = growing.memory()
+        return self.memories[site]
+
+    def write_later(self, site: LinkSite, states: Tensor, tokens: TowerBatch) -> None:
+        self.pending.setdefault(site, Pending()).add(states, tokens, self.rows)

@@ -1,0 +1,70 @@
+"""What the cross-attending links share: keys and values of the source, and what the target's states find there."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.batch.masks import cross_mask
+from zippkit.model.layers import attend, rotary_angles, rotate, split_heads
+from zippkit.model.links.base import Link, Memory
+from zippkit.model.links.configs import AttendingConfig
+
+
+def turned(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
+    """Queries or keys, rotated by their positions."""
+    return rotate(x_BHTK, rotary_angles(positions_BT, x_BHTK.shape[-1], theta))
+
+
+def look(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor) -> Tensor:
+    """What queries find, (B, T, H * K); one that may attend to nothing finds something finite without meaning.
+
+    A blind query attends everywhere, so that no kernel meets an empty row; whoever calls throws its result away.
+    """
+    return attend(q_BHTK, k_BHSK, v_BHSK, mask_BTS | ~mask_BTS.any(dim=-1, keepdim=True))
+
+
+class Attending(Link):
+    """Base of the links in which the target's states attend over the source's."""
+
+    config: AttendingConfig
+
+    def __init__(self, config: AttendingConfig, source_dim: int, target_dim: int, projection: nn.Module) -> None:
+        super().__init__(config, source_dim, target_dim, projection)
+        self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
+        self.attention_norm = nn.RMSNorm(target_dim)
+        self.query = nn.Linear(target_dim, target_dim, bias=False)
+        self.key = nn.Linear(target_dim, target_dim, bias=False)
+        self.value = nn.Linear(target_dim, target_dim, bias=False)
+        self.output = nn.Linear(target_dim, target_dim, bias=False)
+
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        projected_BSD = self.projection(self.source_norm(source))
+        key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
+        if self.config.positions != "none":
+            rotary = self.config.positions == "rotary"
+            places = tokens.positions * self.config.pace if rotary else tokens.offset
+            key_BHSK = turned(key_BHSK, places, self.config.rope_theta)
+        return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
+
+    def find(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
+        """What each target state finds in the memory.
+
+        Returns:
+            (B, T, D), and (B, T, 1) bool: the token sees anything at all; what a blind one finds means nothing.
+        """
+        mask_BTS = cross_mask(tokens.order, memory.order)
+        key_BSHK, value_BSD = memory.tensors
+        query_BHTK = split_heads(self.query(self.attention_norm(target)), self.config.n_heads)
+        if self.config.positions == "rotary":
+            query_BHTK = turned(query_BHTK, tokens.positions, self.config.rope_theta)
+        value_BHSK = split_heads(value_BSD, self.config.n_heads)
+        found_BTD = look(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK, mask_BTS)
+        out: Tensor = self.output(found_BTD)
+        return out, mask_BTS.any(dim=-1, keepdim=True)
+
+
+def where_seen(sees_BT1: Tensor, rewritten_BTD: Tensor, target_BTD: Tensor) -> Tensor:
+    """The rewritten states; on blind positions the target's own, to the last bit."""
+    return torch.where(sees_BT1, rewritten_BTD, target_BTD)

@@ -1,0 +1,31 @@
+"""Plain cross-attention, added to the target's state (CALM, arXiv 2401.02412, section 3.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.links.attending import Attending, where_seen
+from zippkit.model.links.base import Memory
+from zippkit.model.links.configs import CrossAttentionConfig
+
+
+class CrossAttention(Attending):
+    """For a target state u and a source state s, with a linear projection F (`projection: {depth: 1}`)::
+
+        h = u + W_O Attn(norm(u), F(norm(s)))
+
+    and h = u on blind positions. No gate and no feed-forward. CALM starts W_O at random, which disturbs the target at
+    step 0; here it starts at zero. CALM tells of no norms and of no positions (`norm_source: false, positions: none`).
+    """
+
+    Config = CrossAttentionConfig
+    config: CrossAttentionConfig
+
+    def __init__(self, config: CrossAttentionConfig, source_dim: int, target_dim: int, projection: nn.Module) -> None:
+        super().__init__(config, source_dim, target_dim, projection)
+        nn.init.zeros_(self.output.weight)
+
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        found_BTD, sees_BT1 = self.find(target, tokens, memory)
+        return where_seen(sees_BT1, target + found_BTD, target)

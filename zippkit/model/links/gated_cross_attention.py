@@ -1,0 +1,53 @@
+"""Gated cross-attention followed by a gated feed-forward (Flamingo, arXiv 2204.14198; Zipper, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.layers import mlp, zero_last
+from zippkit.model.links.attending import Attending, where_seen
+from zippkit.model.links.base import Memory
+from zippkit.model.links.configs import GatedCrossAttentionConfig
+
+
+class GatedCrossAttention(Attending):
+    """The design's equation, for a target state u and a source state s::
+
+        a = u + tanh(g_a) * Attn(norm(u), F(s))
+        h = a + tanh(g_f) * FFN(norm(a))
+
+    and h = u on blind positions. F is the projection. Without gates, their tanh is left out.
+    """
+
+    Config = GatedCrossAttentionConfig
+    config: GatedCrossAttentionConfig
+
+    def __init__(
+        self, config: GatedCrossAttentionConfig, source_dim: int, target_dim: int, projection: nn.Module
+    ) -> None:
+        super().__init__(config, source_dim, target_dim, projection)
+        self.feed_forward_norm = nn.RMSNorm(target_dim)
+        self.feed_forward = mlp((target_dim, config.ffn_mult * target_dim, target_dim), "gelu")
+        self.attention_gate = self._gate()
+        self.feed_forward_gate = self._gate()
+        if config.start == "zero_outputs":
+            nn.init.zeros_(self.output.weight)
+            zero_last(self.feed_forward)
+
+    def _gate(self) -> nn.Parameter | None:
+        if self.config.gate == "none":
+            return None
+        shape = () if self.config.gate == "scalar" else (self.target_dim,)
+        return nn.Parameter(torch.full(shape, self.config.first_gate))
+
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        found_BTD, sees_BT1 = self.find(target, tokens, memory)
+        a_BTD = target + _gated(self.attention_gate, found_BTD)
+        h_BTD = a_BTD + _gated(self.feed_forward_gate, self.feed_forward(self.feed_forward_norm(a_BTD)))
+        return where_seen(sees_BT1, h_BTD, target)
+
+
+def _gated(gate: Tensor | None, x_BTD: Tensor) -> Tensor:
+    return x_BTD if gate is None else torch.tanh(gate) * x_BTD

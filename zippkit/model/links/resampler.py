@@ -1,0 +1,81 @@
+"""A resampler: learned queries read a segment, and the target reads what they have become (BLIP-2, arXiv 2301.12597;
+Flamingo, arXiv 2204.14198)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.model.links.base import Link, Memory
+from zippkit.model.links.configs import GatedCrossAttentionConfig, ResamplerConfig
+from zippkit.model.links.gated_cross_attention import GatedCrossAttention
+from zippkit.model.links.prefix import entries, first_of_segment, pick, put
+from zippkit.model.links.resampler_layers import LAYERS, Seen
+
+
+class Resampler(Link):
+    """Each segment of the source becomes ``queries`` latents, which are visible once the segment is complete.
+
+    Latents start as the learned queries and go through layers (`zippkit.model.links.resampler_layers`); then they take places
+    in the target's sequence, as of a `Prefix`, or the target reads them by a `GatedCrossAttention`.
+    """
+
+    Config = ResamplerConfig
+    config: ResamplerConfig
+
+    def __init__(self, config: ResamplerConfig, source_dim: int, target_dim: int, projection: nn.Module) -> None:
+        super().__init__(config, source_dim, target_dim, projection)
+        self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
+        self.queries = nn.Parameter(torch.randn(config.queries, target_dim))
+        layer = LAYERS[config.design]
+        self.layers = nn.ModuleList(
+            layer(target_dim, config.n_heads, config.ffn_mult, config.rope_theta) for _ in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(target_dim)
+        if config.output == "cross_attention":
+            reader = GatedCrossAttentionConfig(
+                n_heads=config.n_heads, ffn_mult=config.ffn_mult, positions="none", norm_source=False
+            )
+            self.reader = GatedCrossAttention(reader, target_dim, target_dim, nn.Identity())
+
+    def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        n, rank_BS = self.config.queries, rank_of_segment(tokens)
+        ranks_N = torch.arange(tokens.n_segments, device=rank_BS.device)
+        member_BNS = rank_BS[:, None, :] == ranks_N[:, None]
+        # L counts the latents of all segments of a row; a row with fewer segments has some that nobody sees.
+        order_BL, segment_BL = (
+            torch.where(member_BNS, column[:, None, :], -1).amax(dim=-1).repeat_interleave(n, dim=1)
+            for column in (tokens.visible, tokens.segment)
+        )
+        ranks_L = ranks_N.repeat_interleave(n)
+        seen = Seen(
+            tokens=member_BNS.repeat_interleave(n, dim=1),
+            latents=(ranks_L[:, None] == ranks_L).expand(len(rank_BS), -1, -1),
+            places=tokens.offset if self.config.positions == "keys" else None,
+        )
+        projected_BSD = self.projection(self.source_norm(source))
+        latents_BLD = self.queries.repeat(tokens.n_segments, 1).expand(len(rank_BS), -1, -1)
+        for layer in self.layers:
+            latents_BLD = layer(latents_BLD, projected_BSD, seen)
+        latents_BLD = self.norm(latents_BLD)
+        if self.config.output == "prefix":
+            return Memory(order_BL, (latents_BLD, segment_BL))
+        return self.reader.write(latents_BLD, replace(TowerBatch.alone(order_BL), visible=order_BL))
+
+    def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        if self.config.output == "cross_attention":
+            return self.reader.read(target, tokens, memory)
+        latents_BLD, segment_BL = entries(memory)
+        index_BT1 = (first_of_segment(tokens, segment_BL) + tokens.offset)[:, :, None]
+        found_BT1D, there_BT1 = pick(latents_BLD, segment_BL, tokens, index_BT1)
+        return put(target, found_BT1D[:, :, 0], there_BT1)
+
+
+def rank_of_segment(tokens: TowerBatch) -> Tensor:
+    """(B, S) which of the row's own segments a token belongs to, from 0; -1 at padding and at inserted places."""
+    own_BS = (tokens.visible >= 0) & ~tokens.inserted
+    first_BS = own_BS & (tokens.offset == 0)
+    return torch.where(own_BS, first_BS.long().cumsum(dim=1) - 1, -1)

@@ -1,0 +1,141 @@
+"""The tower protocol: one modality's stack of layers, run one layer at a time, with a cache."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.batch.masks import self_mask
+from zippkit.model.weights import filled_in_place, load_into, read_tensors
+from zippkit.spec.kinds import TowerConfig
+
+
+class Tower(nn.Module, ABC):
+    """Base of every tower. Subclass it, name its ``Config``, write `start`, `layer` and `head`."""
+
+    Config: ClassVar[type[TowerConfig]]
+    made_by_weights: ClassVar[bool] = False
+    """True: where weights are to be loaded, the tower is built without values (on the meta device), and `load_weights`
+    brings its first ones, as new parameters if need be; a tower that has values is always filled in place."""
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
+        """Embed the new tokens.
+
+        Args:
+            inputs: the new tokens, (B, T) each: ``tokens``, ``positions`` and more.
+            mask: (B, T, S) bool, True where a token may attend; S counts the cache's slots, of which slot ``i`` holds
+                position ``i``, and None stands for plain causal attention over the T tokens themselves.
+            cache: what `new_cache` gave, or None; layers write the new tokens' keys and values into it.
+
+        Returns:
+            The state at depth 0, (B, T, D), and whatever `layer` needs besides it.
+        """
+
+    @abstractmethod
+    def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
+        """Run layer ``index`` (from 0) on (B, T, D) states."""
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V) from the last layer's states, final norm included."""
+
+    def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
+        """States (B, T, D) that come from elsewhere than the embedding, as `start` would have placed them: a tower that
+        adds learned positions to its embedding adds them here."""
+        del inputs
+        return states
+
+    def check(self) -> None:
+        """Called once the tower is built and its weights are loaded: whether it can be run as it should.
+
+        Raises:
+            CheckpointError: it would run wrong.
+        """
+
+    def new_cache(self, batch_size: int, max_len: int) -> Any:
+        """An empty cache of ``max_len`` slots in each row."""
+        raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")
+
+    def reorder_cache(self, cache: Any, rows: Tensor) -> Any:
+        """A cache of its own with these (N,) rows of ``cache``, each as often as it is named; for beam search."""
+        raise NotImplementedError(f"{type(self).__name__} has no beam search: it cannot reorder its cache")
+
+    def load_weights(self, path: Path) -> None:
+        """Copy pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
+
+        Values are filled in place: parameters, buffers and modules stay the objects that they are, since freezing,
+        optimizers and adapters hold on to them (`zippkit.model.weights.filled_in_place`).
+
+        Raises:
+            CheckpointError: cut short, not safetensors, or names and shapes that differ; all of them are told.
+        """
+        load_into(self, read_tensors(path), str(path))
+
+
+def loaded_tower(cls: type[Tower], config: TowerConfig, weights: Path) -> Tower:
+    """A new tower with the weights of a file or folder.
+
+    Raises:
+        CheckpointError: weights that do not fit.
+        ZippkitError: its ``load_weights`` replaces what it should fill.
+    """
+    if cls.made_by_weights:
+        with torch.device("meta"):
+            tower = cls(config)
+        tower.load_weights(weights)
+        return tower
+    tower = cls(config)
+    with filled_in_place(tower, str(weights)):
+        tower.load_weights(weights)
+    return tower
+
+
+class Projected(NamedTuple):
+    """What a layer's attention is made of."""
+
+    queries: Tensor
+    """(B, H, T, K), positions applied."""
+    keys: Tensor
+    """(B, H_kv, T, K), positions applied."""
+    values: Tensor
+    """(B, H_kv, T, K)"""
+
+
+class SharedAttention(ABC):
+    """For a Tower whose attention others can join (`TowerConfig.shared_attention`): its layer in three parts, which
+    together do what `Tower.layer` does. Positions are ``inputs.places``."""
+
+    @abstractmethod
+    def project(self, index: int, hidden: Tensor, context: Any) -> Projected:
+        """Queries, keys and values of the new tokens, from (B, T, D) states."""
+
+    @abstractmethod
+    def remember(self, index: int, projected: Projected, context: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values (B, H_kv, S, K) of all tokens so far, and the mask (B, T, S); None is plain causal."""
+
+    @abstractmethod
+    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Any) -> Tensor:
+        """The layer's state (B, T, D), from the one before it and what was attended to, (B, T, H * K)."""
+
+
+def tower_states(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """States (B, T, D) after every layer of a tower by itself, without links or input projection."""
+    hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
+    for index in range(tower.config.n_layers):
+        hidden = tower.layer(index, hidden, context)
+    return hidden
+
+
+def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
+    """Logits (B, T, V) of a tower by itself, without links or input projection; only for a tower that has a head."""
+    return tower.head(tower_states(tower, inputs))

@@ -1,0 +1,180 @@
+"""Safetensors in and out: whole files or sharded folders, checked before anything is copied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.spec.kinds import read_json
+
+SAME = "same"
+"""Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
+because safetensors writes several in any order, and equal tensors are to make equal files."""
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path}: expected a .safetensors file; pickled checkpoints can run code and are never opened"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
+            same = json.loads((file.metadata() or {}).get(SAME, "{}"))
+        return tensors | {name: tensors[other] for name, other in same.items()}
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); was it cut short?") from error
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that `read_tensors` reads.
+
+    Raises:
+        CheckpointError: nothing there, or a shard missing.
+    """
+    if not path.is_dir():
+        return [path]
+    index = path / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            shards = sorted(set(map(str, read_json(index)["weight_map"].values())))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index}: not an index of shards ({error})") from error
+        missing = [shard for shard in shards if not (path / shard).exists()]
+        if missing:
+            raise CheckpointError(f"{path}: shards are missing: {', '.join(missing)}")
+        return [path / shard for shard in shards]
+    single = path / "model.safetensors"
+    if single.exists():
+        return [single]
+    others = sorted(
+        file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
+    )
+    raise CheckpointError(
+        f"{path}: expected model.safetensors or model.safetensors.index.json, found {others or 'neither'}"
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a folder's ``model.safetensors`` or sharded index.
+
+    Raises:
+        CheckpointError: nothing there, a shard missing, cut short, or a pickle.
+    """
+    return {name: tensor for file in weight_files(path) for name, tensor in _read_file(file).items()}
+
+
+def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``tensors`` into ``module``; every name and shape must fit.
+
+    Raises:
+        CheckpointError: names what is missing, unknown or of another shape; nothing has been copied then.
+    """
+    own = module.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in tensors]
+    wrong += [f"unknown {name}" for name in tensors if name not in own]
+    wrong += [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}")
+    module.load_state_dict(dict(tensors), assign=False)
+
+
+@contextmanager
+def filled_in_place(module: nn.Module, name: str) -> Iterator[None]:
+    """Around code that fills ``module`` with values: its modules, parameters and buffers must be the same objects after
+    as before, by the same names, since freezing, optimizers and adapters hold on to them.
+
+    Args:
+        module: what is filled.
+        name: what it is called in a message.
+
+    Raises:
+        ZippkitError: names what was replaced, added or removed.
+    """
+    before = _objects(module)
+    yield
+    after = _objects(module)
+    wrong = [key for key in dict.fromkeys([*before, *after]) if before.get(key) is not after.get(key)]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ZippkitError(
+            f"{name}: loading weights replaced {', '.join(wrong[:5])}{more}, so that freezing and adapters would be lost; "
+            f"`load_weights` of {type(module).__name__} must copy values into the parameters that are there "
+            "(zippkit.model.weights.load_into does)"
+        )
+
+
+def _objects(module: nn.Module) -> dict[str, object]:
+    """Every module, parameter and buffer by its name, under all of its names."""
+    found: dict[str, object] = {f"module {name}": each for name, each in module.named_modules(remove_duplicate=False)}
+    found |= module.named_parameters(remove_duplicate=False)
+    return found | dict(module.named_buffers(remove_duplicate=False))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file under a temporary name, then rename it; equal tensors make equal files.
+
+    A tensor that goes by several names (tied weights, a projection that sites share) is written once.
+    """
+    known: dict[object, str] = {}
+    storages: set[int] = set()
+    written: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        first = known.setdefault(identity(tensor), name) if tensor.numel() else name
+        if first != name:
+            same[name] = first
+            continue
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage()
+        # What only overlaps with another tensor gets memory of its own, and so does a part of a larger one.
+        apart = storage.data_ptr() in storages or storage.nbytes() != own.numel() * own.element_size()
+        storages.add(storage.data_ptr())
+        written[name] = own.clone() if apart else own
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(written, temporary, {SAME: json.dumps(same)} if same else None)
+    temporary.replace(path)
+
+
+def identity(tensor: Tensor) -> object:
+    """Equal for two tensors that are the same numbers in the same memory."""
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """SHA-256 of each tensor's bytes, dtype and shape, by name."""
+    hashes = {}
+    for name, tensor in tensors:
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
+        hashes[name] = digest.hexdigest()
+    return hashes
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """One SHA-256 for all tensors of a module, their names among it."""
+    lines = (f"{name} {digest}\n" for name, digest in sorted(fingerprint(state.items()).items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, read piece by piece."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""Where links act, and in which order everything runs; no torch."""

@@ -1,0 +1,1 @@
+"""A composition drawn, as Mermaid and as SVG; no torch."""

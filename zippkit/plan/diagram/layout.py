@@ -1,0 +1,158 @@
+"""Where the parts of a figure stand: columns side by side, and heights at which arrows run level or rise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+
+import networkx as nx
+
+from zippkit.plan.diagram.parts import Part, tower_parts
+from zippkit.plan.graph import Graph, LinkSite
+from zippkit.spec.composition_spec import CompositionSpec
+
+HEIGHTS = dict.fromkeys(("embedding", "input_projection", "layers", "head"), 24.0) | {
+    "site": 20.0,
+    "tap": 0.0,
+    "crossing": 0.0,
+}
+"""Pixels; a tap or a crossing is a line."""
+GAP = 8.0
+"""Pixels between neighbours in a column."""
+
+
+@dataclass(eq=False)
+class Place:
+    """A part of a column, or a line that crosses the column on its way to another, and how high it stands."""
+
+    column: int
+    kind: str
+    part: Part | None = None
+    y: float = 0.0
+    """Pixels from the embeddings' centre up to this centre."""
+
+
+@dataclass
+class Arrow:
+    """A site: from the tap, across the columns between, to the site's box."""
+
+    site: LinkSite
+    tap: Place
+    box: Place
+    crossings: list[Place] = field(default_factory=list)
+
+    @property
+    def places(self) -> list[Place]:
+        return [self.tap, *self.crossings, self.box]
+
+    @property
+    def step(self) -> int:
+        """1 where the arrow runs to the right, -1 where it runs to the left."""
+        return 1 if self.box.column > self.tap.column else -1
+
+
+@dataclass
+class Layout:
+    """Columns in spec order, each from bottom to top, and the arrows between them."""
+
+    columns: list[list[Place]]
+    arrows: list[Arrow]
+
+    @property
+    def top(self) -> float:
+        """Pixels from the embeddings' centre up to the heads'."""
+        return max(column[-1].y for column in self.columns)
+
+
+def lay_out(spec: CompositionSpec, graph: Graph) -> Layout:
+    """Place every part: nothing overlaps, no arrow falls, and boxes without a say stand in the middle of their room."""
+    towers = (tower_parts(spec, graph, tower) for tower in graph.towers)
+    columns = [[Place(column, part.kind, part) for part in parts] for column, parts in enumerate(towers)]
+    layout = Layout(columns, list(_arrows(columns, graph)))
+    _stack(layout)
+    _cross(layout)
+    _settle(layout)
+    _lift(layout)
+    _settle(layout)
+    return layout
+
+
+def _arrows(columns: list[list[Place]], graph: Graph) -> Iterator[Arrow]:
+    parts = {place.part: place for column in columns for place in column if place.part}
+    boxes = {part.site: place for part, place in parts.items()}
+    for site in graph.sites:
+        yield Arrow(site, parts[Part("tap", site.source, site.source_depth, site.link)], boxes[site])
+
+
+def _apart(low: Place, high: Place) -> float:
+    """Pixels between the centres of neighbours."""
+    return (HEIGHTS[low.kind] + HEIGHTS[high.kind]) / 2 + GAP
+
+
+def _above(layout: Layout) -> nx.DiGraph[Place]:
+    """What must stand above what, and by how many pixels at least."""
+    above: nx.DiGraph[Place] = nx.DiGraph()
+    for column in layout.columns:
+        for low, high in pairwise(column):
+            above.add_edge(low, high, by=_apart(low, high))
+    for arrow in layout.arrows:
+        nx.add_path(above, arrow.places, by=0.0)
+    return above
+
+
+def _stack(layout: Layout) -> nx.DiGraph[Place]:
+    """Put everything as low as it can stand."""
+    above = _above(layout)
+    for place in nx.topological_sort(above):
+        place.y = max((low.y + above.edges[low, place]["by"] for low in above.predecessors(place)), default=0.0)
+    return above
+
+
+def _cross(layout: Layout) -> None:
+    """Give each arrow a line through the columns that it passes, right after its tap; arrows of one tap share it."""
+    sequence = {place: i for i, place in enumerate(nx.topological_sort(_above(layout)))}
+    # Nothing waits for a head, and all of them end up at the top.
+    when: dict[Place, tuple[float, ...]] = {
+        place: (inf if place.kind == "head" else place.y, i) for place, i in sequence.items()
+    }
+    shared: dict[tuple[Place, int], Place] = {}
+    for i, arrow in enumerate(layout.arrows):
+        for column in range(arrow.tap.column + arrow.step, arrow.box.column, arrow.step):
+            key = (arrow.tap, column)
+            if key not in shared:
+                shared[key] = Place(column, "crossing")
+                when[shared[key]] = (*when[arrow.tap], i, arrow.step * column)
+                layout.columns[column].append(shared[key])
+            arrow.crossings.append(shared[key])
+    for places in layout.columns:
+        places.sort(key=when.__getitem__)
+
+
+def _lift(layout: Layout) -> None:
+    """Bring a layer close to the tap or site after it, where there is room above the lines that cross between them."""
+    for column in layout.columns:
+        for i in range(len(column) - 2, -1, -1):
+            place = column[i]
+            after = next((j for j in range(i + 1, len(column)) if column[j].kind != "crossing"), i)
+            if place.kind != "layers" or after <= i + 1:
+                continue
+            line, upper = column[after - 1], column[after]
+            if line.y + _apart(line, place) + _apart(place, upper) <= upper.y:
+                column.insert(after - 1, column.pop(i))
+
+
+def _settle(layout: Layout) -> None:
+    """Stack, then move what only others wait for up to them, and folded layers into the middle of their room."""
+    above = _stack(layout)
+    top = layout.top
+    for place in reversed(list(nx.topological_sort(above))):
+        if place.kind == "head":
+            place.y = top
+        elif place.kind in ("layers", "tap", "crossing"):
+            place.y = min(high.y - above.edges[place, high]["by"] for high in above.successors(place))
+    for column in layout.columns:
+        for low, place, high in zip(column, column[1:], column[2:], strict=False):
+            if place.part is not None and place.part.folded:
+                place.y = (low.y + above.edges[low, place]["by"] + high.y - above.edges[place, high]["by"]) / 2

@@ -1,0 +1,193 @@
+"""The composition as a graph of (tower, depth): where each link acts, and whether it can be ordered at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import networkx as nx
+
+from zippkit.errors import Problem, SpecError
+from zippkit.plan.sequence_layout import Insert, Layout, Modality
+from zippkit.spec.composition_spec import CompositionSpec, LinkSpec
+from zippkit.spec.cross_checks import misfits
+from zippkit.spec.kinds import Acts, TowerConfig
+from zippkit.spec.validation import Complaint
+from zippkit.spec.yaml_document import dotted
+
+Node = tuple[str, float]
+"""A tower and a depth: its state after that many layers before any link rewrites it; half a layer more stands for the
+state that its links have rewritten, of which the next layer's attention is made."""
+
+
+@dataclass(frozen=True, order=True)
+class LinkSite:
+    """One place where a link acts."""
+
+    link: str
+    index: int
+    """Which site of its link this is, from 0."""
+    source: str
+    source_depth: int
+    target: str
+    target_depth: int
+    acts: Acts = field(default="after_layer", compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.link}.{self.index}: {self.source}[{self.source_depth}] -> {self.target}[{self.target_depth}]"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Towers, sites and the dependencies between their states."""
+
+    towers: dict[str, TowerConfig]
+    sites: tuple[LinkSite, ...]
+    """In spec order; several sites of one target depth act in this order."""
+    layout: Layout
+    """What the composition asks of a sequence."""
+    contrasts: tuple[tuple[str, tuple[str, int]], ...] = ()
+    """Each contrastive loss, and a tower and depth whose state it compares; two entries for each."""
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """Everything that a segment can be of."""
+        return self.layout.modalities(self.towers)
+
+    @property
+    def readers(self) -> dict[str, TowerConfig]:
+        """The tower that reads each modality."""
+        return {name: self.towers[modality.tower] for name, modality in self.modalities.items()}
+
+
+def _sites(i: int, link: LinkSpec, source: TowerConfig, target: TowerConfig) -> Iterator[LinkSite | Complaint]:
+    """The link's sites, or what is wrong with them."""
+    if link.sites is not None:
+        for j, site in enumerate(link.sites):
+            if site.source > source.n_layers:
+                yield (
+                    ("links", i, "sites", j, "from"),
+                    f"depth {site.source} of {link.source!r}, which has {source.n_layers} layers",
+                )
+            if site.target > target.n_layers:
+                yield (
+                    ("links", i, "sites", j, "into"),
+                    f"depth {site.target} of {link.target!r}, which has {target.n_layers} layers",
+                )
+            yield _site(link, j, site.source, site.target)
+        return
+    if link.settings.acts == "embedding":
+        yield _site(link, 0, 0 if link.source_depth == "embedding" else source.n_layers, 0)
+    if link.every is None:
+        return
+    depths = range(link.every, target.n_layers + 1, link.every)
+    if not depths:
+        yield ("links", i, "every"), f"got {link.every}, but {link.target!r} has only {target.n_layers} layers"
+    if link.source_every and len(depths) * link.source_every > source.n_layers:
+        have = source.n_layers // link.source_every
+        yield (
+            ("links", i, "source_every"),
+            f"{link.target!r} has {len(depths)} sites, but {link.source!r} ({source.n_layers} layers, every "
+            f"{link.source_every}) has only {have} to read; expected at most {source.n_layers // max(len(depths), 1)}",
+        )
+    for j, depth in enumerate(depths):
+        source_depth = _source_depth(link, j, depth, source, target)
+        if source_depth > source.n_layers:
+            yield (
+                ("links", i, "every"),
+                f"attention is shared at one depth, but {link.source!r} has only {source.n_layers} layers; "
+                "expected `sites` that both have",
+            )
+            return
+        yield _site(link, j, source_depth, depth)
+
+
+def _site(link: LinkSpec, index: int, source_depth: int, layer: int) -> LinkSite:
+    depth = _acting_depth(link, layer)
+    return LinkSite(link.label, index, link.source, source_depth, link.target, depth, link.settings.acts)
+
+
+def _acting_depth(link: LinkSpec, layer: int) -> int:
+    # The state before a layer is the one after the layer before it.
+    return layer - 1 if link.settings.acts == "before_layer" else layer
+
+
+def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, target: TowerConfig) -> int:
+    if link.settings.acts == "attention":
+        return depth
+    if link.source_depth:
+        return source.n_layers if link.source_depth == "final" else 0
+    if link.source_every:
+        return (index + 1) * link.source_every
+    # The same relative depth as the state that is rewritten, rounded half up; the bare embedding only for an embedding.
+    acting = _acting_depth(link, depth)
+    return max(min(acting, 1), (2 * acting * source.n_layers + target.n_layers) // (2 * target.n_layers))
+
+
+def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
+    """The graph of a spec, or everything that keeps it from having one."""
+    towers = {name: config for name, tower in spec.towers.items() if (config := tower.resolved[0]) is not None}
+    complaints = [*spec.complaints(), *misfits(spec)]
+    sites: list[LinkSite] = []
+    for i, link in enumerate(spec.links):
+        placed = link.source in towers and link.target in towers and link.resolved[0] is not None
+        for found in _sites(i, link, towers[link.source], towers[link.target]) if placed else ():
+            if isinstance(found, LinkSite):
+                sites.append(found)
+            else:
+                complaints.append(found)
+    if complaints:
+        return None, complaints
+    states: nx.DiGraph[Node] = nx.DiGraph()
+    for name, tower in towers.items():
+        nx.add_path(states, [(name, half / 2) for half in range(2 * tower.n_layers + 2)])
+    for s in sites:
+        inside = s.acts == "attention"
+        source, target = (s.source_depth - 0.5, s.target_depth) if inside else (s.source_depth, s.target_depth + 0.5)
+        states.add_edge((s.source, source), (s.target, target))
+    try:
+        cycle = nx.find_cycle(states)
+    except nx.NetworkXNoCycle:
+        contrasts = tuple(
+            (contrast.label, (name, towers[name].n_layers if depth is None else depth))
+            for contrast in spec.contrastive
+            for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
+        )
+        return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
+    # Steps inside one tower say nothing; the path is told by the states that another tower reads.
+    crossings = [edge for edge in cycle if edge[0][0] != edge[1][0]] or cycle
+    nodes = [edge[0] for edge in crossings]
+    path = " -> ".join(f"{tower}[{math.ceil(depth)}]" for tower, depth in [*nodes, nodes[0]])
+    return None, [(("links",), f"the links cannot be ordered, each of these needs the one before it: {path}")]
+
+
+def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:
+    """What the links ask of a sequence, and the modalities that towers host behind their own ids."""
+    hosted: dict[str, Modality] = {}
+    for host, tower in spec.towers.items():
+        first = towers[host].vocab_size or 0
+        for name, added in tower.extend_vocabulary.items():
+            hosted[name] = Modality(host, first, added.size, added.frame)
+            first += added.size
+    at_embedding = [link for link in spec.links if link.settings.acts == "embedding"]
+    in_attention = [link for link in spec.links if link.settings.acts == "attention"]
+    return Layout(
+        inserts=tuple(Insert(link.source, link.target, link.settings.places) for link in at_embedding),
+        shared=frozenset(name for link in in_attention for name in (link.source, link.target)),
+        clocks=frozenset(frozenset((link.source, link.target)) for link in spec.links if link.clock == "sync"),
+        hosted=hosted,
+        tells_next=spec.next is not None,
+    )
+
+
+def build_graph(spec: CompositionSpec) -> Graph:
+    """Place every link and order the states.
+
+    Raises:
+        SpecError: everything that is wrong with the spec, cycles included.
+    """
+    graph, complaints = find_graph(spec)
+    if graph is None:
+        raise SpecError([Problem(spec.name, 0, dotted(place), message) for place, message in complaints])
+    return graph

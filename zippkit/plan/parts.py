@@ -1,0 +1,112 @@
+"""Which parts of a checkpoint another composition can take, by name and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zippkit.errors import CheckpointError
+from zippkit.plan.graph import build_graph
+from zippkit.spec.composition_spec import CompositionSpec
+
+MANIFEST = "manifest.json"
+SPEC = "spec.yaml"
+Parts = dict[str, dict[str, Any]]
+"""What each part is made of. A part's name is the first two parts of its tensors' names: ``links.speech_to_text``."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What becomes of a checkpoint's parts in another composition; each is sorted."""
+
+    taken: tuple[str, ...]
+    new: tuple[str, ...]
+    """Only in the other composition: they start fresh, links as the identity."""
+    left_out: tuple[str, ...]
+    """Only in the checkpoint."""
+
+    def __str__(self) -> str:
+        told = (("taken", self.taken), ("new", self.new), ("left out", self.left_out))
+        return "\n".join(f"{what}: {', '.join(parts) or 'nothing'}" for what, parts in told)
+
+
+def part_of(key: str) -> str:
+    """The part to which a tensor of the model belongs."""
+    return ".".join(key.split(".", 2)[:2])
+
+
+def parts(spec: CompositionSpec) -> Parts:
+    """The parts of a sound spec's model."""
+    found: Parts = {}
+    for name, tower in spec.towers.items():
+        config = tower.settings
+        found[f"towers.{name}"] = {"kind": tower.kind, "config": config.model_dump(mode="json", exclude={"path"})}
+        given = tower.model_dump(mode="json")
+        if tower.input_projection is not None:
+            found[f"input_projections.{name}"] = {"dim": config.dim, **given["input_projection"]}
+        if tower.extend_vocabulary:
+            found[f"vocabularies.{name}"] = {"extend_vocabulary": given["extend_vocabulary"]}
+        if tower.adapts and tower.share_with is None:
+            rules = {} if isinstance(tower.freeze, bool) else tower.freeze
+            adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
+            found[f"adapters.{name}"] = {"lora": given["lora"], "rules": adapted}
+    if spec.next is not None:
+        given = {"modalities": list(spec.modalities)}
+        found |= {f"next.{name}": {"dim": tower.settings.dim, **given} for name, tower in spec.towers.items()}
+    return found | _links(spec) | {f"contrastive.{c.label}": c.model_dump(by_alias=True) for c in spec.contrastive}
+
+
+def _links(spec: CompositionSpec) -> Parts:
+    """Links by where they act and how, however the spec writes that down."""
+    sites = build_graph(spec).sites
+    return {
+        f"links.{link.label}": {
+            "kind": link.kind,
+            "from": link.source,
+            "into": link.target,
+            "clock": link.clock,
+            "sites": [(site.source_depth, site.target_depth) for site in sites if site.link == link.label],
+            "projection": link.projection.model_dump(),
+            "config": link.settings.model_dump(mode="json"),
+        }
+        for link in spec.links
+    }
+
+
+def compare(old: CompositionSpec, new: CompositionSpec) -> tuple[Transfer, list[str]]:
+    """What the composition ``new`` takes of ``old``'s parts, and what does not fit although it is called the same."""
+    there, here = parts(old), parts(new)
+    common = sorted(there.keys() & here.keys())
+    transfer = Transfer(tuple(common), tuple(sorted(here.keys() - there)), tuple(sorted(there.keys() - here)))
+    misfits = [f"{name}: {said}" for name in common if (said := _difference(there[name], here[name]))]
+    for name, tower in new.towers.items():
+        if tower.share_with in old.towers and name in old.towers and old.towers[name].share_with != tower.share_with:
+            misfits.append(f"towers.{name}: the weights are {tower.share_with!r}'s here, but not there")
+    return transfer, misfits
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any], place: str = "") -> str:
+    """The first value in which two descriptions differ; empty if there is none."""
+    for key in dict.fromkeys([*there, *here]):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if said := _difference(old, new, f"{place}{key}."):
+                return said
+        elif old != new:
+            return f"{place}{key} is {old!r} there and {new!r} here; make them the same, or give this one another name"
+    return ""
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the finished model of a run.
+
+    Raises:
+        CheckpointError: a run that is not finished.
+    """
+    if (path / MANIFEST).exists() or not (path / "recipe.yaml").exists():
+        return path
+    if not (path / "model").exists():
+        raise CheckpointError(f"{path}: this run is not finished; start its recipe again to go on")
+    return path / "model"

@@ -1,0 +1,72 @@
+"""Pictures of a report as SVG inside its page: loss curves, and masks. Imports matplotlib, so import it lazily."""
+
+from __future__ import annotations
+
+import io
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from zippkit.batch.mask_picture import COLOURS
+from zippkit.batch.mask_view import Masks
+
+INK = "#0d0e0f"
+"""Stands for the page's own ink, which the reader's light or dark theme decides on."""
+
+
+def tower_colours(towers: Sequence[str]) -> dict[str, str]:
+    """Each tower's colour, the same as in pictures of masks."""
+    return {tower: COLOURS[i % len(COLOURS)] for i, tower in enumerate(towers)}
+
+
+def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: str) -> str:
+    """One phase's losses over its steps, one line for each tower that has one.
+
+    Args:
+        lines: the phase's lines of ``metrics.jsonl``.
+        towers: every tower of the composition.
+        name: of the picture on its page.
+    """
+    figure = Figure(figsize=(3.6, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    for tower, colour in tower_colours(towers).items():
+        points = [(line["step"], line[tower]) for line in lines if tower in line]
+        steps, losses = zip(*points, strict=True) if points else ((), ())
+        # One point alone makes no line.
+        axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) == 1 else "", gid=tower)
+    axes.set_xlim(left=0)
+    axes.set_ylim(0, 1.1 * max((line[tower] for line in lines for tower in towers if tower in line), default=1))
+    axes.set_xlabel("step", color=INK)
+    axes.set_ylabel("nats per token", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.tick_params(length=0, colors=INK)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.8)
+    axes.spines[:].set_visible(False)
+    written = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "zippkit", "svg.fonttype": "none"}):
+        figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
+    return _inside_page(written.getvalue(), name, f"Loss, {name}").replace(INK, "currentColor")
+
+
+def mask_picture(masks: Masks, row: int, name: str) -> str:
+    """The masks of one row; ``name`` is the picture's on its page."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "masks.svg"
+        masks.save(file, row)
+        return _inside_page(file.read_text(encoding="utf-8"), name, f"Masks of row {row}")
+
+
+def _inside_page(svg: str, name: str, label: str) -> str:
+    """matplotlib's file as an element: its ids made its own, and no style sheet, which would reach the whole page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    own = re.sub(r"\W+", "-", name)
+    svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
+    return svg.replace("<svg ", f'<svg class="plot" role="img" aria-label={quoteattr(label)} ', 1)

@@ -1,0 +1,201 @@
+"""What configurations can tell without torch: of towers and links, whether they fit; of generation, how it chooses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Strict(BaseModel):
+    """Unknown keys, converted types and infinite numbers are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file} holds a {type(data).__name__}; expected an object with keys")
+    return data
+
+
+class Frame(Strict):
+    """The tokens that open and close each segment of a tower; one and the same for a model that was trained with a
+    single one between its texts, as GPT-2 was."""
+
+    begin: int = Field(ge=0, description="Token that opens a segment.")
+    end: int = Field(ge=0, description="Token that closes a segment; generation of the segment stops here.")
+
+
+class AttentionShape(NamedTuple):
+    """The heads of a tower's attention; two towers share theirs where key heads and widths are the same."""
+
+    n_kv_heads: int
+    head_width: int
+
+
+class Sound(NamedTuple):
+    """Waveforms (samples,) of one channel, full scale at +-1."""
+
+    sample_rate: int
+    """In Hz."""
+
+
+class Image(NamedTuple):
+    """Pixels (channels, height, width), from -1 to 1."""
+
+    channels: int
+    height: int
+    width: int
+
+
+class TowerConfig(Strict):
+    """Base of every tower's ``Config``. Keep it in a file without torch and ``zippkit check`` stays fast."""
+
+    implementation: ClassVar[str] = ""
+    """``module:Class`` of the Tower, where an entry point names this Config instead of the Tower itself."""
+    causal: ClassVar[bool] = True
+    """False: a position sees its whole segment, and others see the segment once it is complete."""
+    continuous: ClassVar[bool] = False
+    """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss."""
+
+    dim: int = Field(gt=0, description="Width of the hidden states.")
+    n_layers: int = Field(gt=0, le=10_000, description="Number of layers; depth runs from 0 (the embedding) to this.")
+    vocab_size: int | None = Field(None, gt=0, description="Number of token ids; none for continuous inputs.")
+    max_len: int | None = Field(None, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
+    frame: Frame | None = Field(None, description="Begin and end ids; the spec's `frame` goes before it.")
+
+    @property
+    def feed(self) -> Sound | Image | None:
+        """What a continuous tower is fed, so that data are compared with it; None: token ids, or it does not tell."""
+        return None
+
+    @property
+    def shared_attention(self) -> AttentionShape | None:
+        """The shape of an attention that other towers can join (`zippkit.model.tower.SharedAttention`); None: none can."""
+        return None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Config of the pre-trained model in ``folder``; here, from the ``tower.json`` that zippkit writes.
+
+        Raises:
+            ValueError: this kind of tower cannot tell its config from this folder.
+        """
+        file = folder / "tower.json"
+        if not file.exists():
+            raise ValueError(
+                f"{folder} does not tell its config ({file.name} is missing); write `config:` into the spec"
+            )
+        return cls.model_validate(read_json(file).get("config"))
+
+    def weights_path(self) -> Path | None:
+        """Where the pre-trained weights are, if the config itself tells; the spec's `weights` goes before it.
+
+        Raises:
+            ValueError: they are not there.
+        """
+        return None
+
+    def n_states(self, values: NDArray[np.float32]) -> int:
+        """How many states a continuous tower makes of one segment's inputs.
+
+        Raises:
+            ValueError: inputs of another shape than the tower takes, or too short for a single state.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not continuous")
+
+    def example_inputs(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of a continuous tower, for its checks: about ``size`` states where their number can vary."""
+        raise NotImplementedError(f"{type(self).__name__} is not continuous")
+
+    def parameter_names(self) -> list[str] | None:
+        """The tower's parameter names, so that freeze rules are checked without torch; None: checked at compile."""
+        return None
+
+
+Acts = Literal["after_layer", "before_layer", "embedding", "attention"]
+"""Where a link acts: on the state after the target's layer, or on the one before it; on places among the target's own
+tokens, at its embedding; or inside the attention of the target's layer, which then sees the source's keys too."""
+
+
+class LinkConfig(Strict):
+    """Base of every link's ``Config``."""
+
+    implementation: ClassVar[str] = ""
+    """``module:Class`` of the Link, where an entry point names this Config instead of the Link itself."""
+    projects: ClassVar[bool] = True
+    """False: the link has no use for the spec's ``projection``."""
+
+    @property
+    def acts(self) -> Acts:
+        """Where the link acts; see `Acts`."""
+        return "after_layer"
+
+    @property
+    def by_segment(self) -> bool:
+        """Whether a source's segment is read as a whole, once it is complete."""
+        return self.acts == "embedding"
+
+    def projected_dim(self, source_dim: int) -> int:
+        """Width of what the projection is given."""
+        return source_dim
+
+    def places(self, n_tokens: int) -> int:
+        """How many places a source's segment of so many tokens, begin and end included, takes in the target's own
+        sequence; only for a link that acts on the embedding."""
+        raise NotImplementedError(f"{type(self).__name__} takes no places in the target's sequence")
+
+    def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
+        """One message for each way in which this link cannot join the two towers' shapes."""
+        del source, target
+        yield from ()
+
+
+class Sampling(Strict):
+    """How one modality is generated. The defaults take the likeliest token."""
+
+    temperature: float = Field(0.0, ge=0, description="Logits are divided by it; 0 takes the likeliest token.")
+    top_k: int | None = Field(None, gt=0, description="Only so many of the likeliest tokens are drawn from.")
+    top_p: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Only the likeliest tokens of this much probability together (arXiv 1904.09751).",
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Logits of tokens that the row has had are divided by it if positive, else multiplied.",
+    )
+    beams: int = Field(1, gt=0, description="Hypotheses of a beam search; 1 is none.")
+    length_penalty: float = Field(
+        1.0,
+        ge=-10,
+        le=10,
+        description="A hypothesis of n tokens, its end counted, scores log-probability / n ** length_penalty.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(f"beams {self.beams} take the likeliest; expected temperature 0, got {self.temperature}")
+        if self.temperature == 0 and (self.top_k or self.top_p):
+            raise ValueError("top_k and top_p say what is drawn from; expected a temperature above 0 with them")
+        return self

@@ -1,0 +1,274 @@
+"""The recipe: a training run's description, or what follows from a spec alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import Field
+
+from zippkit.errors import ZippkitError, did_you_mean
+from zippkit.spec.composition_spec import CompositionSpec, Name, TowerSpec
+from zippkit.spec.kinds import Sampling, Strict
+from zippkit.spec.validation import Complaint
+from zippkit.spec.yaml_document import Place
+
+# Section 4.1.6 of the paper.
+LEARNING_RATE_FROZEN = 1e-3
+LEARNING_RATE_UNFROZEN = 5e-4
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Task(NamedTuple):
+    """Predict one modality after others: written ``speech -> text``, or ``text`` for a tower's own modality.
+
+    Modalities that are simultaneous (`clock: sync`) are predicted together: ``left + right``.
+    """
+
+    conditions: tuple[str, ...]
+    target: str
+    beside: str | None = None
+    """What is predicted together with the target."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        *conditions, last = (part.strip() for part in text.split("->"))
+        beside, plus, target = (part.strip() for part in last.rpartition("+"))
+        return cls(tuple(conditions), target, beside if plus else None)
+
+    def check(self, towers: Collection[str]) -> Self:
+        """This task, if every modality is a tower.
+
+        Raises:
+            ZippkitError: names the one that is not.
+        """
+        for name in self.modalities:
+            if name not in towers:
+                raise ZippkitError(f"task {str(self)!r}: no tower is called {name!r}{did_you_mean(name, towers)}")
+        return self
+
+    def sees(self) -> set[tuple[str, str]]:
+        """(target, source) pairs in which the target comes after the source."""
+        order = self.modalities
+        pairs = {(later, earlier) for i, later in enumerate(order) for earlier in order[:i] if earlier != later}
+        return pairs | ({(self.beside, self.target)} if self.beside else set())
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What is predicted."""
+        return (self.beside, self.target) if self.beside else (self.target,)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return (*self.conditions, *self.targets)
+
+    def __str__(self) -> str:
+        return " -> ".join((*self.conditions, " + ".join(self.targets)))
+
+
+class Phase(Strict):
+    """One run of the optimiser over one or more tasks."""
+
+    steps: int = Field(gt=0, description="Optimiser steps.")
+    tasks: list[str] | None = Field(
+        None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
+    )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Part of the examples to learn from; a smaller part lies inside a larger one."
+    )
+    batch_size: int = Field(32, gt=0, description="Examples per step.")
+    pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="The paper's if left out: 1e-3 with every tower frozen, 5e-4 otherwise."
+    )
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Other rates for single groups, such as `towers.speech: 1e-4`."
+    )
+    warmup: int = Field(0, ge=0, description="Steps in which the rate rises from 0.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="What the rate does after the warm-up.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
+    compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
+    log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
+    save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at ``step`` (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Evaluation(Strict):
+    """How a run is scored."""
+
+    split: str = Field("test", description="Split of the dataset.")
+    splits: list[str] | None = Field(
+        None, min_length=1, description="Several splits instead of `split`; the first is the one that reports show."
+    )
+    tasks: list[str] | None = Field(
+        None, description="Tasks that end in text or in speech; the trained ones if left out."
+    )
+    batch_size: int = Field(64, gt=0, description="Examples decoded together.")
+    max_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
+    limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
+    sampling: dict[Name, Sampling] = Field(
+        default_factory=dict,
+        description="How tokens of each modality are chosen, as `speech: {temperature: 0.8}`; greedily if left out.",
+    )
+    scorer: str | None = Field(
+        None,
+        description="Recogniser that judges generated speech (`zippkit scorers` lists them); moonshine if left out and "
+        "installed, otherwise such tasks are passed over.",
+    )
+    scorer_config: dict[str, Any] = Field(default_factory=dict, description="The scorer's own settings.")
+    best_of: int = Field(
+        1, gt=0, description="Generated and true units are turned into sound with so many seeds; the best one counts."
+    )
+    retention: str | None = Field(
+        None,
+        description="Split on which each tower's own loss is measured, before and after; the scored one "
+        "for a tower that has no examples there, and if left out.",
+    )
+    samples: int = Field(3, ge=0, description="Sounds to keep, of each task that ends in speech.")
+
+    @property
+    def scorer_kind(self) -> str:
+        return self.scorer or "moonshine"
+
+    @property
+    def all_splits(self) -> list[str]:
+        """At least one."""
+        return self.splits or [self.split]
+
+
+class Recipe(Strict):
+    """A training run: which composition, on which data, in which phases."""
+
+    name: Name = Field(description="Name of the run.")
+    spec: CompositionSpec = Field(description="The composition: a path to its YAML, or the spec itself.")
+    data: Annotated[Path, Field(strict=False)] = Field(description="Dataset folder, as `zippkit prepare` writes it.")
+    seed: int = Field(0, ge=0, description="Seed of new parameters and of the order of examples.")
+    start_from: Annotated[Path, Field(strict=False)] | None = Field(
+        None,
+        description="A finished run or a checkpoint, of which every tower, link and projection that is also in this "
+        "spec is taken by name; what is new starts fresh.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
+    split: str = Field("train", description="Split to train on.")
+    pretrain: dict[Name, Phase] = Field(
+        default_factory=dict,
+        description="Towers to pre-train on their own modality first, each by itself and unfrozen.",
+    )
+    train: Phase = Field(description="Training of the whole composition.")
+    evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
+
+    def tasks(self, phase: Phase | None = None) -> list[Task]:
+        """The tasks of the main phase, or of another one."""
+        wanted = (phase or self.train).tasks
+        return [Task.parse(text) for text in wanted] if wanted else linked_tasks(self.spec)
+
+    def complaints(self) -> list[Complaint]:
+        """What does not fit between the phases and the spec."""
+        found: list[Complaint] = []
+        towers = self.spec.towers
+        phases: list[tuple[Place, list[str] | None]] = [
+            (("train",), self.train.tasks),
+            (("evaluate",), self.evaluate.tasks),
+        ]
+        phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
+        for place, tasks in phases:
+            for i, text in enumerate(tasks or []):
+                found += [((*place, "tasks", i), message) for message in self._task_complaints(Task.parse(text))]
+        for name, phase in self.pretrain.items():
+            if name not in towers:
+                found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
+            elif towers[name].share_with is not None:
+                message = f"the weights are those of {towers[name].share_with!r}; pre-train that tower"
+                found.append((("pretrain", name), message))
+            elif towers[name].weights is not None:
+                found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
+            elif towers[name].settings.continuous:
+                message = "continuous inputs have no next token to predict; name `weights`, or train it with a link"
+                found.append((("pretrain", name), message))
+            if phase.tasks not in (None, [name]):
+                found.append(
+                    (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
+                )
+        if self.train.tasks is None and not linked_tasks(self.spec):
+            found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
+        groups: list[tuple[Place, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
+        groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in self.pretrain.items()]
+        for place, phase, known in groups:
+            for group in phase.learning_rates.keys() - known:
+                message = f"no such parameter group{did_you_mean(group, known)}"
+                found.append(((*place, "learning_rates", group), message))
+        return found
+
+    def _task_complaints(self, task: Task) -> Iterator[str]:
+        towers, modalities = self.spec.towers, self.spec.modalities
+        for name in task.modalities:
+            if name not in modalities:
+                yield f"no tower is called {name!r}{did_you_mean(name, modalities)}"
+            elif name in task.targets and towers[modalities[name]].settings.continuous:
+                yield f"{name!r} is fed continuous inputs, which nothing predicts; it can only be given"
+
+
+def linked_tasks(spec: CompositionSpec) -> list[Task]:
+    """One task for each linked direction, in spec order, and for each pair of modalities that one tower reads."""
+    tasks = [
+        Task((link.source,), link.target)
+        if link.clock == "turns"
+        else Task((), *sorted((link.source, link.target), reverse=True))
+        for link in spec.links
+    ]
+    hosts = spec.modalities
+    tasks += [Task((a,), b) for a in hosts for b in hosts if a != b and hosts[a] == hosts[b]]
+    return list(dict.fromkeys(tasks))
+
+
+def group_names(spec: CompositionSpec) -> list[str]:
+    """Names of the parameter groups: one for each tower, its input projection, adapters and added vocabulary, and one
+    for each link, contrastive loss and head that tells what comes next."""
+    towers = [f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None]
+    adapters = [f"adapters.{name}" for name, tower in spec.towers.items() if tower.share_with is None and tower.adapts]
+    projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
+    added = [f"vocabularies.{name}" for name, tower in spec.towers.items() if tower.extend_vocabulary]
+    links = [f"links.{link.label}" for link in spec.links]
+    contrasts = [f"contrastive.{contrast.label}" for contrast in spec.contrastive]
+    nexts = [f"next.{name}" for name in spec.towers] if spec.next is not None else []
+    return [*towers, *projected, *adapters, *added, *links, *contrasts, *nexts]
+
+
+def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
+    """Learning rate of each parameter group (the paper's rule where the phase names none)."""
+    frozen = all(tower.freeze is True for tower in spec.towers.values())
+    rate = phase.learning_rate or (LEARNING_RATE_FROZEN if frozen else LEARNING_RATE_UNFROZEN)
+    return {group: phase.learning_rates.get(group, rate) for group in group_names(spec)}
+
+
+def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps: int = 1000) -> Recipe:
+    """The recipe that follows from the spec alone: Adam, the paper's rates, one task for each linked direction."""
+    tasks = [str(task) for task in linked_tasks(spec)] or list(spec.towers)
+    train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=learning_rates(spec, Phase(steps=steps)))
+    return Recipe(name=spec.name, spec=spec, data=data, train=train)
+
+
+def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
+    """The composition of one tower alone, unfrozen, for pre-training it."""
+    tower = spec.towers[name].model_copy(
+        update={"freeze": False, "input_projection": None, "extend_vocabulary": {}, "lora": None}
+    )
+    return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
+
+
+def dump(section: Strict) -> dict[str, Any]:
+    """A recipe or spec as plain data, in the words of its YAML, defaults left out."""
+    data: dict[str, Any] = section.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return data

@@ -1,0 +1,38 @@
+"""A spec that needs no other file, and whether two specs are the same composition."""
+
+from __future__ import annotations
+
+import yaml
+
+from zippkit.spec.composition_spec import CompositionSpec
+
+
+def standalone(spec: CompositionSpec) -> CompositionSpec:
+    """The spec with every tower's config written out and without paths to weights."""
+    towers = {
+        name: tower.model_copy(
+            update={
+                "config": tower.settings.model_dump(mode="json", exclude={"frame", "path"}),
+                "weights": None,
+                "frame": tower.settings.frame,
+            }
+        )
+        for name, tower in spec.towers.items()
+    }
+    data = spec.model_copy(update={"towers": towers}).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return CompositionSpec.model_validate(data)
+
+
+def spec_text(spec: CompositionSpec) -> str:
+    """The standalone spec as YAML."""
+    data = standalone(spec).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return str(yaml.safe_dump(data, sort_keys=False))
+
+
+def difference(there: CompositionSpec, here: CompositionSpec) -> str:
+    """The first lines in which two specs differ; empty where they are the same composition."""
+    old, new = spec_text(there).splitlines(), spec_text(here).splitlines()
+    pairs = [(a, b) for a, b in zip(old, new, strict=False) if a != b]
+    if pairs:
+        return f"{pairs[0][0].strip()!r} there, {pairs[0][1].strip()!r} here"
+    return "" if len(old) == len(new) else "towers or links are added or missing"

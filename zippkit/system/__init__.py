@@ -1,0 +1,1 @@
+"""Files and progress: what touches the operating system."""

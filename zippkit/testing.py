@@ -1,0 +1,19 @@
+"""For authors of towers and links: `check_tower` and `check_link`, which a package's one test calls.
+
+::
+
+    def test_my_tower():
+        check_tower(MyTower(MyTower.Config(dim=16, n_layers=2, vocab_size=10)))
+
+    def test_my_link():
+        check_link(MyLink, MyLink.Config())
+
+Keep the towers tiny: two layers, ten tokens, a width of 16.
+"""
+
+from __future__ import annotations
+
+from zippkit.evaluation.plugin_checks.links import check_link
+from zippkit.evaluation.plugin_checks.towers import check_tower
+
+__all__ = ["check_link", "check_tower"]

@@ -1,0 +1,1 @@
+"""A recipe to a run folder: batches, steps, metrics, checkpoints."""

@@ -1,0 +1,183 @@
+"""Where a run keeps its things.
+
+::
+
+    recipe.yaml           the recipe with its spec, as it was started
+    tokenizers/           what turned the data into tokens, and turns tokens back
+    towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
+    checkpoints/<phase>/  step-000200, ... (the last two)
+    model/                the finished composition
+    metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zippkit.data.dataset import Dataset, Tokenizer
+from zippkit.data.manifest import MANIFEST, read_manifest
+from zippkit.errors import DataError, ZippkitError
+from zippkit.loading import load_recipe
+from zippkit.spec.recipe import Recipe, dump
+
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.path / "recipe.yaml"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def _tokenizers(self) -> Path:
+        return self.path / "tokenizers"
+
+    def tower(self, name: str) -> Path:
+        return self.path / "towers" / name
+
+    def checkpoint(self, phase: str, step: int) -> Path:
+        return self.path / "checkpoints" / phase / f"step-{step:06d}"
+
+    def checkpoints(self, phase: str) -> list[Path]:
+        """Complete checkpoints of a phase, oldest first."""
+        found = (self.path / "checkpoints" / phase).glob("step-*")
+        return sorted(found, key=lambda folder: (len(folder.name), folder.name))
+
+    def drop_old_checkpoints(self, phase: str) -> None:
+        """Keep the last few, and nothing of those that a kill left half written."""
+        half_written = (self.path / "checkpoints" / phase).glob(".step-*")
+        for old in (*self.checkpoints(phase)[:-KEPT_CHECKPOINTS], *half_written):
+            shutil.rmtree(old)
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was started with.
+
+        Raises:
+            ZippkitError: no run is there.
+        """
+        if not self.recipe_file.exists():
+            raise ZippkitError(f"{self.path}: no run is there (recipe.yaml is missing)")
+        return load_recipe(self.recipe_file, started=True)
+
+    def begin(self, recipe: Recipe) -> None:
+        """Start the run, or find that it is the same one that was started before.
+
+        Raises:
+            ZippkitError: the folder holds something else; nothing is written over.
+        """
+        text = yaml.safe_dump(self._written(recipe), sort_keys=False)
+        if self.recipe_file.exists():
+            there = self.recipe_file.read_text(errors="replace")
+            if there != text:
+                differs = _first_difference(there, text)
+                raise ZippkitError(f"{self.path}: holds the run of another recipe ({differs}); choose another --out")
+            return
+        if self.path.exists() and not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
+            raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = self.path / f".recipe.{os.getpid()}.tmp"
+        temporary.write_text(text)
+        temporary.replace(self.recipe_file)
+
+    def _written(self, recipe: Recipe) -> dict[str, Any]:
+        """The recipe as plain data, its paths relative to the run: equal from any working directory."""
+
+        def relative(path: Path) -> str:
+            return os.path.relpath(path.resolve(), self.path.resolve())
+
+        data = dump(recipe)
+        data["data"] = relative(recipe.data)
+        if recipe.start_from is not None:
+            data["start_from"] = relative(recipe.start_from)
+        for name, tower in recipe.spec.towers.items():
+            if tower.weights is not None:
+                data["spec"]["towers"][name]["weights"] = relative(tower.weights)
+        return data
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the run; None where it has not been written yet.
+
+        Raises:
+            ZippkitError: somebody else wrote it.
+        """
+        file = self.path / name
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except ValueError as error:
+            raise ZippkitError(f"{file}: not JSON: {error}") from error
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(value, indent=2))
+        temporary.replace(self.path / name)
+
+    def add_seconds(self, phase: str, seconds: float) -> None:
+        """Keep how long a phase took the last time it ran."""
+        known = self.read_json("seconds.json") or {}
+        self.write_json("seconds.json", {**known, phase: seconds})
+
+    def keep_tokenizers(self, dataset: Dataset) -> None:
+        """Copy the dataset's tokenizers and what its manifest says of them, so that the run stands alone.
+
+        Raises:
+            DataError: the run was started with another dataset.
+        """
+        if self._tokenizers.exists():
+            kept = read_manifest(self._tokenizers)
+            changed = [name for name, entry in kept.files.items() if dataset.manifest.files.get(name) != entry]
+            if changed or kept.modalities != dataset.manifest.modalities:
+                what = ", ".join(changed) or "a modality"
+                raise DataError(f"{dataset.path}: {what} changed since {self.path} was started; choose another --out")
+            return
+        temporary = self.path / f".tokenizers.{os.getpid()}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        shutil.copyfile(dataset.path / MANIFEST, temporary / MANIFEST)
+        for modality in dataset.manifest.modalities.values():
+            for file in modality.all_files:
+                (temporary / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(dataset.path / file, temporary / file)
+        temporary.rename(self._tokenizers)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Each modality's tokenizer, by what decides the meaning of its ids; None where it came as plain ids."""
+        return Dataset(self._tokenizers, read_manifest(self._tokenizers)).fingerprints
+
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """What turned the training data into tokens, by modality; plain ids and waveforms have none."""
+        dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
+        return {name: dataset.tokenizer(name) for name, known in dataset.fingerprints.items() if known is not None}
+
+    def sample_rates(self) -> dict[str, int]:
+        """Modalities that were waveforms in the training data, and their samples a second."""
+        modalities = read_manifest(self._tokenizers).modalities
+        return {name: column.sample_rate for name, column in modalities.items() if column.sample_rate is not None}
+
+
+def _is_temporary(file: Path) -> bool:
+    """Left behind by a start that was killed."""
+    return file.match(".recipe.*.tmp")
+
+
+def _first_difference(there: str, here: str) -> str:
+    for old, new in zip(there.splitlines(), here.splitlines(), strict=False):
+        if old != new:
+            return f"{old.strip()!r} there, {new.strip()!r} here"
+    return "one is longer than the other"

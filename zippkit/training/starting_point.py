@@ -1,0 +1,95 @@
+"""How the main phase of a run begins: with towers that were pre-trained, and with what another run has learnt."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from zippkit.checkpoint.checkpoint import read_manifest, write_tower
+from zippkit.checkpoint.references import copy_source, find_references, frozen_towers, in_a_run
+from zippkit.composition import Composition, compile, load
+from zippkit.data.dataset import Dataset
+from zippkit.errors import ZippkitError
+from zippkit.plan.parts import checkpoint_folder
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.recipe import Recipe
+from zippkit.training.run_folder import RunFolder
+
+
+def trained_spec(recipe: Recipe, run: RunFolder) -> CompositionSpec:
+    """The recipe's spec with the towers that the run pre-trained as weights."""
+    towers = {
+        name: tower.model_copy(update={"weights": run.tower(name)}) if name in recipe.pretrain else tower
+        for name, tower in recipe.spec.towers.items()
+    }
+    data = {name: tower.model_dump(by_alias=True, exclude_unset=True) for name, tower in towers.items()}
+    return CompositionSpec.model_validate(
+        {**recipe.spec.model_dump(by_alias=True, exclude_unset=True), "towers": data}, strict=False
+    )
+
+
+def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
+    """The composition as it is before the main phase's first step.
+
+    Raises:
+        CheckpointError: what the recipe starts from is gone, or does not fit.
+    """
+    spec = trained_spec(recipe, run)
+    if recipe.start_from is None:
+        return compile(spec, seed=recipe.seed)
+    return load(recipe.start_from, spec=spec, seed=recipe.seed)
+
+
+def begin(recipe: Recipe, run: RunFolder) -> Composition:
+    """The composition to train, or to load a checkpoint of the main phase into."""
+    if run.checkpoints("train"):
+        return compile(trained_spec(recipe, run), seed=recipe.seed, load_weights=False)
+    zipped = starting_point(recipe, run)
+    if zipped.transfer is not None:
+        print(f"started from {recipe.start_from}", zipped.transfer, sep="\n", file=sys.stderr)
+    return _with_own_towers(zipped, run)
+
+
+def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
+    """Frozen towers that have no source, or one in another run, are written into this run once: its checkpoints need
+    not repeat them, and it can be moved."""
+    references = find_references(zipped.spec, zipped.model, zipped.sources)
+    sources = dict(zipped.sources)
+    for name in frozen_towers(zipped.model):
+        taken = zipped.transfer is not None and f"towers.{name}" in zipped.transfer.taken
+        if name not in references or (taken and in_a_run(sources[name])):
+            source = sources[name] if name in references else None
+            folder = run.tower(zipped.spec.towers[name].share_with or name)
+            sources[name] = _write_once(zipped, name, folder, source)
+    return replace(zipped, sources=sources)
+
+
+def _write_once(zipped: Composition, name: str, folder: Path, source: Path | None) -> Path:
+    if not folder.exists():
+        temporary = folder.with_name(f".{name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        if source is not None:
+            copy_source(source, temporary)
+        else:
+            write_tower(temporary, zipped.model.tower(name), zipped.spec.towers[name].kind)
+        temporary.rename(folder)
+    return folder.absolute()
+
+
+def check_start(recipe: Recipe, dataset: Dataset) -> None:
+    """The tokens of towers that are taken over must mean what they meant.
+
+    Raises:
+        ZippkitError: another tokenizer.
+    """
+    if recipe.start_from is None:
+        return
+    known = read_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
+    for name, fingerprint in dataset.fingerprints.items():
+        if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
+            raise ZippkitError(
+                f"{recipe.start_from}: tower {name!r} was trained with another tokenizer than that of {dataset.path}; "
+                "prepare the data with the one that its run keeps"
+            )

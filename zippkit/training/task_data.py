@@ -1,0 +1,246 @@
+"""A dataset seen through tasks: which segments an example gives, and which of them carry the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippkit.batch.batch import Segment
+from zippkit.data.dataset import Dataset
+from zippkit.data.images import PixelTokenizer
+from zippkit.data.manifest import Modality as Column
+from zippkit.data.table import Example, Item, Split
+from zippkit.errors import DataError, did_you_mean
+from zippkit.plan.sequence_layout import Modality
+from zippkit.spec.kinds import Image, TowerConfig
+from zippkit.spec.recipe import Task
+
+
+def check_tokenizers(
+    dataset: Dataset, wanted: Mapping[str, Modality], fingerprints: Mapping[str, str | None] | None = None
+) -> None:
+    """Refuse data that are not what the towers read.
+
+    Args:
+        dataset: where the tokens, waveforms and images come from.
+        wanted: what the towers read, by name.
+        fingerprints: of the tokenizers that a model was trained with, by modality.
+
+    Raises:
+        DataError: a modality is missing, a vocabulary, frame or sample rate differs, tokens are to be fed to a tower of
+            waveforms or the other way round, or another tokenizer made the tokens.
+    """
+    modalities = dataset.manifest.modalities
+    for name, modality in wanted.items():
+        if name not in modalities:
+            raise DataError(f"{dataset.path}: no modality is called {name!r}{did_you_mean(name, modalities)}")
+        found = modalities[name]
+        wrong = (_wrong_feed if modality.continuous else _wrong_ids)(dataset, name, found, modality)
+        if wrong:
+            raise DataError(f"{dataset.path}: {wrong}")
+        if fingerprints and fingerprints.get(name) != found.fingerprint:
+            raise DataError(
+                f"{dataset.path}: its {name} tokens were made by another tokenizer ({_short(found.fingerprint)}) than "
+                f"the model was trained with ({_short(fingerprints.get(name))}); prepare the data with the run's own"
+            )
+
+
+def _wrong_ids(dataset: Dataset, name: str, found: Column, modality: Modality) -> str:
+    """Why a tower of token ids cannot read a modality; empty if it can."""
+    del dataset
+    if found.vocab_size is None:
+        return (
+            f"{name} holds waveforms, but tower {modality.tower!r} reads token ids; expected a tower of waveforms "
+            "(such as kind: hf_encoder), or a dataset of units (prepared without --waveform)"
+        )
+    if modality.vocab_size is not None and found.vocab_size > modality.vocab_size:
+        hosted = f"towers.{modality.tower}.extend_vocabulary.{name}"
+        key = f"towers.{name}.config.vocab_size" if name == modality.tower else hosted
+        return (
+            f"{name} has {found.vocab_size} token ids, the tower {modality.vocab_size}; expected "
+            f"{key}: {found.vocab_size}"
+        )
+    frame = (modality.frame.begin, modality.frame.end) if modality.frame else None
+    if found.begin is not None and frame != (found.begin, found.end):
+        return (
+            f"{name} begins with {found.begin} and ends with {found.end}, the tower's frame is "
+            f"{frame}; expected towers.{name}.frame: {{begin: {found.begin}, end: {found.end}}}"
+        )
+    return ""
+
+
+def _wrong_feed(dataset: Dataset, name: str, found: Column, modality: Modality) -> str:
+    """Why a continuous tower cannot be fed with a modality; empty if it can."""
+    feed = modality.feed
+    if isinstance(feed, Image):
+        if found.kind != "pixels":
+            return f"{name} holds {_told(found)}, but tower {name!r} is fed images; expected a modality of pixels"
+        tokenizer = dataset.pixel_tokenizer(name)
+        if not tokenizer.fits(feed):
+            side = tokenizer.side
+            return (
+                f"{name} holds images of {side} x {side} pixels, and tower {name!r} is fed {feed.height} x "
+                f"{feed.width}; expected a multiple of {side}, as each pixel is drawn as a block"
+            )
+    elif found.kind != "waveform":
+        rate = feed.sample_rate if feed else "RATE"
+        return (
+            f"{name} holds {_told(found)}, but tower {name!r} is fed waveforms; expected a dataset prepared with "
+            f"--waveform {rate}, or a tower of token ids (such as kind: decoder)"
+        )
+    elif feed is not None and found.sample_rate != feed.sample_rate:
+        return (
+            f"{name} holds {found.sample_rate} samples a second, tower {name!r} hears {feed.sample_rate}; expected "
+            f"a dataset prepared with --waveform {feed.sample_rate} --resample (or, if the tower is not pre-trained, "
+            f"towers.{name}.config.sample_rate: {found.sample_rate})"
+        )
+    return ""
+
+
+def _told(found: Column) -> str:
+    words = {"bytes": "text", "tokenizer_json": "text", "ids": "token ids", "waveform": "waveforms"}
+    return words.get(found.kind, found.kind)
+
+
+def _short(fingerprint: str | None) -> str:
+    return fingerprint[:12] if fingerprint else "none"
+
+
+class TaskData:
+    """One task over one split: those of its examples that have all of the task's modalities."""
+
+    def __init__(
+        self, task: Task, dataset: Dataset, split: Split, readers: Mapping[str, TowerConfig] | None = None
+    ) -> None:
+        """Look which examples there are, and turn their text into ids.
+
+        Args:
+            task: what is given, and what is predicted.
+            dataset: what the ids mean.
+            split: of that dataset.
+            readers: the tower that reads each modality, where one of them may be fed pixels.
+
+        Raises:
+            DataError: no example has all of the task's modalities.
+        """
+        self.task = task
+        self._split = split
+        self._places = split.having(task.modalities)
+        if not len(self._places):
+            known = dataset.manifest.modalities
+            each = ", ".join(f"{len(split.having([name]))} {name}" for name in known)
+            raise DataError(
+                f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
+            )
+        names = split.names()
+        self.names = [names[place] for place in self._places]
+        # Text is turned into ids once; units are ids already, and waveforms stay on the disk until they are needed.
+        self._texts: dict[str, list[list[int]]] = {}
+        self._images: dict[str, tuple[PixelTokenizer, Image]] = {}
+        for name in task.modalities:
+            if dataset.manifest.modalities[name].is_text:
+                encode = dataset.text_tokenizer(name).encode
+                self._texts[name] = [encode(str(self.item(i, name))) for i in range(len(self))]
+            elif readers and isinstance(feed := readers[name].feed, Image):
+                self._images[name] = dataset.pixel_tokenizer(name), feed
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def part(self, fraction: float, seed: int) -> Self:
+        """The same task over a part of its examples, in their order; a smaller part lies inside a larger one.
+
+        Which examples those are is drawn for the whole split, so tasks with the same examples get the same part.
+        """
+        if fraction == 1:
+            return self
+        ranks = np.random.default_rng(seed).permutation(len(self._split))[self._places]
+        kept = np.sort(np.argsort(ranks)[: max(1, round(fraction * len(self)))])
+        part = copy(self)
+        part._places = self._places[kept]
+        part.names = [self.names[i] for i in kept]
+        part._texts = {name: [ids[i] for i in kept] for name, ids in self._texts.items()}
+        return part
+
+    def example(self, index: int) -> Example:
+        """The example as the dataset has it."""
+        return self._split[int(self._places[index])]
+
+    def item(self, index: int, name: str) -> Item:
+        """One of the task's modalities of an example, as the dataset has it."""
+        return self._split.item(int(self._places[index]), name)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens, or samples, of each example in its longest modality."""
+        longest: NDArray[np.int64] = np.max([self._lengths(name) for name in self.task.modalities], axis=0)
+        return longest
+
+    def _lengths(self, name: str) -> NDArray[np.int64]:
+        if name in self._texts:
+            return np.array([len(ids) for ids in self._texts[name]], dtype=np.int64)
+        return self._split.lengths(name)[self._places]
+
+    def check_lengths(self, towers: Mapping[str, TowerConfig]) -> None:
+        """Look for sequences that a tower cannot take, before anything is computed.
+
+        Raises:
+            DataError: names the longest; or the shortest waveform, if no state can be made of it.
+        """
+        for name in dict.fromkeys(self.task.modalities):
+            count = self.task.modalities.count(name)
+            if not towers[name].continuous:
+                # Each segment comes with its begin and end id.
+                self._check_limit(name, count * (self._lengths(name) + 2), towers[name].max_len, "tokens")
+            elif name not in self._images:
+                self._check_waveforms(name, count, towers[name])
+
+    def _check_limit(self, name: str, lengths: NDArray[np.int64], limit: int | None, what: str) -> None:
+        n_long = int((lengths > limit).sum()) if limit is not None else 0
+        if n_long:
+            longest = int(lengths.argmax())
+            raise DataError(
+                f"{self._split.path}: example {self.names[longest]} has {lengths[longest]} {name} {what}, and "
+                f"{n_long} of {len(self)} examples have more than the {limit} that the tower takes"
+            )
+
+    def _check_waveforms(self, name: str, count: int, tower: TowerConfig) -> None:
+        """Without reading them: how many states come out is a matter of length."""
+        lengths, places = np.unique(self._lengths(name), return_inverse=True)
+        wrong = []
+        for n_samples in dict.fromkeys((lengths[0], lengths[-1])):
+            try:
+                tower.n_states(np.zeros(n_samples, np.float32))
+            except ValueError as error:
+                example = self.names[int((lengths[places] == n_samples).argmax())]
+                wrong.append(f"{self._split.path}: example {example}, {name}: {error}")
+        if wrong:
+            raise DataError("\n".join(wrong))
+        if tower.max_len is not None:
+            states = np.array([tower.n_states(np.zeros(n_samples, np.float32)) for n_samples in lengths])
+            self._check_limit(name, count * states[places], tower.max_len, "states")
+
+    def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+        """Names of examples."""
+        return tuple(self.names[i] for i in indices)
+
+    def _tokens(self, name: str, index: int) -> Any:
+        if name in self._texts:
+            return self._texts[name][index]
+        item = self.item(index, name)
+        if name in self._images:
+            tokenizer, shape = self._images[name]
+            return tokenizer.scaled(np.asarray(item), shape)
+        return item
+
+    def prompt(self, index: int) -> list[Segment]:
+        """The segments that are given."""
+        return [Segment(name, self._tokens(name, index), loss=False) for name in self.task.conditions]
+
+    def segments(self, index: int) -> list[Segment]:
+        """The whole example, with the loss on the target."""
+        return [*self.prompt(index), *(Segment(name, self._tokens(name, index)) for name in self.task.targets)]

@@ -1,0 +1,230 @@
+"""Training: pre-train the towers that the recipe names, then the whole composition; resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from zippkit.checkpoint.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
+from zippkit.checkpoint.frozen_hashes import check_frozen, frozen_hashes
+from zippkit.checkpoint.references import Reference, find_references
+from zippkit.composition import Composition, compile
+from zippkit.data.dataset import Dataset
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.plan.graph import build_graph
+from zippkit.plan.parts import MANIFEST
+from zippkit.spec.recipe import Phase, Recipe, Task, learning_rates, single_tower
+from zippkit.system.progress import progress
+from zippkit.training.batch_order import Sampler
+from zippkit.training.device import Backend, backend
+from zippkit.training.metrics import Metrics
+from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.starting_point import begin, check_start
+from zippkit.training.step import build_step
+from zippkit.training.task_data import TaskData, check_tokenizers
+
+
+class InterruptedRunError(ZippkitError):
+    """The run was asked to stop; everything up to its last step is saved."""
+
+
+def train(recipe: Recipe, out: Path) -> None:
+    """Run a recipe in the folder ``out``, going on where an earlier start of the same recipe stopped.
+
+    Raises:
+        ZippkitError: data, weights or folder that do not fit; a loss that is not finite; a frozen tensor that moved.
+        InterruptedRunError: stopped by a signal, after a checkpoint was saved.
+    """
+    run = RunFolder(out)
+    device = backend(recipe.device)
+    dataset = Dataset.open(recipe.data)
+    tasks = _task_data(recipe, dataset)
+    if not run.recipe_file.exists():
+        check_start(recipe, dataset)
+    run.begin(recipe)
+    run.keep_tokenizers(dataset)
+    with _stop_signals() as stop:
+        for name, phase in recipe.pretrain.items():
+            if not (run.tower(name) / "tower.json").exists():
+                began = time.monotonic()
+                alone = compile(single_tower(recipe.spec, name), seed=recipe.seed)
+                own = [tasks[Task((), name)].part(phase.fraction, recipe.seed)]
+                _PhaseRun(f"pretrain.{name}", alone, phase, own, recipe.seed, run, device, stop).finish()
+                write_tower(run.tower(name), alone.model.tower(name), recipe.spec.towers[name].kind)
+                run.add_seconds(f"pre-train {name}", time.monotonic() - began)
+        if not run.model.exists():
+            began = time.monotonic()
+            zipped = begin(recipe, run)
+            share = recipe.train.fraction
+            all_tasks = [tasks[task].part(share, recipe.seed) for task in recipe.tasks()]
+            phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
+            phase_run.finish()
+            write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False), root=run.path)
+            run.add_seconds("train", time.monotonic() - began)
+
+
+def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
+    """The data of every task of every phase, checked against the towers before anything is started."""
+    graph = build_graph(recipe.spec)
+    check_tokenizers(dataset, graph.modalities)
+    split = dataset.split(recipe.split)
+    tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
+    found = {task: TaskData(task, dataset, split, graph.readers) for task in tasks}
+    for data in found.values():
+        data.check_lengths(graph.readers)
+    return found
+
+
+class _Stop:
+    """Whether a signal asked the run to stop."""
+
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one ends the process at once."""
+    stop = _Stop()
+    earlier: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        del frame
+        stop.asked = True
+        signal.signal(number, earlier[number])
+
+    for number in map(int, (signal.SIGINT, signal.SIGTERM)):
+        earlier[number] = signal.getsignal(number)
+        try:
+            signal.signal(number, ask)
+        except ValueError:  # Not the main thread: whoever runs it there handles signals.
+            break
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            if signal.getsignal(number) is ask:
+                signal.signal(number, handler)
+
+
+class _PhaseRun:
+    """One phase under way."""
+
+    def __init__(
+        self,
+        label: str,
+        zipped: Composition,
+        phase: Phase,
+        tasks: Sequence[TaskData],
+        seed: int,
+        run: RunFolder,
+        device: Backend,
+        stop: _Stop,
+    ) -> None:
+        self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
+        self.model = zipped.model.to(device.device()).train()
+        self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
+        self.tasks = tasks
+        self.sampler = Sampler([task.lengths for task in tasks], phase.batch_size, seed)
+        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
+        self.step = 0
+        self.frozen = frozen_hashes(self.model)
+        saved = run.checkpoints(label)
+        # Once is enough: that frozen tensors rest is checked at every save.
+        self.references = self._resume(saved[-1]) if saved else find_references(zipped.spec, self.model, zipped.sources)
+
+    def _resume(self, folder: Path) -> Mapping[str, Reference]:
+        checkpoint = read_checkpoint(folder)
+        restore(self.model, checkpoint, self.zipped.spec, folder)
+        restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
+        if not {"step", "frozen"} <= checkpoint.extra.keys():
+            raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
+        self.step = int(checkpoint.extra["step"])
+        # The proof goes back to the first step of the run, not to this resume.
+        self.frozen = dict(checkpoint.extra["frozen"])
+        check_frozen(self.frozen, self.model)
+        return checkpoint.references
+
+    def checkpoint(self, with_optimizer: bool = True) -> Checkpoint:
+        """The state after the last step; refuses if a frozen tensor moved."""
+        check_frozen(self.frozen, self.model)
+        extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, "frozen": self.frozen}
+        optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
+        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references)
+
+    def _save(self) -> None:
+        folder = self.run.checkpoint(self.label, self.step)
+        if not folder.exists():
+            write_checkpoint(folder, self.checkpoint(), root=self.run.path)
+            self.run.drop_old_checkpoints(self.label)
+
+    def finish(self) -> None:
+        """Run the steps that are left."""
+        metrics = Metrics(self.run.path, self.label, self.step)
+        try:
+            with progress(self.label, self.phase.steps) as advance:
+                self._steps(metrics, advance)
+        finally:
+            metrics.close()
+
+    def _steps(self, metrics: Metrics, advance: Any) -> None:
+        step_on = build_step(self.model, self.optimizer, self.phase, self.device)
+        waiting: list[Mapping[str, Tensor]] = []
+        n_tokens, began = 0, time.monotonic()
+        while self.step < self.phase.steps:
+            draw = self.sampler.draw(self.step)
+            task = self.tasks[draw.task]
+            examples = [task.segments(i) for i in draw.indices]
+            batch = self.zipped.collate(examples, self.phase.pad_multiple, task.ids(draw.indices))
+            n_tokens += batch.n_tokens
+            factor = self.phase.rate(self.step)
+            set_rate(self.optimizer, factor)
+            waiting.append(step_on(batch.to(self.device.device())))
+            self.step += 1
+            # Looked at once: a signal may arrive at any moment below.
+            stop = self.stop.asked
+            save = stop or self.step % self.phase.save_every == 0 or self.step == self.phase.steps
+            if save or self.step % self.phase.log_every == 0:
+                values = self._read(waiting)
+                waiting.clear()
+                rate = n_tokens / (time.monotonic() - began)
+                n_tokens, began = 0, time.monotonic()
+                metrics.write(self.step, {**values, "tokens_per_second": rate, "rate_factor": factor})
+                advance(self.step, f"loss {values['total']:.3f}  {rate:.0f} tokens/s")
+            if save:
+                self._save()
+            if stop:
+                raise InterruptedRunError(
+                    f"stopped after step {self.step} of {self.label}; start again to go on from there"
+                )
+
+    def _read(self, waiting: list[Mapping[str, Tensor]]) -> dict[str, float]:
+        """Means of the steps since the last look, which is also when the host waits for the device.
+
+        Raises:
+            ZippkitError: a loss or gradient was not finite, with the ids of its batch.
+        """
+        first = self.step - len(waiting)
+        table: dict[str, list[float]] = {}
+        for i, values in enumerate(waiting):
+            numbers = {name: float(value) for name, value in values.items()}
+            if not all(math.isfinite(number) for number in numbers.values()):
+                draw = self.sampler.draw(first + i)
+                ids = ", ".join(self.tasks[draw.task].ids(draw.indices))
+                saved = self.run.checkpoints(self.label)
+                good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+                seen = ", ".join(f"{name} {number}" for name, number in numbers.items())
+                raise ZippkitError(
+                    f"{self.label}: step {first + i + 1} is not finite ({seen}); {good}; its batch: {ids}"
+                )
+            for name, number in numbers.items():
+                table.setdefault(name, []).append(number)
+        return {name: sum(numbers) / len(numbers) for name, numbers in table.items()}
