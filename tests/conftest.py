@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from helpers.surroundings import n_processes, surround
 
 surround()

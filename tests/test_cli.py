@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
+
 from helpers.tiny_runs import (
     DEMO,
     SOUND,
@@ -27,8 +29,6 @@ from helpers.tiny_runs import (
     write_recipe,
     zippkit,
 )
-from pydantic import BaseModel
-
 from zippkit import cli
 from zippkit.data.audio import write_audio
 from zippkit.data.dataset import Dataset

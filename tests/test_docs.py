@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.compositions import SPEC
 
+from helpers.compositions import SPEC
 from zippkit.plan.diagram.diagram import drawn_sites
 from zippkit.spec.composition_spec import CompositionSpec, InputProjection, LinkSpec, Projection, Site, TowerSpec
 from zippkit.spec.validation import field_names

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.compositions import SPEC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.compositions import SPEC
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import load_spec
 

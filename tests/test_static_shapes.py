@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, randomise, tower
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import zippkit
+from helpers.compositions import link, randomise, tower
 from zippkit.batch.batch import Batch, Segment
 from zippkit.spec.composition_spec import CompositionSpec
 

@@ -49,7 +49,7 @@ class Composition:
         ids: Sequence[str] = (),
         then: Sequence[Sequence[str]] = (),
     ) -> Batch:
-        """Examples, each a list of segments in linear order, to one padded batch (see `zippkit.batch.batch.collate`)."""
+        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.batch.collate`)."""
         return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, then)
 
     def masks(self, batch: Batch) -> Masks:

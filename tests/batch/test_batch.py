@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,24 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS, A, B, C, config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch, collate, interleave, padded_length
 from zippkit.errors import DataError
-from zippkit.spec.kinds import Frame, TowerConfig
-
-
-class Whole(TowerConfig):
-    """A tower whose tokens see their whole segment."""
-
-    causal: ClassVar[bool] = False
-
-
-def config(begin: int, end: int, cls: type[TowerConfig] = TowerConfig, **more: Any) -> TowerConfig:
-    return cls(dim=4, n_layers=1, frame=Frame(begin=begin, end=end), **{"vocab_size": 100, **more})
-
-
-TOWERS = {"text": config(90, 91), "speech": config(92, 93), "image": config(94, 95, Whole)}
-A, B, C = 10, 11, 12
-EXAMPLE = [Segment("text", [A, B]), Segment("speech", [7, 8]), Segment("text", [C])]
+from zippkit.spec.kinds import TowerConfig
 
 
 def test_the_design_s_example() -> None:
@@ -134,12 +120,6 @@ def test_too_long_and_too_little() -> None:
 
 def test_buckets() -> None:
     assert [padded_length(n, 16) for n in (1, 15, 16, 17)] == [16, 16, 16, 32]
-
-
-SEGMENTS = st.lists(
-    st.builds(Segment, st.sampled_from(list(TOWERS)), st.lists(st.integers(0, 89), max_size=4), st.booleans()),
-    max_size=6,
-)
 
 
 def tokens_of(batch: TowerBatch, row: int) -> list[int]:

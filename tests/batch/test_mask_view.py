@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from helpers.compositions import link, make_spec, tower
-from zippkit_towers.decoder.config import DecoderConfig
 
+from helpers.compositions import link, make_spec, tower
 from zippkit.batch.batch import Batch, Segment, collate
 from zippkit.batch.mask_view import Masks, mask_views
 from zippkit.batch.masks import cross_mask
 from zippkit.errors import ZippkitError
 from zippkit.plan.graph import Graph, build_graph
+from zippkit_towers.decoder.config import DecoderConfig
 
 GRAPH = build_graph(
     make_spec({"text": tower(), "speech": tower()}, [link("speech", "text", every=2), link("text", "speech", every=4)])

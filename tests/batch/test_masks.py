@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batch import EXAMPLE, SEGMENTS, TOWERS
 
+from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS
 from zippkit.batch.batch import Segment, collate
 from zippkit.batch.masks import cache_mask, cross_mask, describe_cross, describe_self, self_mask
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.compositions import link, make, make_spec, tower
 
 import zippkit
+from helpers.compositions import link, make, make_spec, tower
 from zippkit.checkpoint.checkpoint import (
     Checkpoint,
     read_checkpoint,

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.compositions import link, make_spec, randomise, tower
 from torch import nn
-from zippkit_towers.decoder.tower import Decoder
-from zippkit_towers.hf_causal_lm.tower import HfCausalLm, HfCausalLmConfig
 
 import zippkit
+from helpers.compositions import link, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
 from zippkit.errors import ZippkitError
 from zippkit.model.weights import filled_in_place, read_tensors
+from zippkit_towers.decoder.tower import Decoder
+from zippkit_towers.hf_causal_lm.tower import HfCausalLm, HfCausalLmConfig
 
 LLAMA = {
     "model_type": "llama",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.compositions import link, make, tower
 from torch import nn
 
+from helpers.compositions import link, make, tower
 from zippkit.checkpoint.frozen_hashes import check_frozen, frozen_hashes
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError

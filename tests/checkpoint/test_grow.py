@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.compositions import link, make_spec, randomise, tower
-from helpers.tiny_runs import WORDS, copied, finished_run, spec, tiny_recipe, write_data, write_recipe
-from helpers.tiny_runs import examples as examples_of
-from helpers.tiny_runs import zippkit as command
 from torch import Tensor
 
 import zippkit
 import zippkit.training.trainer
+from helpers.compositions import link, make_spec, randomise, tower
+from helpers.tiny_runs import WORDS, copied, finished_run, spec, tiny_recipe, write_data, write_recipe
+from helpers.tiny_runs import examples as examples_of
+from helpers.tiny_runs import zippkit as command
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Example, write_dataset

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, randomise, tower
-from helpers.tiny_runs import copied, finished_run, tiny_recipe
 from safetensors import safe_open
 
 import zippkit
 import zippkit.checkpoint.references
+from helpers.compositions import link, make, make_spec, randomise, tower
+from helpers.tiny_runs import copied, finished_run, tiny_recipe
 from zippkit.checkpoint.checkpoint import Checkpoint, read_checkpoint, write_checkpoint, write_tower
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError

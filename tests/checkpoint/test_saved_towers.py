@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, randomise, tower
-from helpers.tiny_runs import copied, finished_run
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from zippkit_towers.decoder.tower import Decoder
 
 import zippkit
+from helpers.compositions import link, make, make_spec, randomise, tower
+from helpers.tiny_runs import copied, finished_run
 from zippkit.checkpoint.checkpoint import write_tower
 from zippkit.composition import Composition, load
 from zippkit.evaluation.certificates import Certificate, verify
+from zippkit_towers.decoder.tower import Decoder
 
 LINKS = [link("speech", "text", every=1)]
 

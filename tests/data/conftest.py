@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.sounds import SMALL, tone
 
+from helpers.sounds import SMALL, tone
 from zippkit.data.audio import write_audio
 from zippkit.data.units import UnitTokenizer
 

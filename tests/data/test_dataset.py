@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sounds import tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.sounds import tone
 from zippkit.data import dataset as dataset_module
 from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
 from zippkit.data.images import PixelTokenizer

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sounds import SMALL, tone
 
+from helpers.sounds import SMALL, tone
 from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.prepare import prepare

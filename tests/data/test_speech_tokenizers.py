@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+
 from helpers.sounds import tone
 from helpers.tiny_speech_models import saved
-
 from zippkit import cli
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.prepare import prepare

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sounds import SMALL, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from helpers.sounds import SMALL, tone
 from zippkit.data.kmeans import Reservoir, cluster, nearest
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sounds import SMALL, tone
 
+from helpers.sounds import SMALL, tone
 from zippkit.data import rows, table
 from zippkit.data.audio import read_audio, resample
 from zippkit.data.dataset import Dataset, Example, write_dataset

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tiny_runs import DEMO, SOUND, demo_run, finished_run
 
 import zippkit.evaluation.conversation
+from helpers.tiny_runs import DEMO, SOUND, demo_run, finished_run
 from zippkit.batch.batch import Segment
 from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset

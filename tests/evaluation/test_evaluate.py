@@ -11,10 +11,10 @@ from typing import Any
 import jiwer
 import pytest
 import torch
-from helpers.tiny_runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
 from torch.nn import functional as F
 
 import zippkit.evaluation.evaluate
+from helpers.tiny_runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
 from zippkit.batch.batch import Segment
 from zippkit.composition import compile, load
 from zippkit.data.dataset import write_dataset

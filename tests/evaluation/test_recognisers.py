@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import jiwer
 import numpy as np
 import pytest
-from helpers.compositions import SHARED_DATA
-from helpers.tiny_runs import DEMO, zippkit
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.compositions import SHARED_DATA
+from helpers.tiny_runs import DEMO, zippkit
 from zippkit.data.audio import Wave, read_audio, resample
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.recognisers import base, moonshine, pocketsphinx

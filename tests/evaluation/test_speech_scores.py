@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.tiny_runs import copied, demo_run
 
 import zippkit.evaluation.evaluate
 import zippkit.evaluation.speech_scores
+from helpers.tiny_runs import copied, demo_run
 from zippkit.batch.batch import Segment
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset

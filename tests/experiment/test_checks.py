@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+
 from helpers.tiny_experiments import CLAIM, METRICS, experiment, problems
 from helpers.tiny_runs import zippkit
-
 from zippkit.cli import check
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.experiment.claims import judge_claim

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny_experiments import CLAIM, METRICS, made_up
 
+from helpers.tiny_experiments import CLAIM, METRICS, made_up
 from zippkit.experiment.claims import judge_claim
 from zippkit.experiment.statistics import Verdict, judge
 from zippkit.experiment.words import by_chance, comparison, explanation, ours

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+
 from helpers.tiny_experiments import METRICS, evaluations, experiment
 from helpers.tiny_runs import command, spec, zippkit
-
 from zippkit.composition import load
 from zippkit.errors import ZippkitError
 from zippkit.experiment.cli import lay_out_all, run_experiments

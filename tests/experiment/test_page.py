@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.tiny_experiments import METRICS, experiment, made_up
-from helpers.tiny_runs import zippkit
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from helpers.tiny_experiments import METRICS, experiment, made_up
+from helpers.tiny_runs import zippkit
 from zippkit.experiment.page import write_page
 from zippkit.experiment.parameters import parameters, shown_number
 from zippkit.experiment.pictures import picture

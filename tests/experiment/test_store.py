@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.tiny_experiments import evaluations, experiment
 
+from helpers.tiny_experiments import evaluations, experiment
 from zippkit.errors import ZippkitError
 from zippkit.experiment import runner
 from zippkit.experiment.cli import lay_out_all, run_experiments

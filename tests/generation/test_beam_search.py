@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.compositions import link, make, tower
-from helpers.greedy import sharp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zippkit
+from helpers.compositions import link, make, tower
+from helpers.greedy import sharp
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError

@@ -9,31 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zippkit_towers.decoder.config import DecoderConfig
 
+from helpers.compositions import link, make, tower
+from helpers.greedy import sharp, two
 from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
 from zippkit.model.tower import tower_logits
 from zippkit.spec.kinds import Sampling
+from zippkit_towers.decoder.config import DecoderConfig
 
 MAX_LEN = 15
-
-
-@cache
-def two(max_len: int | None = None) -> Composition:
-    """Two towers that read each other, in float64; few ids, so that segments end by themselves now and then."""
-    towers = {
-        "text": tower(2, 8, 8, {"max_len": max_len, "tied": False}, input_projection={"depth": 1}),
-        "speech": tower(
-            3, 12, 7, {"max_len": max_len, "tied": False, "n_kv_heads": 1}, input_projection={"residual": False}
-        ),
-    }
-    return sharp(make(towers, [link("speech", "text", every=1), link("text", "speech", every=2)]))
 
 
 @cache
@@ -42,14 +31,6 @@ def chain() -> Composition:
     towers = {name: tower(2, 8, 8, {"tied": False}) for name in ("video", "speech", "text")}
     links = [link(a, b, every=1) for a, b in (("video", "speech"), ("speech", "text"), ("video", "text"))]
     return sharp(make(towers, links))
-
-
-@torch.no_grad()
-def sharp(zipped: Composition) -> Composition:
-    """In float64, where no two tokens are equally likely, and so that an answer depends on all that is read."""
-    for name, parameter in zipped.model.double().named_parameters():
-        parameter.mul_(0.1 if name.endswith("bias") else 2.0 if parameter.dim() == 2 else 1.0)
-    return zipped
 
 
 @torch.inference_mode()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, randomise, tower
-from test_generation import sharp, two
 
 import zippkit
+from helpers.compositions import link, make, make_spec, randomise, tower
+from helpers.greedy import sharp, two
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.compositions import link, make, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -19,6 +18,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.generation.api import generate, generate_batch

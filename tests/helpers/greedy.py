@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 
+from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.plan.sequence_layout import turns
@@ -17,6 +19,18 @@ def sharp(zipped: Composition) -> Composition:
     for name, parameter in zipped.model.double().eval().named_parameters():
         parameter.mul_(0.1 if name.endswith("bias") else 2.0 if parameter.dim() == 2 else 1.0)
     return zipped
+
+
+@cache
+def two(max_len: int | None = None) -> Composition:
+    """Two towers that read each other, in float64; few ids, so that segments end by themselves now and then."""
+    towers = {
+        "text": tower(2, 8, 8, {"max_len": max_len, "tied": False}, input_projection={"depth": 1}),
+        "speech": tower(
+            3, 12, 7, {"max_len": max_len, "tied": False, "n_kv_heads": 1}, input_projection={"residual": False}
+        ),
+    }
+    return sharp(make(towers, [link("speech", "text", every=1), link("text", "speech", every=2)]))
 
 
 @torch.inference_mode()

@@ -11,9 +11,9 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
 from zippkit.batch.batch import Segment, TowerBatch, collate
+from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
 _SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 _CONVOLUTIONS = {"conv_dim": [8, 12], "conv_kernel": [5, 3], "conv_stride": [3, 2]}

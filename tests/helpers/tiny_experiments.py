@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.tiny_runs import write_recipe
 
+from helpers.tiny_runs import write_recipe
 from zippkit.errors import SpecError
 from zippkit.experiment.cli import lay_out_all
 from zippkit.experiment.grid import lay_out

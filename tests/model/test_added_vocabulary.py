@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from helpers.compositions import make, make_spec, randomise, tower
 
 import zippkit
+from helpers.compositions import make, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
 from zippkit.generation.api import generate
 from zippkit.loading import check_spec

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import SPEC, link, make_spec, tower
-from zippkit_towers.decoder.config import DecoderConfig
 
 import zippkit
+from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.batch.batch import Segment
 from zippkit.checkpoint.checkpoint import write_tower
 from zippkit.composition import Composition
@@ -19,6 +18,7 @@ from zippkit.loading import load_spec
 from zippkit.model.layers import ResidualMLP
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.registry import UnknownKindError
+from zippkit_towers.decoder.config import DecoderConfig
 
 
 def towers(**more: Any) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from helpers.compositions import link, make, tower
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss as clip_loss
 
+from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.loading import check_spec
 from zippkit.model.contrastive import MASKED, contrast_loss
@@ -19,9 +19,8 @@ CONTRAST: dict[str, Any] = {"from": "image", "into": "text", "target_depth": 2, 
 
 
 def coca(**changes: Any) -> Any:
-    from helpers.compositions import randomise
-
     import zippkit
+    from helpers.compositions import randomise
 
     data = {"name": "coca", "towers": TOWERS, "links": LINKS, "contrastive": [CONTRAST | changes]}
     zipped = zippkit.compile(CompositionSpec.model_validate(data))

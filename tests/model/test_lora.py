@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import bucketed, link, make_spec, randomise, tower
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import zippkit
+from helpers.compositions import bucketed, link, make_spec, randomise, tower
 from zippkit.batch.batch import Batch, Segment
 from zippkit.checkpoint.frozen_hashes import frozen_hashes
 from zippkit.errors import SpecError

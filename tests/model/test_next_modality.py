@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make_spec, randomise, tower
-from helpers.greedy import sharp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zippkit
+from helpers.compositions import link, make_spec, randomise, tower
+from helpers.greedy import sharp
 from zippkit.batch.batch import IGNORE, Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 import yaml
-from helpers.compositions import link, make_spec, randomise, tower
 from torch.nn.functional import cross_entropy
 
 import zippkit
+from helpers.compositions import link, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
 from zippkit.checkpoint.checkpoint import spec_text
 from zippkit.loading import check_spec

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import bucketed, link, make, tower
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from helpers.compositions import bucketed, link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from helpers.compositions import link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.compositions import link, make_spec, tower
 from zippkit.errors import SpecError
 from zippkit.plan.graph import build_graph
 

@@ -8,11 +8,11 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.compositions import link, make, make_spec, tower
 from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
 from zippkit.model.zipped_model import ZippedModel

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_batch import config
 
+from helpers.example_batch import config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch, collate, interleave
 from zippkit.batch.masks import cross_mask, describe_cross
 from zippkit.errors import DataError

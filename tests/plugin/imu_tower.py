@@ -8,9 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from zippkit.batch.batch import TowerBatch
-from zippkit.model.tower import Tower
-from zippkit.spec.kinds import TowerConfig
+from zippkit import Tower, TowerBatch, TowerConfig
 
 
 class Imu(Tower):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zippkit.batch.batch import TowerBatch
+from zippkit import Link, LinkConfig, Memory, TowerBatch
 from zippkit.batch.masks import cross_mask
-from zippkit.model.links.base import Link, Memory
-from zippkit.spec.kinds import LinkConfig
 
 
 class Mean(Link):

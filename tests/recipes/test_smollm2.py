@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.compositions import SHARED_DATA, link, tower
 
+from helpers.compositions import SHARED_DATA, link, tower
 from zippkit.errors import DataError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2"

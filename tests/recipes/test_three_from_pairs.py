@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.compositions import randomise
 
 import zippkit
+from helpers.compositions import randomise
 from zippkit.batch.batch import Segment
 from zippkit.data.audio import write_audio
 from zippkit.data.dataset import Dataset

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from helpers.compositions import link, tower
 
 import zippkit.report.plots
 import zippkit.report.run_page
+from helpers.compositions import link, tower
 from zippkit.batch.mask_view import Masks
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset, Example, write_dataset

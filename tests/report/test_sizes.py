@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.compositions import SPEC, link, make_spec, tower
-from helpers.tiny_encoders import MODELS
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import zippkit
+from helpers.compositions import SPEC, link, make_spec, tower
+from helpers.tiny_encoders import MODELS
 from zippkit import cli
 from zippkit.batch.batch import Batch, Segment
 from zippkit.errors import DataError, SpecError, ZippkitError

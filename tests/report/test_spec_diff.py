@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.compositions import SPEC, link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import zippkit
+from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit import cli
 from zippkit.errors import SpecError
 from zippkit.loading import spec_at

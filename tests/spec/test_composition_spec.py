@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.compositions import SPEC, link, make_spec, tower
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import zippkit
+from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.errors import SpecError, did_you_mean
 from zippkit.loading import check_spec
 from zippkit.spec.composition_spec import TAKEN_NAMES

@@ -7,6 +7,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+
 from zippkit_towers.hf_folder import CONFIG, WEIGHTS, local_folder
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.tiny_runs import spec, write_recipe
 
+from helpers.tiny_runs import spec, write_recipe
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import load_any, load_recipe, load_spec
 from zippkit.model.build import build_model

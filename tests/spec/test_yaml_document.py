@@ -7,10 +7,10 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from helpers.compositions import SPEC
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from helpers.compositions import SPEC
 from zippkit.errors import SpecError
 from zippkit.spec.yaml_document import MAX_BYTES, MAX_VALUES, dotted, read_yaml
 

@@ -10,11 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import SHARED_DATA, make_spec, randomise, tower
 from torch import Tensor
-from zippkit_towers.decoder.config import DecoderConfig
-from zippkit_towers.decoder.tower import Decoder
 
+from helpers.compositions import SHARED_DATA, make_spec, randomise, tower
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.errors import CheckpointError, SpecError
@@ -22,6 +20,8 @@ from zippkit.loading import load_spec
 from zippkit.model.build import build_tower
 from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.spec.composition_spec import TowerSpec
+from zippkit_towers.decoder.config import DecoderConfig
+from zippkit_towers.decoder.tower import Decoder
 
 STORIES = SHARED_DATA / "stories260k"
 FRAME = {"begin": 1, "end": 2}

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.compositions import SHARED_DATA, link, randomise, tower
-from zippkit_towers.hf_causal_lm import parity as hf_causal_lm_parity
-from zippkit_towers.hf_causal_lm import tower as hf_causal_lm
-from zippkit_towers.hf_causal_lm.config import FAMILIES, HfCausalLmConfig
-from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
 import zippkit
+from helpers.compositions import SHARED_DATA, link, randomise, tower
 from zippkit.batch.batch import Segment, TowerBatch, collate
 from zippkit.errors import CheckpointError
 from zippkit.generation.api import generate_batch
@@ -24,6 +20,10 @@ from zippkit.loading import check_spec
 from zippkit.model.tower import tower_logits
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.testing import check_tower
+from zippkit_towers.hf_causal_lm import parity as hf_causal_lm_parity
+from zippkit_towers.hf_causal_lm import tower as hf_causal_lm
+from zippkit_towers.hf_causal_lm.config import FAMILIES, HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
 WINDOW = 5
 SIZES = {

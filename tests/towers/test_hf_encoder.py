@@ -13,16 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.compositions import SHARED_DATA, link, make_spec, tower
-from helpers.tiny_encoders import MODELS, alone, config, inner, packed, saved, whole
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from zippkit_towers.hf_encoder import parity as hf_encoder_parity
-from zippkit_towers.hf_encoder import parts as hf_encoder_parts
-from zippkit_towers.hf_encoder.config import HfEncoderConfig
-from zippkit_towers.hf_encoder.tower import HfEncoder
 
 import zippkit
+from helpers.compositions import SHARED_DATA, link, make_spec, tower
+from helpers.tiny_encoders import MODELS, alone, config, inner, packed, saved, whole
 from zippkit.batch.batch import Features, Segment, TowerBatch
 from zippkit.batch.masks import self_mask
 from zippkit.checkpoint.checkpoint import write_tower
@@ -35,6 +31,10 @@ from zippkit.model.tower import tower_states
 from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.spec import registry
 from zippkit.testing import check_tower
+from zippkit_towers.hf_encoder import parity as hf_encoder_parity
+from zippkit_towers.hf_encoder import parts as hf_encoder_parts
+from zippkit_towers.hf_encoder.config import HfEncoderConfig
+from zippkit_towers.hf_encoder.tower import HfEncoder
 
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import transformers
 import yaml
+
 from helpers.compositions import tower
 from helpers.tiny_encoders import config, inner, saved
-from zippkit_towers.hf_encoder.config import HfEncoderConfig
-from zippkit_towers.hf_encoder.tower import HfEncoder
-
 from zippkit.batch.batch import Segment, collate
 from zippkit.errors import DataError, SpecError
 from zippkit.loading import load_spec
+from zippkit_towers.hf_encoder.config import HfEncoderConfig
+from zippkit_towers.hf_encoder.tower import HfEncoder
 
 FRAME = {"begin": 0, "end": 1}
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, tower
-from zippkit_towers.image_units.config import ImageUnitsConfig
-from zippkit_towers.image_units.tower import ImageUnits
 
+from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment, collate
 from zippkit.generation.api import generate
 from zippkit.model.tower import tower_logits
 from zippkit.spec.kinds import Frame
 from zippkit.testing import check_tower
+from zippkit_towers.image_units.config import ImageUnitsConfig
+from zippkit_towers.image_units.tower import ImageUnits
 
 SMALL: dict[str, Any] = {"dim": 16, "n_layers": 2, "n_heads": 2, "ffn_dim": 32}
 

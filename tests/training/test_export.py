@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
+import zippkit
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_runs import finished_run
 from helpers.tiny_runs import zippkit as command
-
-import zippkit
 from zippkit.checkpoint.checkpoint import write_tower
 from zippkit.composition import load
 from zippkit.errors import CheckpointError, ZippkitError

@@ -6,8 +6,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from helpers.tiny_runs import tiny_recipe, write_data
 
+from helpers.tiny_runs import tiny_recipe, write_data
 from zippkit.data.dataset import Dataset
 from zippkit.spec.recipe import Task
 from zippkit.training.batch_order import Sampler

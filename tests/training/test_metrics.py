@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.tiny_runs import finished_run
 
+from helpers.tiny_runs import finished_run
 from zippkit.training.metrics import Metrics, read_metrics
 
 

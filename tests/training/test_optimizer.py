@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers.compositions import link, make, tower
 from torch import Tensor
 
+from helpers.compositions import link, make, tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.recipe import Phase, learning_rates

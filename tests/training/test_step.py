@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import bucketed, link, make, tower
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from helpers.compositions import bucketed, link, make, tower
 from zippkit.batch.batch import Batch
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError

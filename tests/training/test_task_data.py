@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from helpers.tiny_encoders import MODELS
 from helpers.tiny_runs import WORDS, examples, spec, write_data
-from zippkit_towers.hf_encoder.config import HfEncoderConfig
-
 from zippkit.data import table
 from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
 from zippkit.data.images import PixelTokenizer
@@ -21,6 +20,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
 from zippkit.spec.recipe import Task
 from zippkit.training.task_data import TaskData, check_tokenizers
+from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
 HEARS = HfEncoderConfig(model=MODELS["wav2vec2"], sample_rate=800)
 """Convolutions of 5 and 3 samples, 3 and 2 apart: a state of 11 samples, and one more every 6."""

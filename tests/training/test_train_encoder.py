@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers.compositions import make, tower
-from helpers.greedy import greedy, sharp
-from helpers.tiny_encoders import MODELS
-from helpers.tiny_runs import WORDS
-from test_trainer import assert_same_run, interrupt, on_step
 
 import zippkit.evaluation.conversation
 import zippkit.report.plots
+from helpers.compositions import make, tower
+from helpers.greedy import greedy, sharp
+from helpers.interrupts import assert_same_run, interrupt, on_step
+from helpers.tiny_encoders import MODELS
+from helpers.tiny_runs import WORDS
 from zippkit import cli
 from zippkit.batch.batch import Segment
 from zippkit.batch.mask_view import Masks

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers.tiny_runs import command, finished_run, saved, spec, tiny_recipe, write_data, write_recipe
 
 import zippkit.training.trainer
+from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_step
+from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
 from zippkit.batch.batch import Batch
 from zippkit.checkpoint.checkpoint import read_checkpoint
 from zippkit.checkpoint.references import refer
@@ -31,47 +32,6 @@ from zippkit.training.metrics import read_metrics
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.step import Step, build_step
 from zippkit.training.trainer import InterruptedRunError, train
-
-At = Callable[[int, ZippedModel], None]
-
-
-def before_each_step(monkeypatch: pytest.MonkeyPatch, act: At) -> None:
-    """Call ``act`` with the number of steps that were taken since the start, and the model."""
-
-    def build(model: ZippedModel, *arguments: Any) -> Step:
-        step = build_step(model, *arguments)
-        n_steps = 0
-
-        def watched(batch: Batch) -> dict[str, torch.Tensor]:
-            nonlocal n_steps
-            act(n_steps, model)
-            n_steps += 1
-            return step(batch)
-
-        return watched
-
-    monkeypatch.setattr(zippkit.training.trainer, "build_step", build)
-
-
-def on_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[ZippedModel], None]) -> None:
-    before_each_step(monkeypatch, lambda n_steps, model: act(model) if n_steps == number else None)
-
-
-def interrupt(_: ZippedModel) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def assert_same_run(run: Path, whole: Path, phase: str = "train") -> None:
-    """Weights, optimizer and metrics (but for the speed) are equal to the last bit."""
-    found, expected = saved(run, phase), saved(whole, phase)
-    assert found.keys() == expected.keys()
-    assert any(name.startswith("optimizer") and name.endswith("exp_avg_sq") for name in found)
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-    steps = [(line["phase"], line["step"]) for line in read_metrics(run)]
-    assert len(steps) == len(set(steps)), "no step is told twice"
-    last = [next(line for line in reversed(read_metrics(path)) if line["phase"] == phase) for path in (run, whole)]
-    assert last[0]["step"] == last[1]["step"]
 
 
 @pytest.fixture(scope="module")

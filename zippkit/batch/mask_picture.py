@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from zippkit.batch.mask_view import WIDEST, Token, View
+from zippkit.batch.mask_rows import WIDEST, Token, View
 
 BLIND, INK = "#eeeeea", "#22303a"
 # Okabe and Ito's colours, which colour-blind readers tell apart.

@@ -49,7 +49,7 @@ def write_page(results: Sequence[Results], out: Path, preset: str | None, name: 
         sections.append(tag("section", *_section(each, rows, pictures, judged), id=experiment.name))
     titles = (each.grid.experiment.page_title for each in results)
     title = next((given for given in titles if given), name)
-    template = Template(files("zippkit").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
     body = [*_head(verdicts, preset, title), *sections, *_foot(results)]
     _write(out / "index.html", template.substitute(title=markup(f"{title} - zippkit"), body="\n".join(body)))
     return out / "index.html"

@@ -78,7 +78,7 @@ def write_report(run: Path) -> Path:
     folder.write_json("certificates.json", proofs)
     folder.add_seconds("certificates", time.monotonic() - began)
     finished = _Finished(folder, recipe, zipped, folder.read_json("evaluation.json"), proofs)
-    template = Template(files("zippkit").joinpath("templates/report.html").read_text(encoding="utf-8"))
+    template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
     page = template.substitute(title=markup(f"zippkit: {recipe.name}"), body="\n".join(_sections(finished)))
     temporary = run / f".report.html.{os.getpid()}.tmp"
     temporary.write_text(page, encoding="utf-8")

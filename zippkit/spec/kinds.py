@@ -88,7 +88,7 @@ class TowerConfig(Strict):
 
     @property
     def shared_attention(self) -> AttentionShape | None:
-        """The shape of an attention that other towers can join (`zippkit.model.tower.SharedAttention`); None: none can."""
+        """The attention that other towers can join (`zippkit.model.tower.SharedAttention`); None if there is none."""
         return None
 
     @classmethod

@@ -9,12 +9,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from helpers.compositions import link, make_spec, tower
 from torch import Tensor, nn
-from zippkit_towers.decoder.config import DecoderConfig
-from zippkit_towers.decoder.tower import Context, Decoder
 
 import zippkit
+from helpers.compositions import link, make_spec, tower
 from zippkit.batch import masks
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import Staircase, Step
@@ -31,6 +29,8 @@ from zippkit.plan.diagram import diagram
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
 from zippkit.spec import registry
+from zippkit_towers.decoder.config import DecoderConfig
+from zippkit_towers.decoder.tower import Context, Decoder
 
 RULES = {"layers.0.*": "freeze", "layers.[1-9].*": "train", "embed*": "freeze", "norm*": "train"}
 

@@ -8,8 +8,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
-from zippkit_towers.decoder.config import DecoderConfig
-from zippkit_towers.decoder.tower import Cache, Context, Decoder
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.links.base import Link, Memory
@@ -18,6 +16,8 @@ from zippkit.model.links.gated_cross_attention import GatedCrossAttention
 from zippkit.model.weights import fingerprint
 from zippkit.spec.kinds import LinkConfig, TowerConfig
 from zippkit.testing import check_link, check_tower
+from zippkit_towers.decoder.config import DecoderConfig
+from zippkit_towers.decoder.tower import Cache, Context, Decoder
 
 
 def config(**more: Any) -> DecoderConfig:

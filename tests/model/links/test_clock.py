@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import make, make_spec, tower
-from helpers.greedy import greedy, sharp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zippkit
+from helpers.compositions import make, make_spec, tower
+from helpers.greedy import greedy, sharp
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError, SpecError

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import make, make_spec, tower
-from helpers.greedy import greedy, sharp
-from helpers.link_inputs import tokens, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 import zippkit
+from helpers.compositions import make, make_spec, tower
+from helpers.greedy import greedy, sharp
+from helpers.link_inputs import tokens, turn
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError, SpecError

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import randomise
-from helpers.link_inputs import feed_forward, linears, norm, tokens, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from helpers.compositions import randomise
+from helpers.link_inputs import feed_forward, linears, norm, tokens, turn
 from zippkit.model.layers import mlp
 from zippkit.model.links.attending import Attending
 from zippkit.model.links.base import Memory

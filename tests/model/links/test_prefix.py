@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, tower
-from helpers.greedy import greedy, sharp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaModel
-from zippkit_towers.decoder.config import DecoderConfig
 
 import zippkit
+from helpers.compositions import link, make, make_spec, tower
+from helpers.greedy import greedy, sharp
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import SpecError
 from zippkit.generation.api import generate, generate_batch
+from zippkit_towers.decoder.config import DecoderConfig
 
 
 def prefix(source: str, target: str, **more: Any) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import make, make_spec, randomise, tower
-from helpers.greedy import greedy, sharp
-from helpers.link_inputs import feed_forward, linears, norm, tokens, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
 import zippkit
+from helpers.compositions import make, make_spec, randomise, tower
+from helpers.greedy import greedy, sharp
+from helpers.link_inputs import feed_forward, linears, norm, tokens, turn
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import SpecError

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compositions import link, make, make_spec, tower
 
 import zippkit
+from helpers.compositions import link, make, make_spec, tower
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import SpecError

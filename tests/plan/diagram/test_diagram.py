@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 
 import networkx as nx
 import pytest
-from helpers.compositions import link, make_spec, tower
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.compositions import link, make_spec, tower
 from zippkit.errors import ZippkitError
 from zippkit.plan.diagram import diagram, svg
 from zippkit.plan.diagram import layout as diagram_layout

@@ -19,8 +19,8 @@ from zippkit.model.links.resampler_layers import LAYERS, Seen
 class Resampler(Link):
     """Each segment of the source becomes ``queries`` latents, which are visible once the segment is complete.
 
-    Latents start as the learned queries and go through layers (`zippkit.model.links.resampler_layers`); then they take places
-    in the target's sequence, as of a `Prefix`, or the target reads them by a `GatedCrossAttention`.
+    Latents start as the learned queries and go through layers (`resampler_layers`); then they take places in the
+    target's sequence, as of a `Prefix`, or the target reads them by a `GatedCrossAttention`.
     """
 
     Config = ResamplerConfig

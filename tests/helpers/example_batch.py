@@ -1,0 +1,30 @@
+"""Three towers and the design's worked example, laid out as a batch."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from hypothesis import strategies as st
+
+from zippkit.batch.batch import Segment
+from zippkit.spec.kinds import Frame, TowerConfig
+
+
+class Whole(TowerConfig):
+    """A tower whose tokens see their whole segment."""
+
+    causal: ClassVar[bool] = False
+
+
+def config(begin: int, end: int, cls: type[TowerConfig] = TowerConfig, **more: Any) -> TowerConfig:
+    return cls(dim=4, n_layers=1, frame=Frame(begin=begin, end=end), **{"vocab_size": 100, **more})
+
+
+TOWERS = {"text": config(90, 91), "speech": config(92, 93), "image": config(94, 95, Whole)}
+A, B, C = 10, 11, 12
+EXAMPLE = [Segment("text", [A, B]), Segment("speech", [7, 8]), Segment("text", [C])]
+
+SEGMENTS = st.lists(
+    st.builds(Segment, st.sampled_from(list(TOWERS)), st.lists(st.integers(0, 89), max_size=4), st.booleans()),
+    max_size=6,
+)
