@@ -54,6 +54,32 @@ def test_a_file_cut_short_is_refused_by_name(tmp_path: Path, name: str, keep: fl
         read_audio(path)
 
 
+@pytest.mark.parametrize("promised", [16_001, 2**30, 2**36 - 1])
+def test_samples_that_a_header_only_promises_are_not_allocated(tmp_path: Path, promised: int) -> None:
+    path = tmp_path / "a.flac"
+    write_audio(path, NOISE, RATE)
+    content = bytearray(path.read_bytes())
+    # The last 36 of these 64 bits count the samples.
+    head = int.from_bytes(content[18:26], "big") >> 36 << 36
+    content[18:26] = (head | promised).to_bytes(8, "big")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.flac: .*; its header promises {promised}"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_000])
+def test_a_rate_that_no_recording_has_is_refused(tmp_path: Path, rate: int) -> None:
+    write_audio(tmp_path / "a.wav", NOISE, rate)
+    with pytest.raises(DataError, match=rf"a\.wav: sample rate {rate} Hz; expected 1000 to 768000"):
+        read_audio(tmp_path / "a.wav")
+
+
+def test_channels_of_a_long_file_are_averaged_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zippkit.data.audio._BLOCK", 999)
+    write_audio(tmp_path / "a.wav", np.stack([NOISE, NOISE / 2], axis=1), RATE)
+    np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0], 0.75 * NOISE, atol=1 / 32768)
+
+
 def test_a_file_without_samples_is_refused(tmp_path: Path) -> None:
     write_audio(tmp_path / "a.wav", NOISE[:0], RATE)
     with pytest.raises(DataError, match=r"a\.wav: no samples"):

@@ -72,6 +72,25 @@ def test_it_gives_the_ids_that_its_model_was_trained_on(stories260k: Path) -> No
     assert load_text_tokenizer(stories260k / "tokenizer.json").encode("Once upon a time") == [403, 407, 261, 378]
 
 
+def test_words_without_an_id_are_named() -> None:
+    assert WORDS.unknown("two eight one nine eight") == ["eight", "nine"]
+    assert WORDS.unknown("two one") == []
+    assert ByteTokenizer().unknown("h\u00e9llo") == []
+
+
+def test_a_tokenizer_without_an_unknown_token_names_the_words_it_cannot_read(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "one": 2}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_text_tokenizer(tmp_path)
+    assert loaded.encode("one") == [2]
+    assert loaded.unknown("one two three") == ["two", "three"]
+    with pytest.raises(DataError, match=r"cannot read 'two', 'three': .*; expected a tokenizer with a token for unk"):
+        loaded.encode("one two three")
+
+
 @pytest.mark.parametrize("tokenizer", [ByteTokenizer(), WORDS])
 def test_a_saved_tokenizer_is_the_same(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "text.json")

@@ -159,6 +159,20 @@ def test_what_cannot_be_answered_is_told(given: dict[str, Any], message: str, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_words_that_nobody_knows_are_told(prompts: list[Segment], tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    out = tmp_path / "a.wav"
+    none = "generate: none of the words is in the vocabulary of 'text': 'hello', 'world'"
+    with pytest.raises(ZippkitError, match=none):
+        answers(demo_run(), text="hello world", out=out)
+    assert not prompts
+    assert answers(demo_run(), text="two hello five", out=out) == [f"speech: 2 units in {out}"]
+    told = "generate: not in the vocabulary of 'text', and read as unknown: 'hello'\n"
+    assert capsys.readouterr().err == told
+    answers(demo_run(), text="two five", out=out)
+    assert capsys.readouterr().err == ""
+
+
 def test_without_a_link_nobody_answers(prompts: list[Segment]) -> None:
     with pytest.raises(ZippkitError, match="no link reads 'text', so nothing can answer it; name towers with --to"):
         answers(finished_run(), text="one")

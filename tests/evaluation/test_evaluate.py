@@ -44,6 +44,11 @@ def test_word_errors_are_counted_over_all_references() -> None:
     assert word_error_rate(references, [""] * 3) == 1
 
 
+def test_case_punctuation_and_spelt_numbers_are_no_errors() -> None:
+    assert word_error_rate(["It is two one, Anna."], ["it is 21 anna"]) == 0
+    assert word_error_rate(["It is two one, Anna."], ["it was 21 anna"]) == pytest.approx(1 / 5)
+
+
 def test_training_is_heard(scores: Evaluated) -> None:
     (task,) = scores.tasks
     assert task.task == "speech -> text"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,19 @@ Wave: TypeAlias = NDArray[np.float32]
 MEL_FLOOR = 1e-5
 """Magnitudes below this count as silence, so that the logarithm stays finite."""
 
+RATES = (1_000, 768_000)
+"""Lowest and highest sample rate of a recording, in Hz; a header with another is damaged, and resampling from it would
+blow a sound up, or take for ever."""
+_BLOCK = 1 << 20
+"""Samples that are read at once: what a header promises is not allocated before it is there."""
+
 
 def read_audio(path: str | Path) -> tuple[Wave, int]:
     """Samples and sample rate (Hz) of a sound file; channels are averaged.
 
     Raises:
-        DataError: the file is missing, broken, cut short, has no samples, or holds NaN or infinity.
+        DataError: the file is missing, broken, cut short, has no samples or a rate outside `RATES`, does not fit into
+            memory, or holds NaN or infinity.
     """
     import soundfile
 
@@ -30,20 +37,34 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
         raise DataError(f"{path}: no such file")
     if Path(path).stat().st_size == 0:
         raise DataError(f"{path}: empty file")
+    promised: int | None = None
     try:
         with soundfile.SoundFile(path) as file:
-            samples, rate, promised = file.read(dtype="float32", always_2d=True), int(file.samplerate), file.frames
+            rate, promised = int(file.samplerate), int(file.frames)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise DataError(f"{path}: sample rate {rate} Hz; expected {RATES[0]} to {RATES[1]}")
+            wave = _samples(file)
+    except MemoryError:
+        raise DataError(f"{path}: {promised} samples do not fit into memory; cut it into shorter files") from None
     except soundfile.LibsndfileError as error:
         reason = error.error_string.removeprefix("Error : ").rstrip(".")
-        raise DataError(f"{path}: not a readable sound file ({reason})") from None
-    if samples.shape[0] == 0:
+        told = "" if promised is None else f"; its header promises {promised} samples"
+        raise DataError(f"{path}: not a readable sound file ({reason}){told}") from None
+    if len(wave) == 0 and promised == 0:
         raise DataError(f"{path}: no samples")
-    if samples.shape[0] < promised or _riff_is_cut(Path(path)):
-        raise DataError(f"{path}: cut short after {samples.shape[0]} samples")
-    wave = samples.mean(axis=1, dtype=np.float32)
+    if len(wave) < promised or _riff_is_cut(Path(path)):
+        raise DataError(f"{path}: cut short after {len(wave)} samples; its header promises {promised}")
     if not np.isfinite(wave).all():
         raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not a finite number")
     return wave, rate
+
+
+def _samples(file: Any) -> Wave:
+    """(N,) mean of the channels of what an open sound file holds, whatever its header promises."""
+    blocks: list[Wave] = [np.zeros(0, np.float32)]
+    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+    return np.concatenate(blocks)
 
 
 def _riff_is_cut(path: Path) -> bool:

@@ -47,6 +47,9 @@ class TextTokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without begin and end."""
 
+    def unknown(self, text: str) -> list[str]:
+        """The words of ``text``, parted by spaces, of which some part has no id of its own; each once."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; begin and end are left out."""
 
@@ -65,6 +68,10 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def unknown(self, text: str) -> list[str]:
+        del text
+        return []
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids past 255 are left out; bytes that are not UTF-8 become U+FFFD."""
@@ -101,13 +108,41 @@ class FileTokenizer:
         """As the protocol has it.
 
         Raises:
-            DataError: the text spells a begin or end token out, and the tokenizer takes it for one.
+            DataError: the text spells a begin or end token out, and the tokenizer takes it for one; or it has a word
+                that the tokenizer cannot read, for want of a token for unknown words.
         """
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._ids(text)
+        except Exception as error:  # the Rust side raises nothing narrower
+            words = ", ".join(map(repr, self.unknown(text))) or repr(text)
+            raise DataError(
+                f"the tokenizer cannot read {words}: {error}; expected a tokenizer with a token for unknown words, or "
+                "words of its vocabulary"
+            ) from None
         for frame in (self.begin, self.end):
             if frame in ids:
                 raise DataError(f"{text!r} holds the tokenizer's own frame token {self.tokenizer.id_to_token(frame)!r}")
         return ids
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        """The id that stands for what has none."""
+        model = json.loads(self.tokenizer.to_str()).get("model", {})
+        found = model.get("unk_id")
+        return found if isinstance(found, int) else _token_id(self.tokenizer, model.get("unk_token"))
+
+    def unknown(self, text: str) -> list[str]:
+        return [word for word in dict.fromkeys(text.split()) if not self._reads(word)]
+
+    def _reads(self, word: str) -> bool:
+        try:
+            return self._unknown_id not in self._ids(word)
+        except Exception:  # as above
+            return False
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids that the tokenizer does not have are left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,9 +182,20 @@ class _Heard:
             raise ZippkitError(f"{given.where}: {text!r} is not Unicode text")
         for name, tokenizer in self.tokenizers.items():
             if given.modality in (None, name) and isinstance(tokenizer, ByteTokenizer | FileTokenizer):
+                _tell_unknown(given, name, tokenizer.unknown(text), text)
                 return Segment(name, tokenizer.encode(text))
         reader = f"{given.modality!r} does not read" if given.modality else "none of the run's towers reads"
         raise ZippkitError(f"{given.where}: {reader} text")
+
+
+def _tell_unknown(given: Given, name: str, unknown: Sequence[str], text: str) -> None:
+    """Warn of words that a text's tokenizer does not know; where it knows none, nothing of the text would be read."""
+    if not unknown:
+        return
+    words = ", ".join(map(repr, unknown))
+    if len(unknown) == len(set(text.split())):
+        raise ZippkitError(f"{given.where}: none of the words is in the vocabulary of {name!r}: {words}")
+    print(f"{given.where}: not in the vocabulary of {name!r}, and read as unknown: {words}", file=sys.stderr)
 
 
 def _check_out(out: Path | None, scorer: str | None, wanted: Sequence[str], sounds: Sequence[str]) -> None:

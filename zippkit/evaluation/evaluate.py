@@ -16,6 +16,7 @@ from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
 from zippkit.evaluation.next_modality_scores import NextScore, score_next
 from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
+from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.evaluation.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
 from zippkit.generation.api import generate_batch
 from zippkit.model.tower import tower_logits
@@ -79,10 +80,11 @@ class Evaluated:
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
-    """Errors over reference words (jiwer): substitutions, deletions and insertions."""
+    """Errors over reference words (jiwer): substitutions, deletions and insertions, in the words that `normalize`
+    gives."""
     import jiwer
 
-    return float(jiwer.wer(references, hypotheses))
+    return float(jiwer.wer([normalize(text) for text in references], [normalize(text) for text in hypotheses]))
 
 
 def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> Evaluated:
