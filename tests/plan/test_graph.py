@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.compositions import link, make_spec, tower
+from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.errors import SpecError
+from zippkit.loading import check_spec
 from zippkit.plan.graph import build_graph
+from zippkit.plan.parts import parts
+from zippkit.plan.plan import build_plan
 
 
 def sites(spec_towers: dict[str, Any], *links: dict[str, Any]) -> list[tuple[int, int]]:
@@ -184,3 +190,37 @@ def test_a_graph_is_refused_exactly_if_it_cannot_run(links: list[dict[str, Any]]
         assert not can_run(links)
     else:
         assert can_run(links)
+
+
+def test_a_spec_is_placed_once_and_a_copy_anew() -> None:
+    spec, _ = check_spec(yaml.safe_load(SPEC))
+    assert spec is not None
+    assert build_graph(spec) is build_graph(spec)
+    text = spec.towers["text"]
+    deeper = text.model_copy(update={"config": text.config | {"n_layers": 6}})
+    assert (text.settings.n_layers, deeper.settings.n_layers) == (4, 6)
+    copy = spec.model_copy(update={"towers": spec.towers | {"text": deeper}})
+    assert build_graph(copy).towers["text"].n_layers == 6
+    assert build_graph(spec).towers["text"].n_layers == 4
+    assert spec == check_spec(yaml.safe_load(SPEC))[0], "what was worked out is no part of what it says"
+
+
+def n_calls(n_towers: int) -> int:
+    """Function calls that checking, placing and planning take, with five links for each tower."""
+    links = [link(f"t{i}", f"t{(i + step) % n_towers}", every=1) for i in range(n_towers) for step in range(1, 6)]
+    data = {"name": "large", "towers": {f"t{i}": tower(2) for i in range(n_towers)}, "links": links}
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, argument: calls.update([event]))
+    try:
+        spec, complaints = check_spec(data)
+        assert spec is not None and not complaints
+        build_plan(build_graph(spec))
+        parts(spec)
+    finally:
+        sys.setprofile(None)
+    return calls["call"] + calls["c_call"]
+
+
+def test_the_work_grows_as_the_spec_does() -> None:
+    n_calls(8)  # What is imported and cached once.
+    assert n_calls(32) < 2.5 * n_calls(16)

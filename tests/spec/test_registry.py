@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
 from zippkit.model.links.base import Link
 from zippkit.model.tower import Tower
+from zippkit.spec import registry
 from zippkit.spec.kinds import LinkConfig, TowerConfig
 from zippkit.spec.registry import LINKS, TOWERS, Kind, UnknownKindError, config_class, implementation, kinds
 
@@ -46,6 +48,18 @@ def test_every_registered_kind_is_whole(group: str) -> None:
 def test_listing_imports_nothing(site: Path) -> None:
     install(site, "broken", TOWERS, imu="no_such_module:Tower")
     assert Kind("imu", TOWERS, "no_such_module:Tower", "broken") in kinds(TOWERS)
+
+
+def test_installed_packages_are_read_once(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    monkeypatch.setattr(registry, "entry_points", lambda group: (scans.append(group), entry_points(group=group))[1])
+    install(site, "broken", TOWERS, imu="no_such_module:Tower")
+    for _ in range(3):
+        config_class(TOWERS, "decoder")
+        assert "imu" in [kind.name for kind in kinds(TOWERS)]
+    assert scans == [TOWERS]
+    install(site, "second", TOWERS, gps="no_such_module:Tower")
+    assert "gps" in [kind.name for kind in kinds(TOWERS)], "what is installed meanwhile is found"
 
 
 def test_asking_for_a_config_imports_no_torch() -> None:

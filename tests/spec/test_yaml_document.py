@@ -7,12 +7,13 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from helpers.compositions import SPEC
 from zippkit.errors import SpecError
-from zippkit.spec.yaml_document import MAX_BYTES, MAX_VALUES, dotted, read_yaml
+from zippkit.spec.yaml_document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, read_yaml
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +116,25 @@ def test_deep_nesting(file: Path, opener: str) -> None:
         "FILE: nested too deeply (or an alias that holds itself)",
         "FILE:1: not valid YAML: mapping values are not allowed here",
     )
+
+
+@pytest.mark.parametrize(("levels", "refused"), [(MAX_DEPTH, False), (MAX_DEPTH + 1, True)])
+def test_as_deep_as_it_may_be(file: Path, levels: int, refused: bool) -> None:
+    text = "a: " + "[" * levels + "]" * levels
+    if refused:
+        assert refusal(file, text) == "FILE: nested too deeply (or an alias that holds itself)"
+    else:
+        file.write_text(text)
+        assert "a" in read_yaml(file).data
+
+
+@pytest.mark.parametrize("text", ["a: " + "[" * 10_000, "a: [" + "x, " * (2 * MAX_VALUES) + "]"], ids=["deep", "long"])
+def test_what_is_behind_the_bounds_is_not_read(file: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    fetch = yaml.SafeLoader.fetch_more_tokens
+    monkeypatch.setattr(yaml.SafeLoader, "fetch_more_tokens", lambda self: (read.append(self.index), fetch(self))[1])
+    assert refusal(file, text).startswith(("FILE: nested too deeply", f"FILE: more than {MAX_VALUES} values"))
+    assert read[-1] < 0.6 * len(text)
 
 
 @pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: &a {b: *a}\n", "a: &a\n  - b: [*a, *a]\n"])

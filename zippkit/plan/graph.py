@@ -126,7 +126,14 @@ def _source_depth(link: LinkSpec, index: int, depth: int, source: TowerConfig, t
 
 
 def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
-    """The graph of a spec, or everything that keeps it from having one."""
+    """The graph of a spec, or everything that keeps it from having one; worked out once, and carried by the spec."""
+    if "graph" not in spec.kept:
+        spec.kept["graph"] = _find_graph(spec)
+    graph, complaints = spec.kept["graph"]
+    return graph, list(complaints)
+
+
+def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
     towers = {name: config for name, tower in spec.towers.items() if (config := tower.resolved[0]) is not None}
     complaints = [*spec.complaints(), *misfits(spec)]
     sites: list[LinkSite] = []
@@ -146,15 +153,16 @@ def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
         inside = s.acts == "attention"
         source, target = (s.source_depth - 0.5, s.target_depth) if inside else (s.source_depth, s.target_depth + 0.5)
         states.add_edge((s.source, source), (s.target, target))
-    try:
-        cycle = nx.find_cycle(states)
-    except nx.NetworkXNoCycle:
+    # Looking for the cycle itself takes the square of the states, so only where there is one.
+    waiting = next((each for each in nx.strongly_connected_components(states) if len(each) > 1), None)
+    if waiting is None:
         contrasts = tuple(
             (contrast.label, (name, towers[name].n_layers if depth is None else depth))
             for contrast in spec.contrastive
             for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
         )
         return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
+    cycle = nx.find_cycle(states.subgraph(waiting))
     # Steps inside one tower say nothing; the path is told by the states that another tower reads.
     crossings = [edge for edge in cycle if edge[0][0] != edge[1][0]] or cycle
     nodes = [edge[0] for edge in crossings]

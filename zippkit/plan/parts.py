@@ -60,14 +60,16 @@ def parts(spec: CompositionSpec) -> Parts:
 
 def _links(spec: CompositionSpec) -> Parts:
     """Links by where they act and how, however the spec writes that down."""
-    sites = build_graph(spec).sites
+    sites: dict[str, list[tuple[int, int]]] = {}
+    for site in build_graph(spec).sites:
+        sites.setdefault(site.link, []).append((site.source_depth, site.target_depth))
     return {
         f"links.{link.label}": {
             "kind": link.kind,
             "from": link.source,
             "into": link.target,
             "clock": link.clock,
-            "sites": [(site.source_depth, site.target_depth) for site in sites if site.link == link.label],
+            "sites": sites.get(link.label, []),
             "projection": link.projection.model_dump(),
             "config": link.settings.model_dump(mode="json"),
         }

@@ -132,41 +132,57 @@ class Plan:
         return frozenset(self.ops) - carrying
 
 
+State = tuple[str, int]
+"""A tower and a depth."""
+
+
+class _Sites:
+    """Sites by the state that they read and by the one that they rewrite, in spec order."""
+
+    def __init__(self, sites: Iterable[LinkSite]) -> None:
+        self.reading: dict[State, list[LinkSite]] = {}
+        self.rewriting: dict[State, list[LinkSite]] = {}
+        for site in sites:
+            self.reading.setdefault((site.source, site.source_depth), []).append(site)
+            self.rewriting.setdefault((site.target, site.target_depth), []).append(site)
+
+    def touch(self, state: State) -> bool:
+        return state in self.reading or state in self.rewriting
+
+    def ops(self, tower: str, depth: int, state: Op) -> Generator[tuple[Op, set[Op]], None, Op]:
+        """What the links do with a tower's state at one depth; returns the operation that leaves it."""
+        for site in self.reading.get((tower, depth), ()):
+            yield Op("write", tower, depth, site), {state}
+        for site in self.rewriting.get((tower, depth), ()):
+            before, state = state, Op("read", tower, depth, site)
+            yield state, {before, Op("write", site.source, site.source_depth, site)}
+        return state
+
+
 def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
-    inside = [site for site in graph.sites if site.acts == "attention"]
-    outside = [site for site in graph.sites if site.acts != "attention"]
+    inside = _Sites(site for site in graph.sites if site.acts == "attention")
+    outside = _Sites(site for site in graph.sites if site.acts != "attention")
+    contrasts: dict[State, list[str]] = {}
+    for contrast, taken in graph.contrasts:
+        contrasts.setdefault(taken, []).append(contrast)
     for tower, config in graph.towers.items():
         state = Op("start", tower, 0)
         yield state, set()
         for depth in range(config.n_layers + 1):
-            if any((tower, depth) in ((s.source, s.source_depth), (s.target, s.target_depth)) for s in inside):
+            if inside.touch((tower, depth)):
                 before, state = state, Op("project", tower, depth)
                 yield state, {before}
-                state = yield from _sites(inside, tower, depth, state)
+                state = yield from inside.ops(tower, depth, state)
             if depth:
                 before, state = state, Op("layer", tower, depth)
                 yield state, {before}
-            for contrast, taken in graph.contrasts:
-                if taken == (tower, depth):
-                    yield Op("pool", tower, depth, contrast=contrast), {state}
-            state = yield from _sites(outside, tower, depth, state)
+            for contrast in contrasts.get((tower, depth), ()):
+                yield Op("pool", tower, depth, contrast=contrast), {state}
+            state = yield from outside.ops(tower, depth, state)
         if not config.continuous:
             yield Op("head", tower, config.n_layers), {state}
         if graph.layout.tells_next:
             yield Op("next", tower, config.n_layers), {state}
-
-
-def _sites(sites: Iterable[LinkSite], tower: str, depth: int, state: Op) -> Generator[tuple[Op, set[Op]], None, Op]:
-    """What the links do with a tower's state at one depth; returns the operation that leaves it."""
-    sites = list(sites)
-    for site in sites:
-        if (site.source, site.source_depth) == (tower, depth):
-            yield Op("write", tower, depth, site), {state}
-    for site in sites:
-        if (site.target, site.target_depth) == (tower, depth):
-            before, state = state, Op("read", tower, depth, site)
-            yield state, {before, Op("write", site.source, site.source_depth, site)}
-    return state
 
 
 def build_plan(graph: Graph) -> Plan:
@@ -175,13 +191,13 @@ def build_plan(graph: Graph) -> Plan:
     program: nx.DiGraph[Op] = nx.DiGraph()
     program.add_nodes_from(needs)
     program.add_edges_from((before, op) for op, all_before in needs.items() for before in all_before)
+    taps: dict[tuple[str, int, bool], list[Op]] = {}
+    for op in needs:
+        if op.kind in ("write", "pool"):
+            taps.setdefault((op.tower, op.depth, op.inside), []).append(op)
     for read in (op for op in needs if op.kind == "read"):
         # A source is read as it was before any link rewrote it.
-        program.add_edges_from(
-            (op, read)
-            for op in needs
-            if op.kind in ("write", "pool") and (op.tower, op.depth, op.inside) == (read.tower, read.depth, read.inside)
-        )
+        program.add_edges_from((tap, read) for tap in taps.get((read.tower, read.depth, read.inside), ()))
     place = {tower: i for i, tower in enumerate(graph.towers)}
     ops = tuple(nx.lexicographical_topological_sort(program, key=lambda op: (op.depth, op.rank, place[op.tower])))
     return Plan(ops, tuple((op, frozenset(needs[op])) for op in ops))

@@ -406,6 +406,11 @@ class CompositionSpec(Strict):
             return data
         return {**data, "towers": {name: _with_shared(tower, towers) for name, tower in towers.items()}}
 
+    @cached_property
+    def kept(self) -> dict[str, Any]:
+        """What later stages have worked out about this spec, which never changes: its graph. A copy starts empty."""
+        return {}
+
     @property
     def modalities(self) -> dict[str, str]:
         """Everything that a segment can be of, and the tower that reads it: towers, and what they host."""

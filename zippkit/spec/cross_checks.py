@@ -18,10 +18,13 @@ def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
     yield from _contrasts(spec)
     towers = {name: tower.settings for name, tower in spec.towers.items() if tower.resolved[0] is not None}
     links = [(i, link, link.settings) for i, link in enumerate(spec.links) if link.resolved[0] is not None]
+    between: dict[frozenset[str], list[tuple[int, LinkSpec, LinkConfig]]] = {}
+    for i, link, config in links:
+        between.setdefault(frozenset((link.source, link.target)), []).append((i, link, config))
     for i, link, config in links:
         if link.source not in towers or link.target not in towers:
             continue
-        others = [(other, settings) for j, other, settings in links if i != j]
+        others = [(other, settings) for j, other, settings in between[frozenset((link.source, link.target))] if i != j]
         for check in (_at_embedding, _in_attention, _on_one_clock):
             for place, message in check(link, config, towers, others):
                 yield ("links", i, *place), message
@@ -33,6 +36,7 @@ def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
 
 Towers = dict[str, TowerConfig]
 Others = list[tuple[LinkSpec, LinkConfig]]
+"""The other links between the same two towers, whichever way they go."""
 
 
 def _at_embedding(link: LinkSpec, config: LinkConfig, towers: Towers, others: Others) -> Iterator[Complaint]:
@@ -44,8 +48,7 @@ def _at_embedding(link: LinkSpec, config: LinkConfig, towers: Towers, others: Ot
             ("into",),
             f"{link.target!r} reads no run of tokens from left to right, so nothing can be inserted",
         )
-    ends = (link.source, link.target)
-    if any(settings.acts == "embedding" and (other.source, other.target) == ends for other, settings in others):
+    if any(settings.acts == "embedding" and other.source == link.source for other, settings in others):
         yield ("kind",), f"another link puts {link.source!r} into {link.target!r}'s sequence too; expected one"
 
 
@@ -64,7 +67,7 @@ def _in_attention(link: LinkSpec, config: LinkConfig, towers: Towers, others: Ot
 
 def _on_one_clock(link: LinkSpec, config: LinkConfig, towers: Towers, others: Others) -> Iterator[Complaint]:
     between = {link.source, link.target}
-    if any({other.source, other.target} == between and other.clock != link.clock for other, _ in others):
+    if any(other.clock != link.clock for other, _ in others):
         yield ("clock",), f"another link between {' and '.join(sorted(between))} has another clock; expected the same"
     if link.clock != "sync":
         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from zippkit.errors import ZippkitError, did_you_mean
@@ -32,10 +34,32 @@ class Kind:
     package: str
 
 
+@cache
+def _scanned(group: Group, path: tuple[tuple[str, int], ...]) -> tuple[tuple[EntryPoint, str], ...]:
+    del path
+    return tuple((entry, entry.dist.name if entry.dist else "?") for entry in entry_points(group=group))
+
+
+def _entries(group: Group) -> tuple[tuple[EntryPoint, str], ...]:
+    """Every installed entry point and the package that brings it.
+
+    Reading them takes 20 ms, so they are read again only when the import path or one of its folders has changed: an
+    installer changes the folder into which it installs.
+    """
+    return _scanned(group, tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return Path(folder or ".").stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
 def kinds(group: Group) -> list[Kind]:
     """Every registered kind of a group, by name. Nothing is imported."""
-    found = [Kind(e.name, group, e.value, e.dist.name if e.dist else "?") for e in entry_points(group=group)]
-    return sorted(set(found), key=lambda kind: (kind.name, kind.package))
+    found = {Kind(entry.name, group, entry.value, package) for entry, package in _entries(group)}
+    return sorted(found, key=lambda kind: (kind.name, kind.package))
 
 
 @cache
@@ -44,15 +68,15 @@ def _load(entry: EntryPoint) -> Any:
 
 
 def _find(group: Group, name: str) -> Any:
-    found = entry_points(group=group, name=name)
+    found = [(entry, package) for entry, package in _entries(group) if entry.name == name]
     if not found:
         what = group.removeprefix("zippkit.").rstrip("s")
         valid = did_you_mean(name, [kind.name for kind in kinds(group)])
         raise UnknownKindError(f"no {what} of kind {name!r} is registered{valid}")
-    packages = {entry.value: entry.dist.name if entry.dist else "?" for entry in found}
+    packages = {entry.value: package for entry, package in found}
     if len(packages) > 1:
         raise UnknownKindError(f"kind {name!r} is registered by several packages: {sorted(packages.values())}")
-    entry = next(iter(found))
+    entry, _ = found[0]
     return _imported(name, entry.value, lambda: _load(entry))
 
 

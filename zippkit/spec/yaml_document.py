@@ -15,11 +15,36 @@ from zippkit.errors import Problem, SpecError
 Place = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
+MAX_DEPTH = 64
 MAX_INTEGER = 2**63 - 1
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads ``1e-3`` as a number, as YAML 1.2 does."""
+    """SafeLoader that also reads ``1e-3`` as a number, as YAML 1.2 does, and counts values and depth while it reads:
+    its scanner takes the square of the depth, so a deep file is refused before it is read to its end."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.n_values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.n_values += parent is None or index is not None  # A mapping's keys have no index.
+        _check_bounds(self.n_values, self.depth)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _BoundError(Exception):
+    """More values or levels than any spec or recipe has."""
+
+
+def _check_bounds(n_values: int, depth: int) -> None:
+    if n_values > MAX_VALUES:
+        raise _BoundError(f"more than {MAX_VALUES} values (aliases count each time)")
+    if depth > MAX_DEPTH:
+        raise _BoundError("nested too deeply (or an alias that holds itself)")
 
 
 _Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -69,8 +94,7 @@ class _Reader:
     def read(self, node: yaml.Node, place: Place) -> Any:
         # Aliases share one node, so counting visits bounds what they expand to.
         self.n_values += 1
-        if self.n_values > MAX_VALUES:
-            raise SpecError([Problem(self.file, 0, "", f"more than {MAX_VALUES} values (aliases count each time)")])
+        _check_bounds(self.n_values, len(place))
         self.lines.setdefault(place, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place)
@@ -122,8 +146,8 @@ def _parse(text: str, file: str) -> Document:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise SpecError([Problem(file, mark.line + 1 if mark else 0, "", f"not valid YAML: {reason}")]) from error
-    except RecursionError as error:
-        raise SpecError([Problem(file, 0, "", "nested too deeply (or an alias that holds itself)")]) from error
+    except _BoundError as error:
+        raise SpecError([Problem(file, 0, "", str(error))]) from error
     except (ValueError, OverflowError) as error:
         # PyYAML's scanner converts escapes such as "\UFFFFFFFF" without looking at their size.
         raise SpecError([Problem(file, 0, "", f"not valid YAML: {error}")]) from error
