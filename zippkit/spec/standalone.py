@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from zippkit.spec.composition_spec import CompositionSpec
@@ -19,14 +21,23 @@ def standalone(spec: CompositionSpec) -> CompositionSpec:
         )
         for name, tower in spec.towers.items()
     }
-    data = spec.model_copy(update={"towers": towers}).model_dump(mode="json", by_alias=True, exclude_none=True)
-    return CompositionSpec.model_validate(data)
+    return CompositionSpec.model_validate(_plain(spec.model_copy(update={"towers": towers})))
 
 
 def spec_text(spec: CompositionSpec) -> str:
     """The standalone spec as YAML."""
-    data = standalone(spec).model_dump(mode="json", by_alias=True, exclude_none=True)
-    return str(yaml.safe_dump(data, sort_keys=False))
+    return str(yaml.safe_dump(_plain(standalone(spec)), sort_keys=False))
+
+
+def _plain(spec: CompositionSpec) -> dict[str, Any]:
+    """Plain data without what is not set; but a null inside a tower's settings, such as those of a Hugging Face model,
+    is a value, and stays."""
+    data = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name, tower in spec.towers.items():
+        if "config" in data["towers"][name]:
+            config = tower.model_dump(mode="json")["config"]
+            data["towers"][name]["config"] = {key: value for key, value in config.items() if value is not None}
+    return data
 
 
 def difference(there: CompositionSpec, here: CompositionSpec) -> str:

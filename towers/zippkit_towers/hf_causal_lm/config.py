@@ -146,10 +146,16 @@ def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
     for key, values in family.refused.items():
         if model.get(key) in values:
             raise ValueError(f"{where}: {key} is {model[key]!r}, which kind `hf_causal_lm` does not run")
+    if model.get("quantization_config"):
+        raise ValueError(
+            f"{where}: quantization_config is set, and kind `hf_causal_lm` runs no quantised weights; expected "
+            "a folder of plain ones"
+        )
     _check_rope(model, where)
     sizes = {key: _number(model, getattr(family, key), where) for key in ("dim", "n_layers")}
     told: dict[str, Any] = {
-        "model": {key: value for key, value in model.items() if key not in _DESCRIBES_NOTHING and value is not None},
+        # An explicit null says something else than a missing key, for which transformers has its own default.
+        "model": {key: value for key, value in model.items() if key not in _DESCRIBES_NOTHING},
         "vocab_size": _number(model, "vocab_size", where),
         **sizes,
     }

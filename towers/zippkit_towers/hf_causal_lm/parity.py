@@ -10,9 +10,9 @@ from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
-from zippkit.errors import CheckpointError
+from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.tower import tower_logits
-from zippkit_towers.hf_causal_lm.tower import whole_model, windows_of
+from zippkit_towers.hf_causal_lm.tower import own_config, whole_model, windows_of
 
 if TYPE_CHECKING:
     from zippkit_towers.hf_causal_lm.tower import HfCausalLm
@@ -40,7 +40,10 @@ def check_parity(tower: HfCausalLm) -> None:
         if any(window is not None for window in windows):
             tower.windows = [window and WINDOW for window in windows]
             _compare(tower, {"sliding_window": WINDOW})
-    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+    except ZippkitError:
+        raise
+    except Exception as error:
+        # Transformers' own modules run here, on settings that nobody has checked.
         raise CheckpointError(f"a {tower.config.model_type!r} model cannot be run layer by layer: {error}") from error
     finally:
         tower.windows = windows
@@ -65,9 +68,13 @@ def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> None:
 
 
 def own_forward(tower: HfCausalLm, tokens: Tensor, changes: dict[str, Any]) -> Tensor:
-    """Logits (B, T, V) of transformers' own model, made of the tower's modules."""
+    """Logits (B, T, V) of transformers' own model, made of its config as it stands, but for ``changes``, and of the
+    tower's weights."""
+    hf = own_config(tower.config, tower.folder)
+    for key, value in changes.items():
+        setattr(hf, key, value)
     with torch.device("meta"):
-        whole = whole_model(tower.config, **changes)
+        whole = whole_model(tower.config, hf)
     if windows_of(whole.config) != tower.windows:
         raise ValueError(f"its windows are {windows_of(whole.config)}, expected {tower.windows}")
     base = getattr(whole, tower.config.family.base)

@@ -8,6 +8,9 @@ model's checkpoint.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +26,8 @@ from zippkit.model.tower import Tower
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
 
+TOKEN_BY_TOKEN = "zippkit_token_by_token"
+"""How experts are run where bits are compared, by the name under which transformers finds it."""
 _RANDOM = ("dropout", "pdrop", "jitter_noise")
 """Ends of the names of settings that make training random; a tower gives the same for the same inputs."""
 
@@ -71,6 +76,8 @@ class HfCausalLm(Tower):
 
     def __init__(self, config: HfCausalLmConfig) -> None:
         super().__init__(config)
+        self.folder: Path | None = None
+        """The Hugging Face folder that the weights are of; whose config.json the tower is compared by (`check`)."""
         whole = whole_model(config)
         self.hf: Any = whole.config
         self._take(whole)
@@ -91,6 +98,17 @@ class HfCausalLm(Tower):
         from zippkit_towers.hf_causal_lm.parity import check_parity
 
         check_parity(self)
+
+    def apart(self) -> str:
+        """Tokens of a whole batch that take one expert share a product, so a token's last bits depend on the others."""
+        experts: list[Any] = [module for module in self.modules() if hasattr(module, "_is_expert_parallel")]
+        if not experts:
+            return ""
+        interface = import_module("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS
+        interface.register(TOKEN_BY_TOKEN, _token_by_token)
+        for module in experts:
+            module.config._experts_implementation = TOKEN_BY_TOKEN
+        return "its experts token by token"
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
         family = self.config.family
@@ -177,6 +195,8 @@ class HfCausalLm(Tower):
         """
         empty = any(parameter.is_meta for parameter in self.parameters())
         folder = (path / "config.json").is_file()
+        if folder:
+            self.folder = path
         if empty:
             self._take(_from_folder(path, self.config) if folder else whole_model(self.config))
         if folder and not empty:
@@ -184,6 +204,13 @@ class HfCausalLm(Tower):
             load_into(self, {name: found[name] for name in self.state_dict() if name in found}, str(path))
         elif not folder:
             load_into(self, read_tensors(path), str(path))
+
+
+def _token_by_token(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """What experts make of (N, D) tokens, each alone, of the (N, k) experts that it chose and their weights."""
+    run = type(experts).forward.__wrapped__
+    parts = (slice(i, i + 1) for i in range(len(hidden)))
+    return torch.cat([run(experts, hidden[part], chosen[part], weights[part]) for part in parts])
 
 
 def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
@@ -217,33 +244,75 @@ def _transformers() -> Any:
         raise ZippkitError("kind `hf_causal_lm` needs transformers: pip install 'zippkit[hf]'") from error
 
 
-def _attention(config: HfCausalLmConfig) -> str:
-    """Scores that are capped need attention that is written out."""
-    return "eager" if getattr(hf_config(config), "attn_logit_softcapping", None) else "sdpa"
+def _attention(config: HfCausalLmConfig) -> str | None:
+    """Scores that are capped need attention that is written out; None is transformers' own choice."""
+    return "eager" if config.model.get("attn_logit_softcapping") else None
 
 
-def hf_config(config: HfCausalLmConfig, **changes: Any) -> Any:
-    """Transformers' own config, without anything random."""
-    transformers = _transformers()
-    data = {key: 0.0 if key.endswith(_RANDOM) else value for key, value in config.model.items()}
-    model_type = data.pop("model_type")
-    hf = transformers.AutoConfig.for_model(model_type, **data)
-    for key in vars(hf):
-        if key.endswith(_RANDOM):
+def hf_config(config: HfCausalLmConfig) -> Any:
+    """Transformers' config, without anything random.
+
+    Raises:
+        ZippkitError: transformers does not take the settings.
+    """
+    with _told_as_one(config):
+        hf = _for_model(config)
+    for key, value in vars(hf).items():
+        if key.endswith(_RANDOM) and value:
             setattr(hf, key, 0.0)
-    for key, value in changes.items():
-        setattr(hf, key, value)
     return hf
 
 
-def whole_model(config: HfCausalLmConfig, **changes: Any) -> Any:
-    """Transformers' own model of a config, randomly initialised."""
-    return _transformers().AutoModelForCausalLM.from_config(
-        hf_config(config, **changes),
-        dtype=torch.float32,
-        attn_implementation=_attention(config),
-        trust_remote_code=False,
-    )
+def whole_model(config: HfCausalLmConfig, hf: Any = None) -> Any:
+    """Transformers' own model, randomly initialised.
+
+    Args:
+        config: of the tower.
+        hf: transformers' config, if it is another one than `hf_config` makes of ``config``.
+
+    Raises:
+        ZippkitError: transformers cannot build it.
+    """
+    auto = _transformers().AutoModelForCausalLM
+    with _told_as_one(config):
+        return auto.from_config(
+            hf_config(config) if hf is None else hf,
+            dtype=torch.float32,
+            attn_implementation=_attention(config),
+            trust_remote_code=False,
+        )
+
+
+@contextmanager
+def _told_as_one(config: HfCausalLmConfig) -> Iterator[None]:
+    """Whatever transformers raises about a config, as one sentence: it checks few settings, and each in its own way."""
+    try:
+        yield
+    except ZippkitError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        # A value that is not known, as of `hidden_act`, comes without its name.
+        unknown = error.args[:1] if isinstance(error, KeyError) else ()
+        named = "".join(f"; {key} is {value!r}" for key, value in config.model.items() if value in unknown)
+        raise ZippkitError(
+            f"transformers cannot build a {config.model_type!r} model of these settings ({why}{named}); correct them "
+            "in its config.json, or in `model`"
+        ) from error
+
+
+def own_config(config: HfCausalLmConfig, folder: Path | None) -> Any:
+    """Transformers' config as it stands in the folder of the weights, untouched; without a folder, in ``config``."""
+    # With a `model` of its own, a spec takes only the weights of a folder.
+    if folder is not None and HfCausalLmConfig.from_folder(folder).model == config.model:
+        read = _transformers().AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return read.get_text_config()
+    return _for_model(config)
+
+
+def _for_model(config: HfCausalLmConfig) -> Any:
+    # A copy, because transformers fills in what is left out inside the nested settings that it is given.
+    return _transformers().AutoConfig.for_model(**copy.deepcopy(config.model))
 
 
 def windows_of(hf: Any) -> list[int | None]:

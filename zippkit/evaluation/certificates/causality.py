@@ -21,6 +21,7 @@ from zippkit.evaluation.certificates.probe import (
     Draws,
     acting_sites,
     draws_for,
+    kept_apart,
     knows,
     mixed_rows,
     orders,
@@ -68,7 +69,10 @@ def sees_no_future(zipped: Composition) -> str:
     sites = acting_sites(model.plan)
     for site in sites:
         _demand_carrying(zipped, model, site)
-    return f"{n_trials} trials on {len(zipped.graph.towers)} towers; {len(sites)} sites carry information forward"
+    return (
+        f"{n_trials} trials on {len(zipped.graph.towers)} towers; {len(sites)} sites carry information forward"
+        f"{kept_apart(model)}"
+    )
 
 
 def _trials(zipped: Composition) -> Iterator[Trial]:

@@ -44,15 +44,23 @@ def wake(model: nn.Module, seed: int = 0) -> None:
 
 
 def woken(model: ZippedModel) -> ZippedModel:
-    """A copy in evaluation mode, woken up, in which a tower without a head hands on its states (see `with_states`)."""
+    """A copy in evaluation mode, woken up, in which tokens are kept apart to the last bit (`zippkit.model.tower.Tower.apart`)
+    and a tower without a head hands on its states (see `with_states`)."""
     model = copy.deepcopy(model).eval()
     wake(model)
     for name in model.towers:
         tower = model.tower(name)
+        tower.apart()
         if tower.config.continuous:
             object.__setattr__(tower, "head", _states)
             model.plan = _ending_in(model.plan, name)
     return model
+
+
+def kept_apart(model: ZippedModel) -> str:
+    """What a woken model runs in another way than usual, in words that end a sentence."""
+    said = {name: words for name in model.towers if (words := model.tower(name).apart())}
+    return "".join(f"; {name} ran {words}" for name, words in said.items())
 
 
 def _states(hidden: Tensor) -> Tensor:

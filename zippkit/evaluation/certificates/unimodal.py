@@ -14,6 +14,7 @@ from zippkit.evaluation.certificates.probe import (
     Draws,
     acting_sites,
     draws_for,
+    kept_apart,
     mixed_rows,
     position,
     real,
@@ -42,7 +43,8 @@ def towers_alone_are_untouched(zipped: Composition) -> str:
         alone = to_device(zipped, [draws.row([name] * n) for n in (1, 2, 3)])
         _Case(model, draws, name, alone, range(alone.size)).demand_equal("in a batch of unimodal rows")
         _Case(model, draws, name, mixed, [i]).demand_equal("beside multimodal rows")
-    return f"{len(zipped.graph.towers)} towers, in batches of their own and beside multimodal rows"
+    where = "in batches of their own and beside multimodal rows"
+    return f"{len(zipped.graph.towers)} towers, {where}{kept_apart(model)}"
 
 
 @dataclass(frozen=True)

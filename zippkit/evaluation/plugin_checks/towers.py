@@ -41,6 +41,7 @@ def check_tower(tower: Tower | TowerConfig) -> list[str]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         own = copy.deepcopy(tower) if isinstance(tower, Tower) else _build(tower)
+        own.apart()
         return run_checks(type(own).__name__, _CHECKS, _Case(own.eval()))
 
 
@@ -205,6 +206,7 @@ def _gradients(case: _Case) -> Iterator[str]:
 def _saving_and_loading(case: _Case) -> Iterator[str]:
     inputs = case.inputs(1, 2)
     other = type(case.tower)(case.config).eval()
+    other.apart()
     with tempfile.TemporaryDirectory() as folder:
         write_tensors(Path(folder) / "model.safetensors", case.tower.state_dict())
         try:
