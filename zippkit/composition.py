@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ from torch import Tensor
 from zippkit.batch.batch import Batch, Segment, collate
 from zippkit.batch.mask_view import Masks, mask_views
 from zippkit.checkpoint.checkpoint import Checkpoint, fill, read_checkpoint, restore, write_checkpoint
+from zippkit.checkpoint.frozen_hashes import Origins
 from zippkit.checkpoint.references import find_references, source_of
 from zippkit.errors import CheckpointError
 from zippkit.model import loss as _loss
@@ -34,6 +35,8 @@ class Composition:
     model: ZippedModel
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Where the weights of each tower that has any came from."""
+    origins: Origins = field(default_factory=Origins)
+    """What each frozen tensor was in the first source of its tower; only of towers that have a source."""
     transfer: Transfer | None = None
     """What was taken from the checkpoint that it was grown from (`load`)."""
 
@@ -76,7 +79,9 @@ class Composition:
             CheckpointError: the folder holds something that is not a checkpoint.
         """
         references = find_references(self.spec, self.model, self.sources)
-        checkpoint = Checkpoint(self.spec, self.model.state_dict(), references=references)
+        files = {name: reference.files for name, reference in references.items()}
+        extra = self.origins.completed(self.spec, self.model, files=files).as_manifest()
+        checkpoint = Checkpoint(self.spec, self.model.state_dict(), extra=extra, references=references)
         write_checkpoint(Path(folder), checkpoint, copy_towers=copy_towers)
 
 
@@ -96,7 +101,8 @@ def compile(
         return Composition(spec, graph, model)
     model, graph = build_model(spec, seed=seed, load_weights=load_weights)
     found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else {}
-    return Composition(spec, graph, model, {name: source for name, source in found.items() if source is not None})
+    sources = {name: source for name, source in found.items() if source is not None}
+    return Composition(spec, graph, model, sources, Origins().completed(spec, model, sources))
 
 
 def load(
@@ -127,7 +133,7 @@ def load(
         return _grown(folder, checkpoint, spec, seed)
     zipped = compile(checkpoint.spec, load_weights=False)
     restore(zipped.model, checkpoint, zipped.spec, folder)
-    return replace(zipped, sources=checkpoint.sources)
+    return replace(zipped, sources=checkpoint.sources, origins=_origins(checkpoint, zipped))
 
 
 def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: int) -> Composition:
@@ -139,4 +145,16 @@ def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: in
     fill(zipped.model, checkpoint, folder, transfer.taken)
     new = {name: source for name, source in zipped.sources.items() if f"towers.{name}" in transfer.new}
     taken = {name: source for name, source in checkpoint.sources.items() if f"towers.{name}" in transfer.taken}
-    return replace(zipped, sources=new | taken, transfer=transfer)
+    origins = _origins(checkpoint, zipped, transfer.taken, sources := new | taken)
+    return replace(zipped, sources=sources, origins=origins, transfer=transfer)
+
+
+def _origins(
+    checkpoint: Checkpoint,
+    zipped: Composition,
+    taken: Collection[str] | None = None,
+    towers: Collection[str] | None = None,
+) -> Origins:
+    """What is known of the first sources of frozen towers, once ``zipped`` has been filled from the checkpoint."""
+    files = {name: r.files for name, r in checkpoint.references.items() if taken is None or f"towers.{name}" in taken}
+    return Origins.from_manifest(checkpoint.extra, taken).completed(zipped.spec, zipped.model, towers, files)

@@ -52,7 +52,7 @@ def test_it_holds_for_a_tower_without_a_source() -> None:
 
 
 def test_it_holds_where_nothing_is_frozen() -> None:
-    assert c8(zipped(None, freeze=False)).detail == "no tower is frozen as a whole"
+    assert c8(zipped(None, freeze=False)).detail == "the spec freezes no tower as a whole"
 
 
 def test_it_holds_for_a_run_that_has_been_trained() -> None:

@@ -12,6 +12,7 @@ import zippkit
 from helpers.compositions import link, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
 from zippkit.checkpoint.checkpoint import spec_text
+from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.loading import check_spec
 from zippkit.model.lora import merged_state
 from zippkit.spec.composition_spec import CompositionSpec
@@ -76,7 +77,7 @@ def test_adapters_learn_from_both_channels() -> None:
 def test_what_is_frozen_is_hashed_once() -> None:
     zipped = zippkit.compile(make_spec({"right": {"share_with": "left"}, "left": tower(2, freeze=True)}, LINKS))
     zipped.model.tower("left").register_buffer("calm", torch.ones(2))
-    found = zipped.model.frozen_tensors()
+    found = frozen_tensors(zipped.spec, zipped.model)
     assert {name.split(".")[1] for name in found} == {"left"} and "towers.left.calm" in found
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from helpers.compositions import bucketed, link, make, tower
 from zippkit.batch.batch import Segment
+from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.composition import Composition
 from zippkit.errors import DataError
 from zippkit.plan.graph import LinkSite
@@ -310,7 +311,7 @@ def test_a_frozen_tower_stays_in_evaluation_mode() -> None:
     assert not zipped.model.tower("text").layers[0].training
     assert zipped.model.tower("speech").training
     assert zipped.model.links.training
-    names = set(zipped.model.frozen_tensors())
+    names = set(frozen_tensors(zipped.spec, zipped.model))
     assert names == {name for name, p in zipped.model.named_parameters() if not p.requires_grad}
     assert "towers.speech.norm.weight" in names
 

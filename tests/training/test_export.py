@@ -68,7 +68,13 @@ def test_what_has_moved_is_not_passed_off_as_its_source(tmp_path: Path) -> None:
     with torch.no_grad():
         made.model.get_parameter("towers.text.norm.weight")[0] += 1
     made.save(tmp_path / "model")
-    assert str(finished_run()) not in export_tower(tmp_path / "model", "text", tmp_path / "out")[0]
+    told = r"'text': the spec freezes it, but it differs from its first source in towers.text.norm.weight; it is not"
+    with pytest.raises(CheckpointError, match=told):
+        export_tower(tmp_path / "model", "text", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    thawed = {n: t.model_copy(update={"freeze": False}) for n, t in made.spec.towers.items()}
+    load(tmp_path / "model", spec=made.spec.model_copy(update={"towers": thawed})).save(tmp_path / "thawed")
+    assert str(finished_run()) not in export_tower(tmp_path / "thawed", "text", tmp_path / "out")[0]
     assert torch.equal(
         named_again(tmp_path / "out")["norm.weight"], made.model.tower("text").state_dict()["norm.weight"]
     )

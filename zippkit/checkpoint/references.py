@@ -44,9 +44,9 @@ class Reference:
     """SHA-256 of the tower's tensors once they are loaded (`zippkit.model.weights.state_hash`)."""
 
 
-def frozen_towers(model: ZippedModel) -> list[str]:
-    """The towers of which no parameter is trained."""
-    return [name for name, tower in model.towers.items() if not any(p.requires_grad for p in tower.parameters())]
+def frozen_towers(spec: CompositionSpec) -> list[str]:
+    """The towers of which the spec trains no parameter."""
+    return [name for name, tower in spec.towers.items() if tower.frozen_whole]
 
 
 def source_of(spec: TowerSpec) -> Path | None:
@@ -58,7 +58,7 @@ def source_of(spec: TowerSpec) -> Path | None:
 def find_references(spec: CompositionSpec, model: ZippedModel, sources: Mapping[str, Path]) -> dict[str, Reference]:
     """The wholly frozen towers whose tensors are, bit for bit, what their sources hold."""
     found: dict[str, Reference] = {}
-    for name in frozen_towers(model):
+    for name in frozen_towers(spec):
         if name in sources:
             reference = refer(spec.towers[name], sources[name])
             if reference is not None and reference.tensors == state_hash(model.tower(name).state_dict()):
@@ -153,7 +153,7 @@ def _problem(reference: Reference) -> str:
     """What is wrong with the files of a reference; empty if nothing is."""
     source = reference.source
     if not source.exists():
-        return f"is kept at {source}, where nothing is; expected weights of SHA-256 {_short(reference.files)}"
+        return f"is kept at {source}, where nothing is; expected weights of SHA-256 {short_hashes(reference.files)}"
     try:
         seen = {file.name: file_hash(file) for file in weight_files(source)}
     except (CheckpointError, OSError) as error:
@@ -161,10 +161,11 @@ def _problem(reference: Reference) -> str:
     # A file may have another name, but not other bytes.
     if sorted(seen.values()) == sorted(reference.files.values()):
         return ""
-    return f"is another one at {source}: SHA-256 {_short(seen)} there, expected {_short(reference.files)}"
+    return f"is another one at {source}: SHA-256 {short_hashes(seen)} there, expected {short_hashes(reference.files)}"
 
 
-def _short(files: Mapping[str, str]) -> str:
+def short_hashes(files: Mapping[str, str]) -> str:
+    """Files and the beginnings of their SHA-256, for a message."""
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return ", ".join(f"{digest[:16]}... ({name})" for name, digest in list(files.items())[:3]) + more
 

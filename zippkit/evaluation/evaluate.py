@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from zippkit.checkpoint.frozen_hashes import check_frozen
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
@@ -98,6 +99,7 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
     run = RunFolder(path)
     recipe = run.recipe()
     after = load(run.path)
+    check_frozen(after.origins.tensors, after.spec, after.model)
     device = backend(recipe.device).device()
     after.model.to(device)
     before = starting_point(recipe, run)
@@ -214,5 +216,6 @@ def _retention(
         n_predicted = float((batch.towers[name].targets >= 0).sum())
         losses: list[Tensor] = [after.loss(logits, batch)[name] for logits in (alone, inside)]
         totals += torch.tensor([float(losses[0]) * n_predicted, float(losses[1]) * n_predicted, n_predicted])
-    frozen = not any(p.requires_grad for p in after.model.tower(name).parameters())
-    return Retention(name, frozen, float(totals[0] / totals[2]), float(totals[1] / totals[2]))
+    return Retention(
+        name, after.spec.towers[name].frozen_whole, float(totals[0] / totals[2]), float(totals[1] / totals[2])
+    )

@@ -113,8 +113,8 @@ def filled_in_place(module: nn.Module, name: str) -> Iterator[None]:
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ZippkitError(
-            f"{name}: loading weights replaced {', '.join(wrong[:5])}{more}, so that freezing and adapters would be "
-            f"lost; `load_weights` of {type(module).__name__} must copy values into the parameters that are there "
+            f"{name}: loading weights replaced {', '.join(wrong[:5])}{more}, so that freezing and adapters are lost; "
+            f"`load_weights` of {type(module).__name__} must copy values into the parameters that are there "
             "(zippkit.model.weights.load_into does)"
         )
 

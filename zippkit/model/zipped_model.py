@@ -86,15 +86,6 @@ class ZippedModel(nn.Module):
                 tower.eval()
         return self
 
-    def frozen_tensors(self) -> dict[str, Tensor]:
-        """Parameters that are not trained, and the buffers of towers that are frozen as a whole, by name."""
-        frozen = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
-        # Children and not items: a tower that has two names counts once.
-        for name, tower in self.towers.named_children():
-            if not _trainable(tower):
-                frozen |= {f"towers.{name}.{key}": buffer for key, buffer in tower.named_buffers()}
-        return frozen
-
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:
         # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
         towers = {name: _trainable(tower) or name in self._adapted for name, tower in self.towers.items()}

@@ -247,6 +247,16 @@ class TowerSpec(Strict):
         return {name: rules[found[0]] != "train" for name, found in matches.items()}
 
     @property
+    def freezes(self) -> bool:
+        """Whether some parameter is frozen."""
+        return self.freeze if isinstance(self.freeze, bool) else set(self.freeze.values()) != {"train"}
+
+    @property
+    def frozen_whole(self) -> bool:
+        """Whether no parameter is trained; `frozen` must not complain about the names."""
+        return self.freeze if isinstance(self.freeze, bool) else "train" not in self.freeze.values()
+
+    @property
     def adapts(self) -> bool:
         """Whether some of its weights get adapters."""
         return self.lora is not None or (isinstance(self.freeze, dict) and "lora" in self.freeze.values())

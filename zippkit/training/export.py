@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from zippkit.checkpoint.checkpoint import write_tower_state
+from zippkit.checkpoint.frozen_hashes import moved_tensors
 from zippkit.checkpoint.references import copy_source, find_references
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, ZippkitError, did_you_mean
@@ -59,6 +60,7 @@ def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> lis
 
 def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
     spec, tower = zipped.spec.towers[name], zipped.model.tower(name)
+    _demand_origin(zipped, name)
     source = None if merge else find_references(zipped.spec, zipped.model, zipped.sources).get(name)
     if source is None:
         state: Mapping[str, Tensor] = tower.state_dict()
@@ -67,9 +69,24 @@ def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
         write_tower_state(folder, state, spec.kind, spec.settings)
         return f"tower {name}{', its adapters merged' if merge else ''}: {_hashes(folder)}"
     copy_source(source.source, folder)
-    if sorted(map(file_hash, weight_files(folder))) != sorted(source.files.values()):
+    if sorted(map(file_hash, weight_files(folder))) != sorted(zipped.origins.files.get(name, source.files).values()):
         raise CheckpointError(f"{source.source}: changed while it was copied")
     return f"tower {name}, frozen, byte for byte as in {source.source}: {_hashes(folder)}"
+
+
+def _demand_origin(zipped: Composition, name: str) -> None:
+    """What the spec freezes of a tower must be what its first source held.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    moved = moved_tensors(zipped.origins.tensors, zipped.spec, zipped.model, name)
+    if moved:
+        more = f" and {len(moved) - 5} more" if len(moved) > 5 else ""
+        raise CheckpointError(
+            f"tower {name!r}: the spec freezes it, but it differs from its first source in {', '.join(moved[:5])}{more}"
+            "; it is not exported as what it is not (grown into a spec that says `freeze: false`, it is)"
+        )
 
 
 def _hashes(folder: Path) -> str:

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from zippkit.checkpoint.checkpoint import read_manifest, write_tower
-from zippkit.checkpoint.references import copy_source, find_references, frozen_towers, in_a_run
+from zippkit.checkpoint.frozen_hashes import check_frozen
+from zippkit.checkpoint.references import Reference, copy_source, find_references, frozen_towers, in_a_run
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset
-from zippkit.errors import ZippkitError
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.weights import file_hash, weight_files
 from zippkit.plan.parts import checkpoint_folder
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Recipe
@@ -54,27 +56,37 @@ def begin(recipe: Recipe, run: RunFolder) -> Composition:
 
 def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
     """Frozen towers that have no source, or one in another run, are written into this run once: its checkpoints need
-    not repeat them, and it can be moved."""
+    not repeat them, and it can be moved.
+
+    Raises:
+        ZippkitError: a frozen tower is not what its first source held, or that source is gone.
+    """
+    check_frozen(zipped.origins.completed(zipped.spec, zipped.model).tensors, zipped.spec, zipped.model)
     references = find_references(zipped.spec, zipped.model, zipped.sources)
     sources = dict(zipped.sources)
-    for name in frozen_towers(zipped.model):
+    for name in frozen_towers(zipped.spec):
         taken = zipped.transfer is not None and f"towers.{name}" in zipped.transfer.taken
+        if name in sources and name not in references:
+            raise CheckpointError(f"tower {name!r} is frozen, but its source {sources[name]} is gone or has changed")
         if name not in references or (taken and in_a_run(sources[name])):
-            source = sources[name] if name in references else None
             folder = run.tower(zipped.spec.towers[name].share_with or name)
-            sources[name] = _write_once(zipped, name, folder, source)
+            sources[name] = _write_once(zipped, name, folder, references.get(name))
     return replace(zipped, sources=sources)
 
 
-def _write_once(zipped: Composition, name: str, folder: Path, source: Path | None) -> Path:
+def _write_once(zipped: Composition, name: str, folder: Path, reference: Reference | None) -> Path:
     if not folder.exists():
         temporary = folder.with_name(f".{name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        if source is not None:
-            copy_source(source, temporary)
+        if reference is not None:
+            copy_source(reference.source, temporary)
         else:
             write_tower(temporary, zipped.model.tower(name), zipped.spec.towers[name].kind)
         temporary.rename(folder)
+    if reference is not None and sorted(map(file_hash, weight_files(folder))) != sorted(reference.files.values()):
+        raise CheckpointError(
+            f"{folder}: differs from {reference.source}, of which it is a copy; remove it and start again"
+        )
     return folder.absolute()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from zippkit.checkpoint.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
-from zippkit.checkpoint.frozen_hashes import check_frozen, frozen_hashes
+from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
 from zippkit.checkpoint.references import Reference, find_references
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
@@ -136,10 +136,13 @@ class _PhaseRun:
         self.sampler = Sampler([task.lengths for task in tasks], phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
-        self.frozen = frozen_hashes(self.model)
+        self.origins = zipped.origins
         saved = run.checkpoints(label)
         # Once is enough: that frozen tensors rest is checked at every save.
         self.references = self._resume(saved[-1]) if saved else find_references(zipped.spec, self.model, zipped.sources)
+        files = {name: reference.files for name, reference in self.references.items()}
+        self.origins = self.origins.completed(zipped.spec, self.model, files=files)
+        check_frozen(self.origins.tensors, zipped.spec, self.model)
 
     def _resume(self, folder: Path) -> Mapping[str, Reference]:
         checkpoint = read_checkpoint(folder)
@@ -148,15 +151,14 @@ class _PhaseRun:
         if not {"step", "frozen"} <= checkpoint.extra.keys():
             raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
         self.step = int(checkpoint.extra["step"])
-        # The proof goes back to the first step of the run, not to this resume.
-        self.frozen = dict(checkpoint.extra["frozen"])
-        check_frozen(self.frozen, self.model)
+        # The proof goes back to the first source, not to this resume.
+        self.origins = Origins.from_manifest(checkpoint.extra)
         return checkpoint.references
 
     def checkpoint(self, with_optimizer: bool = True) -> Checkpoint:
         """The state after the last step; refuses if a frozen tensor moved."""
-        check_frozen(self.frozen, self.model)
-        extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, "frozen": self.frozen}
+        check_frozen(self.origins.tensors, self.zipped.spec, self.model)
+        extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
         return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references)
 

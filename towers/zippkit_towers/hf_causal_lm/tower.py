@@ -185,7 +185,7 @@ class HfCausalLm(Tower):
         return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
 
     def load_weights(self, path: Path) -> None:
-        """Fill in a Hugging Face folder's values (by transformers, so that older names fit), or what zippkit wrote.
+        """Fill in the values of a Hugging Face folder (through transformers, so that older names fit), or zippkit's.
 
         A tower that was built without values (on the meta device, before anything is frozen or adapted) takes over
         the modules that were read, so that no weight is held twice; any other one keeps every module and parameter.

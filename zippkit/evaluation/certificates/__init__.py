@@ -26,10 +26,13 @@ Prove = Callable[[Composition], str]
 CERTIFICATES: dict[str, tuple[str, Prove]] = {
     "C1": ("no position sees the future, through any chain of links", sees_no_future),
     "C2": ("a unimodal row gives bit-identical logits to the tower alone", towers_alone_are_untouched),
-    "C3": ("frozen parameters and buffers are unchanged", frozen_tensors_rest),
+    "C3": ("what the spec freezes is unchanged since its first source, parameters and buffers", frozen_tensors_rest),
     "C4": ("cached decoding equals the full forward, in any order of towers", steps_equal_the_whole),
     "C7": ("every trainable parameter is reached by a gradient", every_parameter_is_reached),
-    "C8": ("frozen towers are saved byte-identical to their source files", frozen_towers_leave_as_they_came),
+    "C8": (
+        "what the spec freezes as a whole is saved byte-identical to its first source",
+        frozen_towers_leave_as_they_came,
+    ),
     "C9": ("the diagram draws exactly the sites of the module", diagrams_draw_the_sites),
 }
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from zippkit.checkpoint.checkpoint import read_checkpoint
-from zippkit.checkpoint.references import frozen_towers, refer
+from zippkit.checkpoint.frozen_hashes import moved_tensors
+from zippkit.checkpoint.references import frozen_towers, refer, short_hashes
 from zippkit.composition import Composition
-from zippkit.evaluation.certificates.report import RefutedError
+from zippkit.evaluation.certificates.report import RefutedError, some
 from zippkit.model.weights import file_hash, read_tensors, state_hash, weight_files
 
 
@@ -24,9 +25,9 @@ def frozen_towers_leave_as_they_came(zipped: Composition) -> str:
     Raises:
         RefutedError: names the tower.
     """
-    frozen = frozen_towers(zipped.model)
+    frozen = frozen_towers(zipped.spec)
     if not frozen:
-        return "no tower is frozen as a whole"
+        return "the spec freezes no tower as a whole"
     for name in frozen:
         if name in zipped.sources:
             _demand_source(zipped, name, zipped.sources[name])
@@ -45,10 +46,13 @@ def frozen_towers_leave_as_they_came(zipped: Composition) -> str:
 
 
 def _demand_same(zipped: Composition, name: str, first: Path, second: Path) -> None:
-    """Two saves must be the source's bytes, or each other's and what is in memory."""
+    """Two saves must be the first source's bytes, or each other's and what is in memory."""
     source = zipped.sources.get(name)
     if _hashes(first) != _hashes(source or second):
         raise RefutedError(f"{name}: what was saved differs in bytes from {source or 'a second save'}")
+    origin = zipped.origins.files.get(name)
+    if origin is not None and _hashes(first) != sorted(origin.values()):
+        raise RefutedError(f"{name}: what was saved differs in bytes from its first source, {short_hashes(origin)}")
     if source is None:
         state, saved = zipped.model.tower(name).state_dict(), read_tensors(first)
         if state_hash(state) != state_hash(saved):
@@ -60,9 +64,11 @@ def _hashes(place: Path) -> list[str]:
 
 
 def _demand_source(zipped: Composition, name: str, source: Path) -> None:
-    """What is in memory must be what the source holds."""
+    """What is in memory must be what the source holds, and what the first one held."""
     reference = refer(zipped.spec.towers[name], source)
     if reference is None:
         raise RefutedError(f"{name}: its source {source} is gone or cannot be read")
     if state_hash(zipped.model.tower(name).state_dict()) != reference.tensors:
         raise RefutedError(f"{name} is frozen, but differs from its source {source}")
+    if moved := moved_tensors(zipped.origins.tensors, zipped.spec, zipped.model, name):
+        raise RefutedError(f"{name} is frozen, but differs from its first source in {some(moved)}")
