@@ -52,7 +52,7 @@ def batch(zipped: zippkit.Composition, seed: int) -> Batch:
 
     lengths = torch.randint(1, 5, (3,), generator=n).tolist()
     rows = [[segment("speech", length), segment("text", length)] for length in lengths]
-    return zipped.collate([*rows, [segment("text", 2)]], multiple=16)
+    return zipped.collate([*rows, [segment("text", 2)]], multiple=16, multimodal=[True, True, True, False])
 
 
 @pytest.mark.parametrize("name", CASES)

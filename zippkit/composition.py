@@ -50,10 +50,13 @@ class Composition:
         examples: Sequence[Sequence[Segment]],
         multiple: int = 1,
         ids: Sequence[str] = (),
-        then: Sequence[Sequence[str]] = (),
+        multimodal: bool | Sequence[bool] = True,
     ) -> Batch:
-        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.batch.collate`)."""
-        return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, then)
+        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.batch.collate`).
+
+        Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal.
+        """
+        return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, multimodal)
 
     def masks(self, batch: Batch) -> Masks:
         """Each tower's and each link's mask: a few integers per segment, a dense rendering, text and pictures."""

@@ -55,16 +55,21 @@ def test_padding() -> None:
 
 
 @pytest.mark.parametrize(
-    ("examples", "multimodal"),
-    [
-        ([EXAMPLE, EXAMPLE], True),
-        ([[EXAMPLE[0]], [EXAMPLE[1]]], False),
-        ([EXAMPLE, [EXAMPLE[0]], [EXAMPLE[0], EXAMPLE[2]]], [True, False, False]),
-    ],
+    ("declared", "multimodal"),
+    [(True, True), (False, False), ([True, True], True), ([False, True], [False, True])],
 )
-def test_rows_with_more_than_one_modality(examples: list[list[Segment]], multimodal: bool | list[bool]) -> None:
-    found = collate(examples, TOWERS).multimodal
+def test_whether_a_row_is_multimodal_is_declared(declared: bool | list[bool], multimodal: bool | list[bool]) -> None:
+    rows = [[EXAMPLE[0]], [EXAMPLE[0], EXAMPLE[2]]]
+    found = collate(rows, TOWERS, multimodal=declared).multimodal
     assert (found.tolist() if isinstance(found, torch.Tensor) else found) == multimodal
+    assert collate(rows, TOWERS).multimodal is True, "and never derived from the segments"
+
+
+def test_declarations_that_do_not_fit() -> None:
+    with pytest.raises(DataError, match=r"example utt7: declared unimodal .* segments of speech and text"):
+        collate([[EXAMPLE[0]], EXAMPLE], TOWERS, ids=["a", "utt7"], multimodal=False)
+    with pytest.raises(DataError, match="expected one declaration for each of 1 rows, got 2"):
+        collate([EXAMPLE], TOWERS, multimodal=[True, True])
 
 
 def test_outputs_and_towers_stand_in_spec_order() -> None:
@@ -164,7 +169,7 @@ def test_who_sees_whom(examples: list[list[Segment]]) -> None:
 
 
 def test_moving_a_batch_keeps_everything() -> None:
-    batch = collate([EXAMPLE, [EXAMPLE[0]]], TOWERS)
+    batch = collate([EXAMPLE, [EXAMPLE[0]]], TOWERS, multimodal=[True, False])
     moved = batch.to("meta")
     assert moved.towers["text"].tokens.device.type == "meta"
     assert isinstance(moved.multimodal, torch.Tensor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -37,7 +38,6 @@ def chain() -> Composition:
 def naive(zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str], max_tokens: int) -> list[Segment]:
     """What generation is defined as: for each new token, the whole sequence once more."""
     row = list(prompt)
-    multimodal = len({segment.tower for segment in prompt} | set(outputs)) > 1
     for turn, name in enumerate(outputs):
         config = zipped.graph.towers[name]
         assert config.frame is not None
@@ -50,7 +50,7 @@ def naive(zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str]
             # The end that closes the segment comes after the place that is looked at.
             batch = zipped.collate([[*row, Segment(name, tokens)]])
             plan = zipped.plan.prune(heads={name}, sees=batch.sees)
-            logits = zipped.model.run(plan, batch.towers, multimodal)[name][0]
+            logits = zipped.model.run(plan, batch.towers, batch.multimodal)[name][0]
             token = int(logits[-2].argmax())
             if token == config.frame.end:
                 break
@@ -201,8 +201,8 @@ def test_segments_end_by_themselves_and_at_the_limit() -> None:
     assert all(end.end not in row[0].tokens for row in generate_batch(two(), rows, ["text"], 6))
 
 
-def test_a_row_of_one_modality_passes_by_the_input_projection() -> None:
-    """Beside rows of two modalities, it is the tower alone."""
+def test_a_row_that_is_declared_unimodal_passes_by_the_input_projection() -> None:
+    """Beside rows of two modalities, it is the tower alone; undeclared, it is what a row of two begins with."""
     zipped = two()
     alone = Segment("text", [1, 2, 3])
     tokens: list[int] = []
@@ -213,7 +213,22 @@ def test_a_row_of_one_modality_passes_by_the_input_projection() -> None:
             break
         tokens.append(token)
     rows = [[alone], [Segment("speech", [1, 2]), alone]]
-    assert generate_batch(zipped, rows, ["text"], 8)[0] == [Segment("text", tokens)]
+    assert generate_batch(zipped, rows, ["text"], 8, multimodal=[False, True])[0] == [Segment("text", tokens)]
+    assert generate(zipped, [alone], ["text"], 8, multimodal=False) == [Segment("text", tokens)]
+    first, *_ = generate(zipped, [alone], ["text", "speech"], 8)
+    assert generate_batch(zipped, rows, ["text"], 8)[0] == [first] != [Segment("text", tokens)]
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ([False], "prompt 0: declared unimodal (`multimodal=False`), but has segments of speech and text"),
+        ([True, False], "multimodal: expected one declaration for each of 1 rows, got 2"),
+    ],
+)
+def test_declarations_that_do_not_fit(declared: list[bool], told: str) -> None:
+    with pytest.raises(DataError, match=re.escape(told)):
+        generate_batch(two(), [[Segment("text", [1])]], ["speech"], multimodal=declared)
 
 
 class Counted:

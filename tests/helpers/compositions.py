@@ -76,6 +76,5 @@ def bucketed(zipped: zippkit.Composition, seed: int) -> Batch:
         return Segment(name, torch.randint(0, 18, (length,), generator=numbers))
 
     rows = [["speech", "text"], ["text", "speech", "text"], ["text"], ["speech"]]
-    return zipped.collate(
-        [[segment(name) for name in row] for row in rows], multiple=16, ids=[f"{seed}.{i}" for i in range(4)]
-    )
+    examples = [[segment(name) for name in row] for row in rows]
+    return zipped.collate(examples, 16, [f"{seed}.{i}" for i in range(4)], [len(row) > 1 for row in rows])

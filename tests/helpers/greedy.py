@@ -37,13 +37,12 @@ def two(max_len: int | None = None) -> Composition:
 def greedy(zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str], max_tokens: int) -> list[Segment]:
     """New segments of towers without a limit; neighbours with one clock advance and end together."""
     row, towers = list(prompt), zipped.graph.towers
-    multimodal = len({segment.tower for segment in prompt} | set(outputs)) > 1
     for turn in turns(outputs, zipped.graph.layout):
         new: dict[str, list[int]] = {name: [] for name in turn}
         for _ in range(max_tokens):
             batch = zipped.collate([[*row, *(Segment(name, tokens) for name, tokens in new.items())]])
             plan = zipped.plan.prune(heads=set(turn), sees=batch.sees)
-            logits = zipped.model.run(plan, batch.towers, multimodal)
+            logits = zipped.model.run(plan, batch.towers, batch.multimodal)
             # The end that closes the segment comes after the place that is looked at.
             chosen = {name: int(logits[name][0, -2].argmax()) for name in turn}
             frames = {name: towers[name].frame for name in turn}

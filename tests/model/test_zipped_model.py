@@ -28,6 +28,7 @@ EXAMPLES = [
     [Segment("speech", [3])],
 ]
 """Two multimodal rows and two unimodal ones, none as long as another."""
+DECLARED = [True, True, False, False]
 
 
 def zipper(text: dict[str, Any] | None = None, speech: dict[str, Any] | None = None, links: Any = None) -> Composition:
@@ -88,7 +89,7 @@ class Naive:
             return self.layer(name, depth, self.h(name, depth - 1))
         embedded = self.weight(f"towers.{name}.embed_tokens.weight")[self.tokens[name]]
         spec = self.zipped.spec.towers[name].input_projection
-        if spec is None or len(self.tokens) == 1:
+        if spec is None or len(self.tokens) == 1:  # which the examples declare unimodal
             return embedded
         out = self.mlp(f"input_projections.{name}{'.mlp' if spec.residual else ''}", embedded, spec.depth, torch.relu)
         return embedded + out if spec.residual else torch.relu(out)
@@ -164,7 +165,7 @@ class Naive:
 
 def assert_equations_hold(zipped: Composition) -> None:
     zipped.model.double()
-    batch = zipped.collate(EXAMPLES, multiple=4)
+    batch = zipped.collate(EXAMPLES, multiple=4, multimodal=DECLARED)
     with torch.no_grad():
         logits = zipped.model(batch)
     assert set(logits) == {"text", "speech"}
@@ -228,7 +229,7 @@ def test_unimodal_rows_pass_by_everything_that_was_added(projection: dict[str, A
     for name, row in (("text", EXAMPLES[2]), ("speech", EXAMPLES[3])):
         module = zipped.model.tower(name)
         for examples, at in (([row], 0), ([EXAMPLES[0], row], 1)):
-            batch = zipped.collate(examples)
+            batch = zipped.collate(examples, multimodal=[True, False][-len(examples) :])
             inputs = batch.towers[name]
             hidden, context = module.start(inputs, None)
             for index in range(module.config.n_layers):
@@ -239,9 +240,9 @@ def test_unimodal_rows_pass_by_everything_that_was_added(projection: dict[str, A
 def test_padding_and_other_rows_change_nothing() -> None:
     zipped = zipper(RESIDUAL, PAPER)
     zipped.model.double()
-    together = zipped.model(zipped.collate(EXAMPLES, multiple=16))
+    together = zipped.model(zipped.collate(EXAMPLES, multiple=16, multimodal=DECLARED))
     for row, segments in enumerate(EXAMPLES):
-        for name, logits in zipped.model(zipped.collate([segments])).items():
+        for name, logits in zipped.model(zipped.collate([segments], multimodal=DECLARED[row])).items():
             assert torch.allclose(together[name][row, : logits.shape[1]], logits[0], rtol=0, atol=1e-12)
 
 

@@ -22,12 +22,12 @@ HOSTED = Layout(hosted={"units": Modality("text", 100, 12, Frame(begin=10, end=1
 
 
 def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
-    """Three tokens and their frame, two by two, are three places, and stand as of the segment's last token."""
+    """Three tokens and their frame, two by two, are three places, and are of the order of the segment after them."""
     rows = interleave([Segment("text", [1]), Segment("speech", [7, 8, 9]), Segment("text", [2])], TOWERS, layout=HALVED)
     text = rows["text"]
     assert text["tokens"] == [90, 1, 91, 91, 91, 91, 90, 2, 91]
     assert text["inserted"] == [False] * 3 + [True] * 3 + [False] * 3
-    assert text["order"] == [0, 1, 2, 7, 7, 7, 8, 9, 10]
+    assert text["order"] == [0, 1, 2, 8, 8, 8, 8, 9, 10]
     assert text["visible"] == text["order"]
     assert text["segment"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert text["offset"] == [0, 1, 2, 0, 1, 2, 0, 1, 2]
@@ -39,8 +39,20 @@ def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
 def test_places_wait_for_a_token_that_follows() -> None:
     after = [Segment("text", [1]), Segment("speech", [7])]
     assert len(interleave(after, TOWERS, layout=HALVED)["text"]) == 3
-    assert len(interleave(after, TOWERS, layout=HALVED, then=["text"])["text"]) == 5
     assert "text" not in interleave([Segment("speech", [7])], TOWERS, layout=HALVED)
+
+
+def test_nobody_between_a_segment_and_its_places_sees_them() -> None:
+    """Of two that begin at once, the other sees them with the first token."""
+    row = [Segment("speech", [7]), Segment("image", [5]), Segment("text", [1]), Segment("image", [6])]
+    rows = interleave(row, TOWERS, layout=HALVED)
+    places = {order for order, there in zip(rows["text"]["visible"], rows["text"]["inserted"], strict=True) if there}
+    between, after = rows["image"]["order"][:3], rows["image"]["order"][3:]
+    assert places == {6} and max(between) == 5 and min(after) == 9
+    layout = Layout(inserts=HALVED.inserts, clocks=CLOCK.clocks)
+    both = interleave([*row[:3], Segment("speech", [2])], TOWERS, layout=layout)
+    assert both["text"]["order"] == [6, 6, 7, 9, 11] and both["text"]["visible"] == [6, 6, 6, 8, 10]
+    assert both["speech"]["order"] == [0, 1, 2, 7, 9, 11]
 
 
 def test_inserted_places_count_towards_the_longest_sequence() -> None:
@@ -123,8 +135,17 @@ def test_whatever_the_layout_masks_agree_and_nobody_sees_the_future(
             assert torch.equal(mask, describe_cross(target, source).dense())
             assert bool(mask.any()) == ((target_name, source_name) in batch.sees)
             # What is seen began earlier, or at the same time where two segments are simultaneous.
-            later = source.segment[:, None, :] > target.segment[:, :, None]
+            later = source.segment[:, None, :] > of_segment(target)[:, :, None]
             assert layout.simultaneous(target_name, source_name) or not (mask & later).any()
+
+
+def of_segment(tokens: TowerBatch) -> torch.Tensor:
+    """(B, T) the segment that a place belongs to: if it is inserted, the one that it stands before."""
+    found = tokens.segment.clone()
+    for row, inserted in zip(found, tokens.inserted, strict=True):
+        for i in reversed(range(len(row) - 1)):
+            row[i] = row[i + 1] if inserted[i] else row[i]
+    return found
 
 
 def test_parts_and_joins_of_a_batch_are_the_batch() -> None:

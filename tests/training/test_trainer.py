@@ -263,9 +263,9 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_named(
 
         return spoilt
 
-    def collate(self: Any, examples: Any, multiple: int, ids: tuple[str, ...]) -> Batch:
+    def collate(self: Any, examples: Any, multiple: int, ids: tuple[str, ...], multimodal: bool) -> Batch:
         batches.append(ids)
-        return original(self, examples, multiple, ids)
+        return original(self, examples, multiple, ids, multimodal)
 
     original = zippkit.training.trainer.Composition.collate
     monkeypatch.setattr(zippkit.training.trainer, "build_step", build)

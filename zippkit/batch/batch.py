@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -59,7 +59,7 @@ class TowerBatch:
     """(B, T) order from which other towers may see the token: its own, or its segment's last if not causal."""
     segment: Tensor
     """(B, T) which segment of the row the token belongs to; -1 marks padding. A place that a link inserts carries the
-    number of the segment that it stands for."""
+    number of the segment that it stands for, and the order of the target's own segment that it is inserted before."""
     offset: Tensor
     """(B, T) place within its segment."""
     positions: Tensor
@@ -136,7 +136,7 @@ class Batch:
     outputs: tuple[str, ...]
     """Towers on which a loss is asked, in spec order; the plan is pruned to them."""
     multimodal: Tensor | bool
-    """(B,) rows with more than one modality, which pass the input projections; a bool where all rows are alike."""
+    """(B,) rows that were declared multimodal, which pass the input projections; a bool where all rows are alike."""
     sees: frozenset[tuple[str, str]]
     """(target, source) pairs in which some target token has a source token before it; other links are blind."""
 
@@ -198,8 +198,8 @@ class _Interleaving:
         self.modalities = layout.modalities(towers)
         self.rows: dict[str, Row] = {}
         self.order = 0
-        self._waiting: dict[str, list[tuple[int, int, int]]] = {}
-        """For each tower, the places that links insert before its next tokens: segment, how many, order."""
+        self._waiting: dict[str, list[tuple[int, int]]] = {}
+        """For each tower, the places that links insert before its next segment: what they stand for, and how many."""
 
     def add(self, index: int, segments: Sequence[Segment]) -> None:
         """Append one segment, or two that are simultaneous."""
@@ -215,14 +215,14 @@ class _Interleaving:
         # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
         step = len(segments)
         order = range(self.order + step - 1, self.order + step * n, step)
-        self.order += step * n
         for i, ((modality, tokens, inputs), segment) in enumerate(zip(framed, segments, strict=True)):
+            self._insert(modality.tower)
             self._place(index + i, modality, tokens, inputs, list(order), step, segment.loss)
+        self.order += step * n
         for i, (modality, tokens, _) in enumerate(framed):
             for insert in self.layout.inserts:
                 if insert.source == modality.tower:
-                    waiting = self._waiting.setdefault(insert.target, [])
-                    waiting.append((index + i, insert.places(len(tokens)), order[-1]))
+                    self._waiting.setdefault(insert.target, []).append((index + i, insert.places(len(tokens))))
 
     def _place(
         self,
@@ -235,7 +235,6 @@ class _Interleaving:
         loss: bool,
     ) -> None:
         config = self.towers[modality.tower]
-        self.insert(modality.tower)
         row = self.rows.setdefault(modality.tower, Row())
         visible = [o - step + 1 for o in order] if config.causal else [order[-1]] * len(order)
         before = len(row)
@@ -248,14 +247,15 @@ class _Interleaving:
             row["places"][before:] = order
         self._check_length(modality.tower, max(row["places"][-1] + 1, len(row)))
 
-    def insert(self, tower: str) -> None:
-        """Give the tower the places that links want of it before its next token."""
-        for index, n, order in self._waiting.pop(tower, []):
+    def _insert(self, tower: str) -> None:
+        """Give the tower the places that links want of it before its next segment. They are of that segment's order: so
+        whoever stands between sees neither them nor, by them, that the segment will follow."""
+        for index, n in self._waiting.pop(tower, []):
             row, frame = self.rows.setdefault(tower, Row()), self.towers[tower].frame
-            before = len(row)
-            row.add(index, [frame.end if frame else 0] * n, [order] * n, [order] * n, inserted=True)
+            before, order = len(row), [self.order] * n
+            row.add(index, [frame.end if frame else 0] * n, order, order, inserted=True)
             if tower in self.layout.shared:
-                row["places"][before:] = [order] * n
+                row["places"][before:] = order
             self._check_length(tower, len(row))
 
     def _check_length(self, tower: str, length: int) -> None:
@@ -286,7 +286,6 @@ def interleave(
     towers: Mapping[str, TowerConfig],
     where: str = "example",
     layout: Layout | None = None,
-    then: Sequence[str] = (),
 ) -> dict[str, Row]:
     """Frame each segment and split the sequence into each tower's own tokens.
 
@@ -295,7 +294,6 @@ def interleave(
         towers: configs by name.
         where: what messages call this example.
         layout: what the composition's links ask of a sequence.
-        then: towers whose own tokens will follow.
 
     Raises:
         DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
@@ -307,8 +305,6 @@ def interleave(
     for turn in turns([segment.tower for segment in segments], layout):
         laid.add(index, segments[index : index + len(turn)])
         index += len(turn)
-    for tower in then:
-        laid.insert(tower)
     return laid.rows
 
 
@@ -339,7 +335,7 @@ def collate(
     multiple: int = 1,
     ids: Sequence[str] = (),
     layout: Layout | None = None,
-    then: Sequence[Sequence[str]] = (),
+    multimodal: bool | Sequence[bool] = True,
 ) -> Batch:
     """Examples to one padded batch.
 
@@ -349,25 +345,48 @@ def collate(
         multiple: rows are padded to a multiple of this many tokens, so that few shapes occur.
         ids: names of the examples, for messages.
         layout: what the composition's links ask of a sequence.
-        then: for each row, the towers whose own tokens will follow; empty where none do.
+        multimodal: whether rows pass the input projections: one declaration for all, or one for each. It is never
+            derived from a row's segments, of which a position must not know the later ones.
 
     Raises:
-        DataError: see `interleave`; or there are no tokens at all.
+        DataError: see `interleave`; there are no tokens at all; or a row that is declared unimodal has segments of
+            several modalities.
     """
-    rows = [
-        interleave(example, towers, f"example {ids[i] if ids else i}", layout, then[i] if then else ())
-        for i, example in enumerate(examples)
-    ]
+    names = [f"example {ids[i] if ids else i}" for i in range(len(examples))]
+    declared = declarations(multimodal, [{s.tower for s in example} for example in examples], names)
+    rows = [interleave(example, towers, name, layout) for name, example in zip(names, examples, strict=True)]
     present = [name for name in towers if any(name in row for row in rows)]
     if not present:
         raise DataError("a batch needs at least one segment")
-    multimodal = [len({segment.tower for segment in example}) > 1 for example in examples]
     batches = {name: _stack([row.get(name) for row in rows], towers[name], multiple) for name in present}
     if layout is not None and layout.tells_next:
         batches = _with_following(batches, rows, examples, layout.modalities(towers), layout)
     outputs = tuple(name for name in present if bool((batches[name].targets != IGNORE).any()))
-    alike = len(set(multimodal)) == 1
-    return Batch(batches, outputs, multimodal[0] if alike else torch.tensor(multimodal), _sees(rows))
+    return Batch(batches, outputs, declared, _sees(rows))
+
+
+def declarations(
+    multimodal: bool | Sequence[bool], modalities: Sequence[Collection[str]], where: Sequence[str]
+) -> Tensor | bool:
+    """What is declared of each row, as `Batch.multimodal` has it.
+
+    Args:
+        multimodal: one declaration for all rows, or one for each.
+        modalities: for each row, those of its segments.
+        where: what messages call each row.
+
+    Raises:
+        DataError: a row that is declared unimodal and is not, or not as many declarations as rows.
+    """
+    each = [multimodal] * len(where) if isinstance(multimodal, bool) else list(multimodal)
+    if len(each) != len(where):
+        raise DataError(f"multimodal: expected one declaration for each of {len(where)} rows, got {len(each)}")
+    for row, passes, names in zip(where, each, modalities, strict=True):
+        if len(names) > 1 and not passes:
+            raise DataError(
+                f"{row}: declared unimodal (`multimodal=False`), but has segments of {' and '.join(sorted(names))}"
+            )
+    return torch.tensor(each) if len(set(each)) > 1 else all(each)
 
 
 def _with_following(
@@ -382,7 +401,8 @@ def _with_following(
     for b, (row, example) in enumerate(zip(rows, examples, strict=True)):
         names = [segment.tower for segment in example]
         taken = turns(names, layout)
-        later = [place[turn[0]] for turn in taken[1:]] + [len(place)]
+        # Of an empty row nothing is told.
+        later = [*(place[turn[0]] for turn in taken[1:]), *([len(place)] if taken else [])]
         after = [what for turn, what in zip(taken, later, strict=True) for _ in turn]
         for k, (name, what) in enumerate(zip(names, after, strict=True)):
             tower = modalities[name].tower
@@ -402,10 +422,8 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
 
 
 def _reads(target: Row, source: Row) -> bool:
-    """Whether some place of the target comes after a token of the source, or stands for the source's last segment; at
-    the end of a prompt both have one order where the source is not causal, and so is seen only once it is complete."""
-    stands = bool(target["inserted"][-1]) and target["segment"][-1] in source.segments
-    return source["visible"][0] < target["order"][-1] or stands
+    """Whether some place of the target comes after a token of the source."""
+    return source["visible"][0] < target["order"][-1]
 
 
 def _stack(rows: Sequence[Row | None], config: TowerConfig, multiple: int) -> TowerBatch:

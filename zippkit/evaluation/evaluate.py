@@ -183,7 +183,9 @@ def _score(
         with progress(f"{task} ({what})", len(indices)) as advance:
             for start in range(0, len(indices), recipe.evaluate.batch_size):
                 prompts = [data.prompt(i) for i in indices[start : start + recipe.evaluate.batch_size]]
-                rows = generate_batch(zipped, prompts, [task.target], how.max_tokens, how.sampling, seed=start)
+                rows = generate_batch(
+                    zipped, prompts, [task.target], how.max_tokens, how.sampling, start, task.multimodal
+                )
                 hypotheses += [decode(row[0].tokens) for row in rows]
                 advance(len(hypotheses))
         found.append(hypotheses)
@@ -209,7 +211,8 @@ def _retention(
     n_examples = min(len(data), recipe.evaluate.limit or len(data))
     device = next(after.model.parameters()).device
     for start in range(0, n_examples, size):
-        batch = after.collate([data.segments(i) for i in range(start, min(start + size, n_examples))]).to(device)
+        examples = [data.segments(i) for i in range(start, min(start + size, n_examples))]
+        batch = after.collate(examples, multimodal=False).to(device)
         alone = {name: tower_logits(before.model.tower(name).eval(), batch.towers[name])}
         # Among its own ids, as generation chooses; those of an extended vocabulary come behind them.
         inside = {name: after.model.eval()(batch)[name][..., : alone[name].shape[-1]]}

@@ -33,7 +33,8 @@ def score_next(task: Task, zipped: Composition, dataset: Dataset, split: str, re
     n_right, n_segments = 0, 0
     zipped.model.eval()
     for start in range(0, n_examples, size):
-        batch = zipped.collate([data.segments(i) for i in range(start, min(start + size, n_examples))]).to(device)
+        examples = [data.segments(i) for i in range(start, min(start + size, n_examples))]
+        batch = zipped.collate(examples, multimodal=task.multimodal).to(device)
         logits = zipped.model(batch)
         for name, tokens in batch.towers.items():
             assert tokens.following is not None, "the model tells what comes next"

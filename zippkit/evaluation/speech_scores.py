@@ -106,7 +106,9 @@ def score_speech(
         for start in range(0, len(indices), how.batch_size):
             batch = indices[start : start + how.batch_size]
             prompts = [data.prompt(i) for i in batch]
-            rows = generate_batch(zipped, prompts, [task.target], how.max_tokens, how.sampling, batch[0])
+            rows = generate_batch(
+                zipped, prompts, [task.target], how.max_tokens, how.sampling, batch[0], task.multimodal
+            )
             for i, row in zip(batch, rows, strict=True):
                 reference = normalize(str(data.item(i, words)))
                 wave, hypothesis = hear(np.asarray(row[0].tokens), reference)

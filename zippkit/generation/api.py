@@ -26,9 +26,10 @@ def generate(
     max_tokens: Limits = 256,
     sampling: Ways = GREEDY,
     seed: int = 0,
+    multimodal: bool = True,
 ) -> list[Segment]:
     """Continue one prompt by a segment of each modality in ``outputs``; see `generate_batch`."""
-    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed)[0]
+    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed, multimodal)[0]
 
 
 def generate_batch(
@@ -38,6 +39,7 @@ def generate_batch(
     max_tokens: Limits = 256,
     sampling: Ways = GREEDY,
     seed: int | Sequence[int] = 0,
+    multimodal: bool | Sequence[bool] = True,
 ) -> list[list[Segment]]:
     """Continue each prompt by one segment of each modality in ``outputs``, in that order.
 
@@ -55,6 +57,8 @@ def generate_batch(
         max_tokens: longest segment, begin and end ids not counted; one number, or one for each modality.
         sampling: how tokens are chosen; one way, or one for each modality (greedy for those that are not named).
         seed: of what is drawn: one for each row, or the first row's, and each row's is one more than the one before.
+        multimodal: whether rows pass the input projections, for all or for each, as `Composition.collate` takes it;
+            False for rows in which a tower continues its own modality by itself.
 
     Returns:
         For each row, its new segments.
@@ -62,9 +66,9 @@ def generate_batch(
     Raises:
         ZippkitError: an output that is no modality, a tower that cannot generate, or beams where two advance at once.
         DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
-            two towers say at once.
+            two towers say at once; or a row of several modalities that is declared unimodal.
     """
-    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed)
+    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed, multimodal=multimodal)
     for _ in generation:
         pass
     return generation.segments
@@ -78,6 +82,7 @@ def stream(
     sampling: Ways = GREEDY,
     seed: int | Sequence[int] = 0,
     watch: Watch | None = None,
+    multimodal: bool | Sequence[bool] = True,
 ) -> Generation:
     """`generate_batch` token by token: iterate over what it returns, stop when you like, or cancel single rows.
 
@@ -107,7 +112,7 @@ def stream(
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
     ways = {name: ways.get(name, GREEDY) for name in names}
-    return Generation(zipped, prompts, wanted, limits, ways, seeds, watch, auto)
+    return Generation(zipped, prompts, wanted, limits, ways, seeds, watch, auto, multimodal)
 
 
 def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:

@@ -6,6 +6,8 @@ tower reads of the others was computed once, when their segments were complete.
 
 from __future__ import annotations
 
+import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,7 @@ from typing import Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch
+from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch, declarations
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.beam_search import beam_search
@@ -89,6 +91,7 @@ class Generation(Iterator[Piece]):
         seeds: Sequence[int],
         watch: Watch | None = None,
         auto: Sequence[str] = (),
+        multimodal: bool | Sequence[bool] = True,
     ) -> None:
         self._auto = list(auto)
         self._graph, self._model, self._plan = zipped.graph, zipped.model, zipped.plan
@@ -111,17 +114,16 @@ class Generation(Iterator[Piece]):
         self._plans: dict[object, Plan] = {}
         self._capacity: dict[str, int] = {}
         self._device = next(self._model.parameters()).device
-        kinds = [{s.tower for s in prompt} | set(names) for prompt, names in zip(prompts, outputs, strict=True)]
-        flags = [len(kind) > 1 or bool(auto) for kind in kinds]
-        mixed = len(set(flags)) > 1
-        self._multimodal: Tensor | bool = torch.tensor(flags, device=self._device) if mixed else bool(sum(flags))
+        self._declared = multimodal
+        kinds = [{s.tower for s in prompt} | {*names, *auto} for prompt, names in zip(prompts, outputs, strict=True)]
+        declared = declarations(multimodal, kinds, [f"prompt {i}" for i in range(len(prompts))])
+        self._multimodal = declared.to(self._device) if isinstance(declared, Tensor) else declared
         self._prompts = prompts
         self._seen: dict[str, Tensor] = {}
         self._pieces = self._run_on()
         with torch.inference_mode():
             self._prefill(zipped, prompts)
-            for i, row in enumerate(self._rows):
-                self._begin(i, row)
+            self._begin(range(len(prompts)))
 
     @property
     def segments(self) -> list[list[Segment]]:
@@ -218,8 +220,11 @@ class Generation(Iterator[Piece]):
         """Run the prompts once: fill the caches of the towers that go on, and the memories that they read."""
         advancing = [self._to_come(i, row.turns) for i, row in enumerate(self._rows)]
         towers = dict.fromkeys(name for names in advancing for name in names)
-        batch = zipped.collate(prompts, then=advancing).to(self._device) if any(prompts) and towers else None
+        batch = None
+        if any(prompts) and towers:
+            batch = zipped.collate(prompts, multimodal=self._declared).to(self._device)
         given = batch.towers if batch else {}
+        self._await_prompts(given)
         for name, inputs in given.items():
             orders, counts = inputs.order.amax(dim=1).tolist(), (inputs.order >= 0).sum(dim=1).tolist()
             for row, order, count in zip(self._rows, orders, counts, strict=True):
@@ -234,6 +239,16 @@ class Generation(Iterator[Piece]):
             told = self._run_prompts(batch, list(towers), prompts)
             for i, logits in told.items():
                 self._follow(i, logits)
+
+    def _await_prompts(self, given: Mapping[str, TowerBatch]) -> None:
+        """Remember the places of the prompts' segments that no segment of their target follows."""
+        segments = {name: tokens.segment.masked_fill(tokens.inserted, -1).tolist() for name, tokens in given.items()}
+        for i, row in enumerate(self._rows):
+            for insert in self._layout.inserts:
+                last = max(segments[insert.target][i]) if insert.target in segments else -1
+                sizes = Counter(segments[insert.source][i]) if insert.source in segments else {}
+                new = [(number, insert.places(n)) for number, n in sizes.items() if number > last]
+                row.waiting[insert.target] = sorted([*row.waiting[insert.target], *new], key=operator.itemgetter(0))
 
     def _run_prompts(self, batch: Batch, advancing: Sequence[str], prompts: Sequence[Prompt]) -> dict[int, Tensor]:
         """Run the prompts; what the model tells comes after each, where it is to choose."""
@@ -254,16 +269,24 @@ class Generation(Iterator[Piece]):
         wanted = [modality for turn in row.turns for modality in turn] + self._auto * row.left
         return self._room.slots(name, row, wanted, self._limits)
 
-    def _begin(self, i: int, row: _Row) -> None:
-        """Start the row's next turn, if there is one."""
-        if not row.turns:
-            return
-        turn = row.turns[0]
-        limit = min(self._limits[name] for name in turn)
-        row.room = self._room.longest(self._towers([turn]), self._later(i), row, limit)
-        row.step, row.ending = 0, False
-        row.found = [[] for _ in turn]
-        row.ahead = [[self._frame(name)[0] for name in turn]]
+    def _begin(self, rows: Sequence[int]) -> None:
+        """Start the next turn of each row that has one; what links insert before it runs at once."""
+        waiting: dict[str, list[int]] = {}
+        for i in rows:
+            row = self._rows[i]
+            if not row.turns:
+                continue
+            turn = row.turns[0]
+            limit = min(self._limits[name] for name in turn)
+            row.room = self._room.longest(self._towers([turn]), self._later(i), row, limit)
+            row.step, row.ending = 0, False
+            row.found = [[] for _ in turn]
+            row.ahead = [[self._frame(name)[0] for name in turn]]
+            for tower in self._towers([turn]):
+                if row.waiting[tower]:
+                    waiting.setdefault(tower, []).append(i)
+        for tower, alike in waiting.items():
+            self._insert(tower, alike)
 
     def _frame(self, name: str) -> tuple[int, int]:
         """Begin and end in the tower's ids."""
@@ -321,12 +344,13 @@ class Generation(Iterator[Piece]):
         self._finish(turn, [i for i in rows if not self._rows[i].ahead], told)
         return pieces
 
-    def _run(self, plan: Plan, inputs: Mapping[str, TowerBatch], rows: list[int]) -> dict[str, Tensor]:
-        """Run new tokens of some rows."""
+    def _run(
+        self, plan: Plan, inputs: Mapping[str, TowerBatch], rows: list[int], counts: Mapping[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """Run new tokens of some rows; ``counts`` says how many of each row are no padding, if not all."""
         for name, new in inputs.items():
-            n_new = new.tokens.shape[1]
             for i in rows:
-                self._rows[i].positions[name] += n_new
+                self._rows[i].positions[name] += counts[i] if counts else new.tokens.shape[1]
             longest = max(self._rows[i].positions[name] for i in rows)
             self._decoding.n_slots[name] = max(self._decoding.n_slots[name], longest)
         self._decoding.rows = rows
@@ -383,8 +407,8 @@ class Generation(Iterator[Piece]):
             tokens=tokens,
             order={i: [row.order + n_together * k for k in range(n_new)] for i, row in rows.items()},
             later=n_together - 1,
-            segment={i: row.segment + number for i, row in rows.items()},
-            offset={i: row.step for i, row in rows.items()},
+            segment={i: [row.segment + number] * n_new for i, row in rows.items()},
+            offset={i: [row.step + k for k in range(n_new)] for i, row in rows.items()},
         )
 
     def _columns(
@@ -393,22 +417,21 @@ class Generation(Iterator[Piece]):
         tokens: Mapping[int, list[int]],
         order: Mapping[int, list[int]],
         later: int,
-        segment: Mapping[int, int],
-        offset: Mapping[int, int],
+        segment: Mapping[int, list[int]],
+        offset: Mapping[int, list[int]],
         inserted: bool = False,
     ) -> TowerBatch:
-        """(B, n) columns of new tokens of a tower; ``later`` is how much later than they are seen they see."""
-        n_new, last = len(next(iter(tokens.values()))), self._capacity[name] - 1
-        steps = range(n_new)
+        """(B, n) columns of new tokens of a tower, padded behind those of a row with fewer; ``later`` is how much later
+        than they are seen they see."""
+        n_new, last = max(map(len, tokens.values())), self._capacity[name] - 1
         table: list[list[list[int]]] = []
         for i, row in enumerate(self._rows):
-            at = row.positions[name]
-            if i in tokens:
-                columns = (tokens[i], order[i], [segment[i]] * n_new, [offset[i] + k for k in steps])
-                table.append([*columns, [at + k for k in steps]])
-            else:
-                # A complete row's next slot may be past the last one.
-                table.append([[0] * n_new, [-1] * n_new, [-1] * n_new, [0] * n_new, [min(at, last)] * n_new])
+            # What is written into a slot by padding, or by a row that rests, is written over by the token that is due
+            # there; the next slot of a complete row may be past the last one.
+            slots = [min(row.positions[name] + k, last) for k in range(n_new)]
+            columns = (tokens[i], order[i], segment[i], offset[i]) if i in tokens else ([], [], [], [])
+            padded = [[*c, *[fill] * (n_new - len(c))] for c, fill in zip(columns, (0, -1, -1, 0), strict=True)]
+            table.append([*padded, slots])
         ids, visible, segments, offsets, positions = torch.tensor(table, device=self._device).unbind(dim=1)
         seen = torch.where(visible >= 0, visible + later, -1) if later else visible
         return TowerBatch(
@@ -429,51 +452,49 @@ class Generation(Iterator[Piece]):
         if not rows:
             return
         self._model.commit(self._decoding, rows)
-        for number, name in enumerate(turn):
-            self._insert(name, number, rows)
         for i in rows:
             row = self._rows[i]
+            self._await(row, turn)
             row.done += [Segment(name, found) for name, found in zip(turn, row.found, strict=True)]
             row.segment += len(turn)
             row.turns.pop(0)
             if i in told:
                 self._follow(i, told[i])
-            self._begin(i, row)
+        self._begin(rows)
 
-    def _insert(self, name: str, number: int, rows: Sequence[int]) -> None:
-        """Run the places that complete segments take in the sequences of towers whose turn comes later."""
-        for insert in self._layout.inserts:
-            if insert.source != self._modalities[name].tower:
-                continue
-            # Rows whose segments take the same number of places go together.
-            by_count: dict[int, list[int]] = {}
-            for i in rows:
-                if insert.target in self._later(i):
-                    count = insert.places(len(self._rows[i].found[number]) + 2)
-                    by_count.setdefault(count, []).append(i)
-            for count, alike in by_count.items():
-                self._take_places(insert.source, insert.target, count, number, alike)
+    def _await(self, row: _Row, turn: Turn) -> None:
+        """The segments of a turn are complete: their places wait for the next segment of each target."""
+        for number, (name, found) in enumerate(zip(turn, row.found, strict=True)):
+            for insert in self._layout.inserts:
+                if insert.source == self._modalities[name].tower:
+                    row.waiting[insert.target].append((row.segment + number, insert.places(len(found) + 2)))
 
-    def _take_places(self, source: str, target: str, count: int, number: int, rows: list[int]) -> None:
-        limit, frame = self._graph.towers[target].max_len, self._graph.towers[target].frame
+    def _insert(self, tower: str, rows: list[int]) -> None:
+        """Run the places that complete segments take before a segment of this tower, which is about to begin."""
+        limit, frame = self._graph.towers[tower].max_len, self._graph.towers[tower].frame
+        places: dict[int, list[tuple[int, int]]] = {}
         for i in rows:
-            needed = self._rows[i].positions[target] + count + 2 * self._later(i).count(target)
+            needed = self._room.used(tower, self._rows[i]) + 2 * self._towers(self._rows[i].turns).count(tower)
             if limit is not None and needed > limit:
-                raise DataError(f"{target}: {source} takes {needed} places; the tower takes at most {limit}")
+                raise DataError(
+                    f"{tower}: {needed} tokens, with the places that links insert and the frames of what follows; the "
+                    f"tower takes at most {limit}"
+                )
+            places[i] = [(number, k) for number, n in self._rows[i].waiting.pop(tower) for k in range(n)]
         inputs = self._columns(
-            name=target,
-            tokens={i: [frame.end if frame else 0] * count for i in rows},
-            order={i: [self._rows[i].order - 1] * count for i in rows},
+            name=tower,
+            tokens={i: [frame.end if frame else 0] * len(taken) for i, taken in places.items()},
+            order={i: [self._rows[i].order] * len(taken) for i, taken in places.items()},
             later=0,
-            segment={i: self._rows[i].segment + number for i in rows},
-            offset=dict.fromkeys(rows, 0),
+            segment={i: [number for number, _ in taken] for i, taken in places.items()},
+            offset={i: [k for _, k in taken] for i, taken in places.items()},
             inserted=True,
         )
-        later = {name for i in rows for name in self._later(i)}
-        writes = {s for s in self._graph.sites if s.source == target and s.target in later}
-        given = {s for s in self._decoding.memories if s.target == target}
-        plan = self._plan.prune(heads=set(), sees=frozenset(), writes=writes, given=given, layers={target})
-        self._run(plan, {target: inputs}, rows)
+        read = {name for i in rows for name in self._towers(self._rows[i].turns[:1]) + self._later(i)}
+        writes = {s for s in self._graph.sites if s.source == tower and s.target in read}
+        given = {s for s in self._decoding.memories if s.target == tower}
+        plan = self._plan.prune(heads=set(), sees=frozenset(), writes=writes, given=given, layers={tower})
+        self._run(plan, {tower: inputs}, rows, {i: len(taken) for i, taken in places.items()})
         self._model.commit(self._decoding, rows)
 
     def _branch(self, tower: str, at: Sequence[int], same_rows: bool) -> Self:

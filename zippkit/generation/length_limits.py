@@ -21,6 +21,9 @@ class Standing:
     """Place of the next token in the whole sequence."""
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """For each tower, place of the row's next token among its own."""
+    waiting: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    """For each tower, the places that links insert before its next segment: the number of the segment that they stand
+    for, and how many."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,10 @@ class Room:
     graph: Graph
 
     def used(self, tower: str, row: Standing) -> int:
-        """Tokens of a row that count against the tower's longest sequence: its own, or where towers share their
-        attention those of all."""
-        return row.order if tower in self.graph.layout.shared else row.positions[tower]
+        """Tokens of a row that count against the tower's longest sequence: its own, inserted places that wait for its
+        next segment included, or where towers share their attention those of all."""
+        own = row.positions[tower] + sum(n for _, n in row.waiting[tower])
+        return max(row.order, own) if tower in self.graph.layout.shared else own
 
     def check(self, tower: str, row: Standing, advancing: Sequence[str]) -> None:
         """Whether the segments of ``advancing`` towers can at least be framed behind a prompt.
@@ -77,7 +81,7 @@ class Room:
     def slots(self, tower: str, row: Standing, wanted: Sequence[str], limits: Mapping[str, int]) -> int:
         """The most slots of a tower's cache that a row can come to need for segments of the ``wanted`` modalities."""
         inserts = [insert for insert in self.graph.layout.inserts if insert.target == tower]
-        needed = row.positions[tower]
+        needed = row.positions[tower] + sum(n for _, n in row.waiting[tower])
         for modality in wanted:
             source, longest = self.graph.modalities[modality].tower, limits[modality] + 2
             needed += longest * (source == tower)

@@ -234,7 +234,8 @@ def _batch(graph: Graph, task: Task, lengths: _Lengths, fixed: bool) -> Batch:
     given = [_segment(graph, name, lengths.source, fixed, loss=False) for name in task.conditions]
     wanted = [_segment(graph, name, lengths.target, fixed, loss=True) for name in task.targets]
     try:
-        return collate([[*given, *wanted]], graph.towers, ids=[str(task)], layout=graph.layout)
+        ids, multimodal = [str(task)], task.multimodal
+        return collate([[*given, *wanted]], graph.towers, ids=ids, layout=graph.layout, multimodal=multimodal)
     except DataError:
         if fixed or max(lengths) == 1:
             raise

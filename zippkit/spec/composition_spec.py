@@ -52,7 +52,7 @@ class Projection(Strict):
 
 
 class InputProjection(Strict):
-    """The MLP right after a tower's embedding; multimodal rows pass through it, unimodal rows around it."""
+    """The MLP right after a tower's embedding. Rows pass through it, those of tasks with one modality around it."""
 
     depth: int = Field(2, ge=1, le=16, description="Linear layers. The paper's is 2.")
     width: int | None = Field(None, gt=0, description="Hidden width; the tower's width if left out.")

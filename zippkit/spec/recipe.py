@@ -64,6 +64,11 @@ class Task(NamedTuple):
     def modalities(self) -> tuple[str, ...]:
         return (*self.conditions, *self.targets)
 
+    @property
+    def multimodal(self) -> bool:
+        """What its rows are declared to be: whether they pass the input projections."""
+        return len(set(self.modalities)) > 1
+
     def __str__(self) -> str:
         return " -> ".join((*self.conditions, " + ".join(self.targets)))
 

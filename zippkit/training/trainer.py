@@ -185,7 +185,8 @@ class _PhaseRun:
             draw = self.sampler.draw(self.step)
             task = self.tasks[draw.task]
             examples = [task.segments(i) for i in draw.indices]
-            batch = self.zipped.collate(examples, self.phase.pad_multiple, task.ids(draw.indices))
+            ids, multimodal = task.ids(draw.indices), task.task.multimodal
+            batch = self.zipped.collate(examples, self.phase.pad_multiple, ids, multimodal)
             n_tokens += batch.n_tokens
             factor = self.phase.rate(self.step)
             set_rate(self.optimizer, factor)

@@ -24,7 +24,7 @@ Prove = Callable[[Composition], str]
 """Says what was shown, or raises RefutedError; leaves the composition as it is. The caller forks the random state."""
 
 CERTIFICATES: dict[str, tuple[str, Prove]] = {
-    "C1": ("no position sees the future, through any chain of links", sees_no_future),
+    "C1": ("no position sees the future, through any chain of links, nor whether there is one", sees_no_future),
     "C2": ("a unimodal row gives bit-identical logits to the tower alone", towers_alone_are_untouched),
     "C3": ("what the spec freezes is unchanged since its first source, parameters and buffers", frozen_tensors_rest),
     "C4": ("cached decoding equals the full forward, in any order of towers", steps_equal_the_whole),

@@ -1,19 +1,21 @@
-"""C1: no position sees the future, through any chain of links.
+"""C1: no position sees the future, through any chain of links, nor whether there is one.
 
 First on the plan and its masks alone (`dependence.py`), then on a copy whose links are awake: every token
-is replaced in turn, and whatever must not notice has to stay as it is to the last bit. To agree that far, two runs must
-have the same shapes and every row its own place in the batch, so each trial is a pair of such batches.
+is replaced in turn, and every later segment is cut off, and whatever must not notice has to stay as it is to the last
+bit. To agree that far, two runs must have the same shapes and every row its own place in the batch, so each trial is a
+pair of such batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.batch.batch import Batch, Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates.dependence import check_dependence, check_order
 from zippkit.evaluation.certificates.probe import (
@@ -23,7 +25,7 @@ from zippkit.evaluation.certificates.probe import (
     draws_for,
     kept_apart,
     knows,
-    mixed_rows,
+    mixed_batch,
     orders,
     position,
     real,
@@ -37,6 +39,7 @@ from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
+from zippkit.plan.sequence_layout import turns
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def sees_no_future(zipped: Composition) -> str:
 def _trials(zipped: Composition) -> Iterator[Trial]:
     """In an order in which each one can rely on those before it."""
     draws = draws_for(zipped)
-    mixed = to_device(zipped, mixed_rows(zipped, draws))
+    mixed = mixed_batch(zipped, draws)
     n_rows = mixed.size
     all_real = {name: real(tokens) for name, tokens in mixed.towers.items()}
     yield Trial(mixed, mixed, all_real, ["nothing does (two runs of one batch)"] * n_rows)
@@ -89,15 +92,31 @@ def _trials(zipped: Composition) -> Iterator[Trial]:
         fixed = {name: mask & ~here[name] for name, mask in all_real.items()}
         causes = [f"only row {row} of the batch, another one, does"] * n_rows
         yield Trial(mixed, draws.changed(mixed, here), fixed, causes)
-    for names in orders(zipped):
-        yield _one_token_a_row(zipped, draws, names)
+    rows = [draws.row(names) for names in orders(zipped)]
+    for drawn in rows:
+        yield _one_token_a_row(zipped, draws, drawn)
     after = draws.changed(mixed, {name: ~mask for name, mask in all_real.items()})
     yield Trial(mixed, after, all_real, ["only padding does"] * n_rows)
+    for drawn in rows:
+        yield _cut_short(zipped, drawn)
 
 
-def _one_token_a_row(zipped: Composition, draws: Draws, layout: list[str]) -> Trial:
+def _cut_short(zipped: Composition, row: Sequence[Segment]) -> Trial:
+    """One and the same row as often as it has turns; the second time, each copy ends after another turn.
+
+    The last copy is whole, so that both batches have the same shape.
+    """
+    ends = list(accumulate(len(turn) for turn in turns([segment.tower for segment in row], zipped.graph.layout)))
+    whole, cut = to_device(zipped, [row] * len(ends)), to_device(zipped, [row[:end] for end in ends])
+    # The same inputs of continuous towers: what is cut off stays among them, and nobody reads it.
+    towers = {name: replace(tokens, features=whole.towers[name].features) for name, tokens in cut.towers.items()}
+    fixed = {name: real(tokens) for name, tokens in cut.towers.items()}
+    causes = [f"what follows its first {end} segments is cut off" for end in ends]
+    return Trial(whole, replace(cut, towers=towers), fixed, causes)
+
+
+def _one_token_a_row(zipped: Composition, draws: Draws, row: Sequence[Segment]) -> Trial:
     """One and the same row as often as it has tokens; the second time, each copy has another token replaced."""
-    row = draws.row(layout)
     single = to_device(zipped, [row])
     limits = {name: knows(tokens, zipped.graph.towers[name].causal) for name, tokens in single.towers.items()}
     places = [(name, i) for name, tokens in single.towers.items() for i in _units(tokens)]

@@ -44,8 +44,8 @@ def wake(model: nn.Module, seed: int = 0) -> None:
 
 
 def woken(model: ZippedModel) -> ZippedModel:
-    """A copy in evaluation mode, woken up, in which tokens are kept apart to the last bit (`zippkit.model.tower.Tower.apart`)
-    and a tower without a head hands on its states (see `with_states`)."""
+    """A copy in evaluation mode, woken up, in which tokens are kept apart to the last bit (`Tower.apart`) and a
+    tower without a head hands on its states (see `with_states`)."""
     model = copy.deepcopy(model).eval()
     wake(model)
     for name in model.towers:
@@ -189,9 +189,11 @@ def layouts(towers: Sequence[str], rounds: int = 2) -> list[list[str]]:
     return [[*towers[i:], *towers[:i]] * rounds for i in range(len(towers))]
 
 
-def mixed_rows(zipped: Composition, draws: Draws) -> list[list[Segment]]:
+def mixed_batch(zipped: Composition, draws: Draws) -> Batch:
     """One unimodal row for each tower, in the towers' order, and then a multimodal row for each layout."""
-    return [draws.row([name]) for name in zipped.graph.towers] + [draws.row(names) for names in orders(zipped)]
+    layouts = [*([name] for name in zipped.graph.towers), *orders(zipped)]
+    rows = [draws.row(names) for names in layouts]
+    return to_device(zipped, rows, [len(set(names)) > 1 for names in layouts])
 
 
 def orders(zipped: Composition, rounds: int = 2) -> list[list[str]]:
@@ -206,8 +208,8 @@ def batches(zipped: Composition, seed: int = 0) -> list[Batch]:
     every = [*([name] for name in draws.modalities), *directions]
     # A batch of nothing but waveforms or pixels asks for no loss.
     every = [layout for layout in every if not all(draws.is_continuous(name) for name in layout)]
-    rows = [[draws.row(layout) for _ in range(2)] for layout in every]
-    return [to_device(zipped, examples) for examples in (*rows, mixed_rows(zipped, draws))]
+    alike = [to_device(zipped, [draws.row(layout) for _ in range(2)], len(set(layout)) > 1) for layout in every]
+    return [*alike, mixed_batch(zipped, draws)]
 
 
 def learn(zipped: Composition, model: ZippedModel, batch: Batch) -> None:
@@ -217,9 +219,11 @@ def learn(zipped: Composition, model: ZippedModel, batch: Batch) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
 
-def to_device(zipped: Composition, rows: Sequence[Sequence[Segment]]) -> Batch:
+def to_device(
+    zipped: Composition, rows: Sequence[Sequence[Segment]], multimodal: bool | Sequence[bool] = True
+) -> Batch:
     """Rows as a batch where the model is."""
-    return zipped.collate(rows).to(next(zipped.model.parameters()).device)
+    return zipped.collate(rows, multimodal=multimodal).to(next(zipped.model.parameters()).device)
 
 
 def real(tokens: TowerBatch) -> Tensor:

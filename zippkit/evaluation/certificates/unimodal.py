@@ -15,7 +15,7 @@ from zippkit.evaluation.certificates.probe import (
     acting_sites,
     draws_for,
     kept_apart,
-    mixed_rows,
+    mixed_batch,
     position,
     real,
     through,
@@ -31,16 +31,16 @@ from zippkit.plan.plan import Plan
 
 @torch.no_grad()
 def towers_alone_are_untouched(zipped: Composition) -> str:
-    """Certificate C2: in a batch of unimodal rows, and beside multimodal ones.
+    """Certificate C2: rows that are declared unimodal, in a batch of such rows, and beside multimodal ones.
 
     Raises:
         RefutedError: names the tower and what stands in its way.
     """
     model = woken(zipped.model)
     draws = draws_for(zipped)
-    mixed = to_device(zipped, mixed_rows(zipped, draws))
+    mixed = mixed_batch(zipped, draws)
     for i, name in enumerate(zipped.graph.towers):
-        alone = to_device(zipped, [draws.row([name] * n) for n in (1, 2, 3)])
+        alone = to_device(zipped, [draws.row([name] * n) for n in (1, 2, 3)], False)
         _Case(model, draws, name, alone, range(alone.size)).demand_equal("in a batch of unimodal rows")
         _Case(model, draws, name, mixed, [i]).demand_equal("beside multimodal rows")
     where = "in batches of their own and beside multimodal rows"
