@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 class ZippkitError(Exception):
@@ -41,6 +42,14 @@ class DataError(ZippkitError):
 
 class CheckpointError(ZippkitError):
     """Weights that are cut short, of another composition, or not safetensors."""
+
+
+class WriteError(ZippkitError):
+    """A file or folder that cannot be written: the disk is full or read-only, or it belongs to somebody else."""
+
+    def __init__(self, target: str | Path, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{target}: cannot be written: {reason}")
 
 
 def did_you_mean(name: object, valid: Iterable[str]) -> str:

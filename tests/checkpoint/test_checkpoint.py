@@ -23,7 +23,7 @@ from zippkit.checkpoint.checkpoint import (
     write_tower,
 )
 from zippkit.composition import Composition, load
-from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.errors import CheckpointError, WriteError, ZippkitError
 from zippkit.model.weights import write_tensors
 from zippkit.plan.parts import MANIFEST
 from zippkit.spec.standalone import difference, spec_text
@@ -221,7 +221,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(folder: Path, monkeypa
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr("zippkit.checkpoint.checkpoint.write_tensors", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=f"{folder.name}: cannot be written: No space left"):
         make({"text": tower(1, 8)}).save(folder)
     assert (folder / MANIFEST).read_text() == before
     assert set(load(folder).graph.towers) == {"text", "speech"}

@@ -421,7 +421,7 @@ def test_a_million_steps_are_in_order(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for step in (999_999, 1_000_000, 200):
         run.checkpoint("train", step).mkdir(parents=True)
-    (tmp_path / "checkpoints" / "train" / ".step-000300.1.tmp").mkdir()
+    (tmp_path / "checkpoints" / "train" / ".step-000300.1.zippkit-tmp").mkdir()
     assert [path.name for path in run.checkpoints("train")] == ["step-000200", "step-999999", "step-1000000"]
     run.drop_old_checkpoints("train")
     assert sorted(path.name for path in (tmp_path / "checkpoints" / "train").iterdir()) == [

@@ -14,6 +14,7 @@ from zippkit.batch.masks import Staircase, describe_cross, describe_self
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.plan.graph import Graph
 from zippkit.spec.kinds import TowerConfig
+from zippkit.system.files import appearing
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,8 @@ class Masks:
         path = Path(path)
         if path.suffix not in (".svg", ".png"):
             raise ZippkitError(f"{path}: a picture of masks ends in .svg or .png, got {path.suffix or 'no suffix'!r}")
-        try:
-            save_picture(list(self.views(row)), list(self.towers), path)
-        except OSError as error:
-            raise ZippkitError(f"{path} cannot be written: {error.strerror or error}") from error
+        with appearing(path) as new:
+            save_picture(list(self.views(row)), list(self.towers), new)
 
 
 def mask_views(graph: Graph, batch: Batch, names: Mapping[str, Callable[[int], str]] | None = None) -> Masks:

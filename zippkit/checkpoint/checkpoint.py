@@ -14,9 +14,7 @@ A frozen tower that still equals the weights it came from is not copied: the man
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,6 +49,7 @@ from zippkit.plan.parts import MANIFEST, SPEC, part_of
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
 from zippkit.spec.standalone import difference, spec_text
+from zippkit.system.files import appearing, inside, parse_json, write_json, write_text
 
 FORMAT = 2
 
@@ -75,7 +74,7 @@ class Checkpoint:
 def write_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, root: Path | None = None, copy_towers: bool = False
 ) -> None:
-    """Write under a temporary name, then rename; an earlier checkpoint is replaced in the end or not at all.
+    """Write a checkpoint, whole or not at all; an earlier one is exchanged with it in the end.
 
     Args:
         folder: where to write.
@@ -85,24 +84,20 @@ def write_checkpoint(
 
     Raises:
         CheckpointError: something else is there, or a source is gone.
+        WriteError: the disk is full or read-only.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         read_manifest(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    towers = _write_towers(_Place(temporary, folder, root, copy_towers), checkpoint)
-    for name, tensors in _other_tensors(checkpoint).items():
-        if tensors:
-            write_tensors(temporary / f"{name}.safetensors", tensors)
-    (temporary / SPEC).write_text(spec_text(checkpoint.spec))
-    manifest = {"format": FORMAT, "files": _hashes(temporary, towers), "towers": towers, **checkpoint.extra}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2))
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(folder) as new:
+        new.mkdir()
+        towers = _write_towers(_Place(new, folder, root, copy_towers), checkpoint)
+        for name, tensors in _other_tensors(checkpoint).items():
+            if tensors:
+                write_tensors(new / f"{name}.safetensors", tensors)
+        write_text(new / SPEC, spec_text(checkpoint.spec))
+        manifest = {"format": FORMAT, "files": _hashes(new, towers), "towers": towers, **checkpoint.extra}
+        write_json(new / MANIFEST, manifest)
 
 
 def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -208,11 +203,15 @@ def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None
 
 def _check_files(files: Mapping[str, str], folder: Path) -> None:
     for name, digest in files.items():
-        if not (folder / name).is_file():
+        try:
+            file = inside(folder, name)
+        except ValueError as error:
+            raise CheckpointError(f"{folder / MANIFEST}: files: {error}") from error
+        if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
-        if file_hash(folder / name) != digest:
+        if file_hash(file) != digest:
             raise CheckpointError(
-                f"{folder / name}: differs from its hash in {MANIFEST}; cut short or changed since it was written"
+                f"{file}: differs from its hash in {MANIFEST}; cut short or changed since it was written"
             )
 
 
@@ -235,7 +234,7 @@ def _read_entries(
             if "same_as" in entry:
                 same[name] = str(entry["same_as"])
             elif "folder" in entry:
-                own[name] = Path(os.path.abspath(folder / str(entry["folder"])))  # noqa: PTH100
+                own[name] = Path(os.path.abspath(inside(folder, str(entry["folder"]))))  # noqa: PTH100
             else:
                 references[name] = from_json(entry, folder)
         except ValueError as error:
@@ -262,7 +261,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: none there, or of another format.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = parse_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise CheckpointError(f"{folder}: not a checkpoint ({MANIFEST} is missing)") from error
     except ValueError as error:
@@ -323,7 +322,4 @@ def write_tower_state(folder: Path, state: Mapping[str, Tensor], kind: str, conf
     """As `write_tower`, from the tower's tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", state)
-    text = json.dumps({"kind": kind, "config": config.model_dump(mode="json", exclude={"path"})}, indent=2)
-    temporary = folder / ".tower.json.tmp"
-    temporary.write_text(text)
-    temporary.replace(folder / "tower.json")
+    write_json(folder / "tower.json", {"kind": kind, "config": config.model_dump(mode="json", exclude={"path"})})

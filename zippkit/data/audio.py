@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.errors import DataError
+from zippkit.system.files import write_bytes
 
 Wave: TypeAlias = NDArray[np.float32]
 """(N,) samples of one channel, full scale at +-1."""
@@ -80,7 +82,11 @@ def write_audio(path: str | Path, wave: Wave, rate: int) -> None:
     """Write 16-bit PCM in the format that the suffix names (.wav, .flac); samples beyond +-1 are clipped."""
     import soundfile
 
-    soundfile.write(path, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16")
+    # Into memory first: libsndfile says nothing of a disk that is full.
+    written = io.BytesIO()
+    form = Path(path).suffix.lstrip(".").upper()
+    soundfile.write(written, np.clip(wave, -1.0, 1.0), rate, subtype="PCM_16", format=form)
+    write_bytes(path, written.getvalue())
 
 
 def resample(wave: Wave, rate: int, to: int) -> Wave:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -27,6 +24,7 @@ from zippkit.data.table import Example, Item, Split
 from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, did_you_mean
+from zippkit.system.files import appearing, write_text
 
 __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "write_dataset"]
 
@@ -170,7 +168,9 @@ def write_dataset(
     wrong = [name for name in splits if not name.isidentifier()]
     if wrong or not splits:
         raise DataError(f"splits {wrong or 'are missing'}; expected names of letters, digits and underscores")
-    with _appearing(target) as folder:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(target) as folder:
+        folder.mkdir()
         files: dict[str, FileEntry] = {}
         written: dict[str, Columns] = {}
         kinds = _kinds(tokenizers, waveforms or {})
@@ -189,7 +189,7 @@ def write_dataset(
             else _save_modality(folder, name, tokenizers.get(name), most)
             for name, most in largest.items()
         }
-        (folder / "README.md").write_text(_card(splits), encoding="utf-8")
+        write_text(folder / "README.md", _card(splits))
         # The card is for people to edit, so it is not among the files that are hashed.
         files |= {file: _entry(folder / file) for m in modalities.values() for file in m.all_files}
         manifest = Manifest(
@@ -199,7 +199,7 @@ def write_dataset(
             source=dict(source or {}),
             skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped],
         )
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return Dataset(target, manifest)
 
 
@@ -310,26 +310,3 @@ def refuse_to_overwrite(target: Path, overwrite: bool) -> None:
         raise DataError(
             f"{target} is not a dataset ({MANIFEST} is missing), so it is not overwritten; remove it yourself"
         )
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder to write into, that becomes ``target`` if nothing fails and vanishes otherwise."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        # mkdtemp lets only the owner in.
-        folder.chmod(0o755)
-        new, old = folder / "new", folder / "old"
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(folder)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Image
+from zippkit.system.files import parse_json, write_text
 
 Pixels = NDArray[np.int64]
 """(side, side) grey levels, 0 without ink."""
@@ -91,7 +92,7 @@ class PixelTokenizer:
         return "\n".join("".join(2 * SHADES[level] for level in row) for row in shade)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps({"zippkit": "pixels", "side": self.side, "levels": self.levels}) + "\n")
+        write_text(path, json.dumps({"zippkit": "pixels", "side": self.side, "levels": self.levels}) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -101,7 +102,7 @@ class PixelTokenizer:
             DataError: the file is missing or something else.
         """
         try:
-            content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+            content: Any = parse_json(Path(path).read_bytes())
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: no readable pixel tokenizer ({error})") from None
         given: dict[str, Any] = content if isinstance(content, dict) else {}

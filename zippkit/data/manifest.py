@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
+from zippkit.system.files import inside
 
 MANIFEST = "manifest.json"
 
@@ -94,6 +95,11 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise DataError(f"{path}: not a dataset's manifest ({where})") from None
+    for name in manifest.files:
+        try:
+            inside(folder, name)
+        except ValueError as error:
+            raise DataError(f"{path}: files: {error}") from None
     named = [*manifest.splits.values(), *(file for m in manifest.modalities.values() for file in m.all_files)]
     missing = sorted(set(named) - manifest.files.keys())
     if missing:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zippkit.errors import DataError
+from zippkit.system.files import appearing, parse_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,7 +79,7 @@ class ByteTokenizer:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps({"zippkit": "bytes"}) + "\n", encoding="utf-8")
+        write_text(path, json.dumps({"zippkit": "bytes"}) + "\n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +153,8 @@ class FileTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write ``tokenizer.json``; a caller whose begin and end cannot be found in it keeps them itself."""
-        self.tokenizer.save(str(path))
+        with appearing(path) as new:
+            self.tokenizer.save(str(new))
 
 
 def train_words(texts: Iterable[str]) -> FileTokenizer:
@@ -246,7 +248,7 @@ def _token_id(tokenizer: Tokenizer, value: Any) -> int | None:
 
 def _json_object(content: str) -> dict[str, Any]:
     try:
-        parsed = json.loads(content)
-    except json.JSONDecodeError:
+        parsed = parse_json(content)
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}

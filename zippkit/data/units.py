@@ -19,6 +19,7 @@ from zippkit.data.kmeans import Reservoir, cluster, nearest
 from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer, Vocoder
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
+from zippkit.system.files import appearing
 
 _METADATA_KEY = "zippkit_units"
 """One key only: safetensors writes several in no fixed order, and equal tokenizers should be equal files."""
@@ -176,7 +177,8 @@ class UnitTokenizer(SpeechTokenizer):
         from safetensors.numpy import save_file
 
         tensors: dict[str, NDArray[Any]] = {"codebook": self.codebook, "mean": self.mean, "std": self.std}
-        save_file(tensors, path, metadata={_METADATA_KEY: self.config.model_dump_json()})
+        with appearing(path) as new:
+            save_file(tensors, new, metadata={_METADATA_KEY: self.config.model_dump_json()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

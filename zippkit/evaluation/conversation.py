@@ -24,6 +24,7 @@ from zippkit.generation.sampling import GREEDY
 from zippkit.spec.kinds import Sampling
 from zippkit.spec.validation import validate
 from zippkit.spec.yaml_document import Document, override
+from zippkit.system.files import parse_json
 from zippkit.training.run_folder import RunFolder
 
 SOUND = (".wav", ".flac")
@@ -121,8 +122,8 @@ def read_prompt(file: Path) -> list[Given]:
         ZippkitError: not readable, or something else; tells the segment.
     """
     try:
-        items = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        items = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise ZippkitError(f"{file}: not a readable prompt ({error})") from None
     expected = 'expected a list such as [{"speech": "in.wav"}, {"text": "two seven"}]'
     if not isinstance(items, list) or not items:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from zippkit.data.manifest import MANIFEST, sha256_of
+from zippkit.errors import CheckpointError
 from zippkit.plan.parts import MANIFEST as PARTS
 from zippkit.plan.parts import checkpoint_folder
 from zippkit.spec.hf_folder import CONFIG
+from zippkit.spec.kinds import read_json
 from zippkit.spec.recipe import Recipe, dump, single_tower
 
 _READ_WHOLE = 50 * 1024**2
@@ -45,7 +47,10 @@ def _data(recipe: Recipe) -> str:
 def _checkpoint(start: Path) -> list[Any]:
     """A run or checkpoint by what its manifest says and what it holds, wherever it and its towers lie."""
     folder = checkpoint_folder(start)
-    manifest = json.loads((folder / PARTS).read_text())
+    try:
+        manifest = read_json(folder / PARTS)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     towers: dict[str, dict[str, Any]] = manifest.get("towers", {})
     elsewhere = [(folder / tower.pop("source", "")).resolve() for tower in towers.values()]
     held = [*sorted(folder.rglob("*.safetensors")), *(path for path in elsewhere if path.exists() and path != folder)]

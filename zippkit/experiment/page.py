@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from zippkit.experiment.results import Results
 from zippkit.experiment.tables import Entry, Rows, progress_of, shown_progress, table_of
 from zippkit.experiment.words import explanation
 from zippkit.report.run_page import Markup, markup, tag
+from zippkit.system.files import write_text
 
 
 def write_page(results: Sequence[Results], out: Path, preset: str | None, name: str) -> Path:
@@ -42,23 +42,17 @@ def write_page(results: Sequence[Results], out: Path, preset: str | None, name: 
         rows = table_of(each)
         pictures = [picture(each, plot) for plot in experiment.plots]
         for i, svg in enumerate(pictures):
-            _write(out / f"{experiment.name}-{i + 1}.svg", svg)
-        _write(out / f"{experiment.name}.md", as_markdown(each, rows, judged))
-        _write(out / f"{experiment.name}.json", json.dumps(as_json(each, judged), indent=2))
+            write_text(out / f"{experiment.name}-{i + 1}.svg", svg)
+        write_text(out / f"{experiment.name}.md", as_markdown(each, rows, judged))
+        write_text(out / f"{experiment.name}.json", json.dumps(as_json(each, judged), indent=2))
         verdicts.append((each, judged))
         sections.append(tag("section", *_section(each, rows, pictures, judged), id=experiment.name))
     titles = (each.grid.experiment.page_title for each in results)
     title = next((given for given in titles if given), name)
     template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
     body = [*_head(verdicts, preset, title), *sections, *_foot(results)]
-    _write(out / "index.html", template.substitute(title=markup(f"{title} - zippkit"), body="\n".join(body)))
+    write_text(out / "index.html", template.substitute(title=markup(f"{title} - zippkit"), body="\n".join(body)))
     return out / "index.html"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _head(verdicts: Verdicts, preset: str | None, title: str) -> Iterator[Markup]:

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +18,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from zippkit.errors import ZippkitError
 from zippkit.experiment.hashes import tower_hash
 from zippkit.spec.kinds import Strict
 from zippkit.spec.recipe import Recipe
+from zippkit.system.files import appearing, locked, scratch
 from zippkit.training.run_folder import RunFolder
 
 
@@ -74,11 +72,10 @@ class Store:
         run = self.run(key)
         if run.recipe_file.exists():
             # Beside the run, so that paths are relative to the same folder.
-            moved = RunFolder(run.path.with_name(f".{key}.{os.getpid()}.tmp"))
-            shutil.rmtree(moved.path, ignore_errors=True)
-            moved.begin(recipe)
-            moved.recipe_file.replace(run.recipe_file)
-            moved.path.rmdir()
+            with scratch(run.path) as folder:
+                moved = RunFolder(folder)
+                moved.begin(recipe)
+                moved.recipe_file.replace(run.recipe_file)
         run.begin(recipe)
         return run
 
@@ -106,20 +103,12 @@ class Store:
         Raises:
             ZippkitError: another process is at work here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                message = f"{self.path}: another process runs experiments there; wait for it, or choose another --out"
-                raise ZippkitError(message) from None
+        with locked(self.path, "runs experiments"):
             yield
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder; it appears whole or not at all."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, temporary)
-    temporary.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(target) as new:
+        shutil.copytree(source, new)

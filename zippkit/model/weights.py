@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.kinds import read_json
+from zippkit.system.files import appearing, inside, parse_json
 
 SAME = "same"
 """Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
@@ -30,7 +30,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a mapping)
-            same = json.loads((file.metadata() or {}).get(SAME, "{}"))
+            same = parse_json((file.metadata() or {}).get(SAME, "{}"))
         return tensors | {name: tensors[other] for name, other in same.items()}
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); was it cut short?") from error
@@ -48,12 +48,13 @@ def weight_files(path: Path) -> list[Path]:
     if index.exists():
         try:
             shards = sorted(set(map(str, read_json(index)["weight_map"].values())))
+            files = [inside(path, shard, follow=True) for shard in shards]
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index}: not an index of shards ({error})") from error
-        missing = [shard for shard in shards if not (path / shard).exists()]
+        missing = [shard for shard, file in zip(shards, files, strict=True) if not file.exists()]
         if missing:
             raise CheckpointError(f"{path}: shards are missing: {', '.join(missing)}")
-        return [path / shard for shard in shards]
+        return files
     single = path / "model.safetensors"
     if single.exists():
         return [single]
@@ -127,7 +128,7 @@ def _objects(module: nn.Module) -> dict[str, object]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name, then rename it; equal tensors make equal files.
+    """Write a safetensors file, whole or not at all; equal tensors make equal files.
 
     A tensor that goes by several names (tied weights, a projection that sites share) is written once.
     """
@@ -146,9 +147,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         apart = storage.data_ptr() in storages or storage.nbytes() != own.numel() * own.element_size()
         storages.add(storage.data_ptr())
         written[name] = own.clone() if apart else own
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(written, temporary, {SAME: json.dumps(same)} if same else None)
-    temporary.replace(path)
+    with appearing(path) as new:
+        save_file(written, new, {SAME: json.dumps(same)} if same else None)
 
 
 def identity(tensor: Tensor) -> object:

@@ -26,10 +26,11 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.batch.mask_view import mask_views
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
-from zippkit.errors import DataError
+from zippkit.errors import DataError, ZippkitError
 from zippkit.evaluation.certificates import verify
 from zippkit.plan.diagram.diagram import svg
 from zippkit.spec.recipe import Recipe
+from zippkit.system.files import inside, write_text
 from zippkit.training.device import backend
 from zippkit.training.metrics import read_metrics
 from zippkit.training.run_folder import RunFolder
@@ -80,9 +81,7 @@ def write_report(run: Path) -> Path:
     finished = _Finished(folder, recipe, zipped, folder.read_json("evaluation.json"), proofs)
     template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
     page = template.substitute(title=markup(f"zippkit: {recipe.name}"), body="\n".join(_sections(finished)))
-    temporary = run / f".report.html.{os.getpid()}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(run / "report.html")
+    write_text(run / "report.html", page)
     return run / "report.html"
 
 
@@ -328,14 +327,18 @@ def _examples(scores: dict[str, Any], run: Path) -> Iterator[Markup]:
         yield tag("p", words, class_="note")
         sounds = [answer for answer in score["answers"] if answer.get("sound")]
         if sounds:
-            played = [(a["id"], a["reference"], a["hypothesis"], _player(run / a["sound"])) for a in sounds]
+            played = [(a["id"], a["reference"], a["hypothesis"], _player(run, a["sound"])) for a in sounds]
             yield _table(("example", "reference", "heard", "sound"), played, ("name", "words", "words", ""))
         rows = [(answer["id"], reference, hypothesis) for answer, reference, hypothesis in shown]
         yield _table(("example", "reference", "hypothesis"), rows, ("name", "words", "words"))
 
 
-def _player(file: Path) -> Markup:
+def _player(run: Path, sound: str) -> Markup:
     """The sound itself, so that the page stays one file."""
+    try:
+        file = inside(run, sound)
+    except ValueError as error:
+        raise ZippkitError(f"{run / 'evaluation.json'}: sound: {error}") from None
     if not file.is_file():
         return markup(f"{file.name} is gone")
     content = base64.b64encode(file.read_bytes()).decode()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from zippkit.system.files import parse_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,8 +35,8 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: it cannot be read, or holds something else.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{file} holds a {type(data).__name__}; expected an object with keys")

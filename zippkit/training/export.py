@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from zippkit.model.weights import file_hash, weight_files
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import TowerSpec
 from zippkit.spec.kinds import TowerConfig
+from zippkit.system.files import appearing
 
 
 def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> list[str]:
@@ -49,10 +48,9 @@ def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> lis
     has_adapters = (spec.share_with or name) in zipped.model.adapters
     if merge and not has_adapters:
         raise ZippkitError(f"{run}: tower {name!r} has no adapters that could be merged; leave out --merge")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    lines = [_write(zipped, name, temporary, merge)]
-    temporary.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(out) as new:
+        lines = [_write(zipped, name, new, merge)]
     if has_adapters and not merge:
         lines.append("its adapters are left out; --merge adds them into the weights")
     return [*lines, *_config_hint(spec, out)]

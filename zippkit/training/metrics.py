@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from zippkit.system.files import write_text
+
 
 class Metrics:
     """Appends to ``metrics.jsonl``; lines of steps that are run again after a resume are dropped first."""
@@ -14,9 +16,7 @@ class Metrics:
         self._path = run / "metrics.jsonl"
         self._phase = phase
         kept = [line for line in read_metrics(run) if line["phase"] != phase or line["step"] <= start]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        temporary.replace(self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self._path.open("a")
         self._board = _board(run / "tensorboard" / phase.replace(" ", "_"), start)
 

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from zippkit.data.manifest import MANIFEST, read_manifest
 from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.spec.recipe import Recipe, dump
+from zippkit.system.files import LOCK, SCRATCH, appearing, inside, parse_json, remove_abandoned, write_json, write_text
 
 KEPT_CHECKPOINTS = 2
 
@@ -61,8 +61,8 @@ class RunFolder:
 
     def drop_old_checkpoints(self, phase: str) -> None:
         """Keep the last few, and nothing of those that a kill left half written."""
-        half_written = (self.path / "checkpoints" / phase).glob(".step-*")
-        for old in (*self.checkpoints(phase)[:-KEPT_CHECKPOINTS], *half_written):
+        remove_abandoned(self.path / "checkpoints" / phase)
+        for old in self.checkpoints(phase)[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
     def recipe(self) -> Recipe:
@@ -91,9 +91,7 @@ class RunFolder:
         if self.path.exists() and not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
             raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
-        temporary = self.path / f".recipe.{os.getpid()}.tmp"
-        temporary.write_text(text)
-        temporary.replace(self.recipe_file)
+        write_text(self.recipe_file, text)
 
     def _written(self, recipe: Recipe) -> dict[str, Any]:
         """The recipe as plain data, its paths relative to the run: equal from any working directory."""
@@ -118,15 +116,13 @@ class RunFolder:
         """
         file = self.path / name
         try:
-            return json.loads(file.read_text()) if file.exists() else None
+            return parse_json(file.read_bytes()) if file.exists() else None
         except ValueError as error:
             raise ZippkitError(f"{file}: not JSON: {error}") from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(value, indent=2))
-        temporary.replace(self.path / name)
+        write_json(self.path / name, value)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Keep how long a phase took the last time it ran."""
@@ -146,15 +142,13 @@ class RunFolder:
                 what = ", ".join(changed) or "a modality"
                 raise DataError(f"{dataset.path}: {what} changed since {self.path} was started; choose another --out")
             return
-        temporary = self.path / f".tokenizers.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
-        shutil.copyfile(dataset.path / MANIFEST, temporary / MANIFEST)
-        for modality in dataset.manifest.modalities.values():
-            for file in modality.all_files:
-                (temporary / file).parent.mkdir(exist_ok=True)
-                shutil.copyfile(dataset.path / file, temporary / file)
-        temporary.rename(self._tokenizers)
+        files = [file for modality in dataset.manifest.modalities.values() for file in modality.all_files]
+        with appearing(self._tokenizers) as new:
+            new.mkdir()
+            for file in (MANIFEST, *files):
+                copy = inside(new, file)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(inside(dataset.path, file), copy)
 
     def fingerprints(self) -> dict[str, str | None]:
         """Each modality's tokenizer, by what decides the meaning of its ids; None where it came as plain ids."""
@@ -173,7 +167,7 @@ class RunFolder:
 
 def _is_temporary(file: Path) -> bool:
     """Left behind by a start that was killed."""
-    return file.match(".recipe.*.tmp")
+    return file.name == LOCK or file.name.endswith(SCRATCH)
 
 
 def _first_difference(there: str, here: str) -> str:

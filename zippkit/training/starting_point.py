@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from zippkit.model.weights import file_hash, weight_files
 from zippkit.plan.parts import checkpoint_folder
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Recipe
+from zippkit.system.files import appearing
 from zippkit.training.run_folder import RunFolder
 
 
@@ -76,13 +76,12 @@ def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
 
 def _write_once(zipped: Composition, name: str, folder: Path, reference: Reference | None) -> Path:
     if not folder.exists():
-        temporary = folder.with_name(f".{name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        if reference is not None:
-            copy_source(reference.source, temporary)
-        else:
-            write_tower(temporary, zipped.model.tower(name), zipped.spec.towers[name].kind)
-        temporary.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(folder) as new:
+            if reference is not None:
+                copy_source(reference.source, new)
+            else:
+                write_tower(new, zipped.model.tower(name), zipped.spec.towers[name].kind)
     if reference is not None and sorted(map(file_hash, weight_files(folder))) != sorted(reference.files.values()):
         raise CheckpointError(
             f"{folder}: differs from {reference.source}, of which it is a copy; remove it and start again"

@@ -21,6 +21,7 @@ from zippkit.data.speech.pretrained import load_model, model_folder, model_hash
 from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
+from zippkit.system.files import write_text
 
 _CLASSES = {"encodec": "EncodecModel", "mimi": "MimiModel"}
 
@@ -125,7 +126,7 @@ class CodecTokenizer(SpeechTokenizer):
 
     def save(self, path: str | Path) -> None:
         """A JSON file: the settings, and the model's hash."""
-        Path(path).write_text(self.stored.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(path, self.stored.model_dump_json(indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -22,6 +22,7 @@ from zippkit.data.speech.pretrained import load_model, model_folder, model_hash
 from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer, Vocoder
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
+from zippkit.system.files import appearing, parse_json
 
 _METADATA_KEY = "zippkit_ssl_units"
 _CLASSES = {"hubert": "HubertModel", "wav2vec2": "Wav2Vec2Model", "wav2vec2-bert": "Wav2Vec2BertModel"}
@@ -134,7 +135,8 @@ class SslUnits(SpeechTokenizer):
         from safetensors.numpy import save_file
 
         told = {"config": self.config.model_dump(), "model": self.model.model_dump()}
-        save_file({"codebook": self.codebook}, path, metadata={_METADATA_KEY: json.dumps(told, sort_keys=True)})
+        with appearing(path) as new:
+            save_file({"codebook": self.codebook}, new, metadata={_METADATA_KEY: json.dumps(told, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -143,7 +145,7 @@ class SslUnits(SpeechTokenizer):
 
         try:
             with safe_open(path, framework="numpy") as file:
-                told = json.loads((file.metadata() or {})[_METADATA_KEY])
+                told = parse_json((file.metadata() or {})[_METADATA_KEY])
                 config, model = SslUnitConfig(**told["config"]), _Model(**told["model"])
                 codebook: NDArray[Any] = file.get_tensor("codebook")
         except FileNotFoundError:

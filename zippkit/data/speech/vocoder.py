@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
+from zippkit.system.files import appearing
 
 _METADATA_KEY = "zippkit_vocoder"
 
@@ -110,7 +111,8 @@ class UnitVocoder(nn.Module):
         from safetensors.torch import save_file
 
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, path, metadata={_METADATA_KEY: self.config.model_dump_json()})
+        with appearing(path) as new:
+            save_file(state, new, metadata={_METADATA_KEY: self.config.model_dump_json()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -12,6 +12,7 @@ from zippkit.plan.diagram.figure import svg
 from zippkit.plan.diagram.parts import Part, Style, link_of, projection_label, style_of, tower_facts, tower_parts
 from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.system.files import write_text
 
 __all__ = ["DrawnSite", "drawn_sites", "mermaid", "svg", "write_diagram"]
 
@@ -122,10 +123,7 @@ def write_diagram(spec: CompositionSpec, graph: Graph, path: str | Path) -> None
     path = Path(path)
     if path.suffix not in _WRITERS:
         raise ZippkitError(f"{path}: a diagram ends in .svg or .mmd, got {path.suffix or 'no suffix'!r}")
-    try:
-        path.write_text(_WRITERS[path.suffix](spec, graph), encoding="utf-8")
-    except OSError as error:
-        raise ZippkitError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_text(path, _WRITERS[path.suffix](spec, graph))
 
 
 _WRITERS: dict[str, Callable[[CompositionSpec, Graph], str]] = {".svg": svg, ".mmd": mermaid}
