@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.checkpoint.frozen_hashes import frozen_hashes
 from zippkit.errors import SpecError
 from zippkit.loading import check_spec
-from zippkit.model.lora import attach, merged_state
+from zippkit.model.lora import AdaptedLinear, attach, merged_state
 from zippkit.model.meta_device import meta_model
 from zippkit.model.tower import tower_logits
 from zippkit.spec.composition_spec import Lora
@@ -70,6 +71,32 @@ def test_a_copy_has_adapters_of_its_own() -> None:
     randomise(other.adapters, 2)
     assert not torch.allclose(other(given)["text"], before)
     assert torch.equal(zipped.model(given)["text"], before)
+
+
+def test_an_adapter_is_no_hook_and_survives_copies_and_pickling() -> None:
+    zipped = woken(adapted())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in zipped.model.modules())
+    given = batch(zipped)
+    expected = zipped.model(given)["text"]
+    for other in (copy.deepcopy(zipped.model), pickle.loads(pickle.dumps(zipped.model))):
+        map_, own = other.tower("text").layers[0].self_attn.q_proj, other.adapters["text"]["layers-0-self_attn-q_proj"]
+        assert isinstance(map_, AdaptedLinear) and map_.adapter is own
+        assert torch.equal(other(given)["text"], expected)
+
+
+def test_a_map_under_two_names_is_adapted_wherever_it_is_called() -> None:
+    shared = nn.Linear(4, 4)
+    holder = nn.ModuleDict({"first": shared, "second": shared})
+    adapters = attach(holder, ["first.weight"], Lora(rank=2))
+    randomise(adapters)
+    assert holder["first"] is holder["second"] and holder["first"].weight is shared.weight
+    x = torch.ones(1, 4)
+    assert torch.equal(holder["second"](x), shared(x) + adapters["first"](x))
+
+
+def test_a_map_that_computes_in_its_own_way_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"'out_proj\.weight' is not the weight of a linear map but of NonDynamically"):
+        attach(nn.MultiheadAttention(4, 2), ["out_proj.weight"], Lora(rank=2))
 
 
 def test_the_tower_s_own_weights_stay_and_its_adapters_learn() -> None:

@@ -14,10 +14,7 @@ from zippkit.spec.composition_spec import Lora
 
 
 class Adapter(nn.Module):
-    """What is added to one linear map: ``alpha / rank * up(down(x))``, 0 at first.
-
-    It acts as a forward hook of the map that keeps nothing between calls, so the map needs no wrapper and no copy.
-    """
+    """What is added to one linear map: ``alpha / rank * up(down(x))``, 0 at first."""
 
     def __init__(self, n_in: int, n_out: int, lora: Lora, transposed: bool) -> None:
         super().__init__()
@@ -30,20 +27,52 @@ class Adapter(nn.Module):
         added: Tensor = self.scale * F.linear(F.linear(x, self.down), self.up)
         return added
 
-    def hook(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Add to what the map gave."""
-        del module
-        added: Tensor = self(inputs[0])
-        return output + added
-
     def change(self) -> Tensor:
         """What the weight would have to change by, of the weight's shape."""
         change = self.scale * self.up @ self.down
         return change.T if self.transposed else change
 
 
+class AdaptedLinear(nn.Linear):
+    """A tower's linear map, its parameters and their names, to which an adapter adds.
+
+    The adapter is no child: its parameters stand under the model's ``adapters``, and the tower's keys stay its own.
+    """
+
+    adapter: Adapter
+
+    def __init__(self, plain: nn.Linear, adapter: Adapter) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.training = plain.in_features, plain.out_features, plain.training
+        self.weight, self.bias = plain.weight, plain.bias
+        object.__setattr__(self, "adapter", adapter)
+
+    def forward(self, input: Tensor) -> Tensor:
+        mapped: Tensor = super().forward(input)
+        return mapped + cast("Tensor", self.adapter(input))
+
+
+class AdaptedConv1D(nn.Module):
+    """The same of transformers' Conv1D, a linear map whose weight is (in, out)."""
+
+    adapter: Adapter
+
+    def __init__(self, plain: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.weight, self.bias = cast("nn.Parameter", plain.weight), cast("nn.Parameter", plain.bias)
+        self.nx, self.nf = self.weight.shape
+        self.training = plain.training
+        object.__setattr__(self, "adapter", adapter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mapped = torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
+        return mapped + cast("Tensor", self.adapter(x))
+
+
 def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDict:
     """Give each of a tower's linear maps whose weight is named an adapter; keys have ``-`` for the names' dots.
+
+    The map becomes one that knows its adapter, with the parameters that it has, wherever it stands in the tower.
 
     Raises:
         ValueError: names every weight that is not a linear map's, and those that the rank does not fit.
@@ -53,7 +82,8 @@ def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDic
         path, _, leaf = name.rpartition(".")
         shape = _shape(modules.get(path), leaf)
         if shape is None:
-            wrong.append(f"{name!r} is not the weight of a linear map")
+            other = f" but of {type(modules[path]).__name__}" if leaf == "weight" else ""
+            wrong.append(f"{name!r} is not the weight of a linear map{other}")
         elif lora.rank > min(shape[:2]):
             wrong.append(f"rank {lora.rank} is larger than a side of {name!r}, {shape[1]} x {shape[0]}")
         else:
@@ -61,8 +91,14 @@ def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDic
     if wrong:
         raise ValueError("; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
     for path, adapter in found.items():
-        modules[path].register_forward_hook(adapter.hook)
+        _replace(tower, modules[path], adapter)
     return nn.ModuleDict({_key(path): adapter for path, adapter in found.items()})
+
+
+def _replace(tower: nn.Module, plain: nn.Module, adapter: Adapter) -> None:
+    adapted = AdaptedLinear(plain, adapter) if isinstance(plain, nn.Linear) else AdaptedConv1D(plain, adapter)
+    for path in [path for path, module in tower.named_modules(remove_duplicate=False) if module is plain]:
+        tower.set_submodule(path, adapted)
 
 
 def _key(path: str) -> str:
@@ -74,7 +110,8 @@ def _shape(module: nn.Module | None, leaf: str) -> tuple[int, int, bool] | None:
     """Inputs and outputs of a linear map, and whether its weight is (in, out), as transformers' Conv1D has it."""
     if leaf != "weight" or module is None:
         return None
-    if isinstance(module, nn.Linear):
+    # A subclass may compute something else, or not be called at all (the last map of nn.MultiheadAttention).
+    if type(module) is nn.Linear:
         return module.in_features, module.out_features, False
     if type(module).__name__ == "Conv1D" and isinstance(weight := module.weight, Tensor):
         return weight.shape[0], weight.shape[1], True
