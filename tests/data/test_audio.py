@@ -67,10 +67,10 @@ def test_samples_that_a_header_only_promises_are_not_allocated(tmp_path: Path, p
         read_audio(path)
 
 
-@pytest.mark.parametrize("rate", [1, 999, 1_000_000])
+@pytest.mark.parametrize("rate", [1, 99, 1_000_000])
 def test_a_rate_that_no_recording_has_is_refused(tmp_path: Path, rate: int) -> None:
     write_audio(tmp_path / "a.wav", NOISE, rate)
-    with pytest.raises(DataError, match=rf"a\.wav: sample rate {rate} Hz; expected 1000 to 768000"):
+    with pytest.raises(DataError, match=rf"a\.wav: sample rate {rate} Hz; expected 100 to 768000"):
         read_audio(tmp_path / "a.wav")
 
 

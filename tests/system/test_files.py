@@ -70,7 +70,7 @@ def test_a_failure_leaves_the_older_one(tmp_path: Path) -> None:
 _WRITER = """
 import os, signal, sys
 from pathlib import Path
-from zippkit import files
+from zippkit.system import files
 
 target, stop_at, can_exchange = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
 if not can_exchange:
@@ -245,3 +245,14 @@ def test_json_that_is_too_deep_or_no_text() -> None:
         with pytest.raises(ValueError, match=r".+"):
             parse_json(content)
     assert parse_json(b'{"a": [1]}') == {"a": [1]}
+
+
+def test_a_file_does_not_replace_a_folder_nor_a_folder_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "kept").mkdir(parents=True)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(WriteError, match=r"folder: .*[Ii]s a directory"):
+        files.write_text(tmp_path / "folder", "new")
+    with pytest.raises(WriteError, match=r"file: .*[Nn]ot a directory"), files.appearing(tmp_path / "file") as new:
+        new.mkdir()
+    assert (tmp_path / "folder" / "kept").is_dir()
+    assert (tmp_path / "file").read_text() == "kept"

@@ -19,7 +19,7 @@ Wave: TypeAlias = NDArray[np.float32]
 MEL_FLOOR = 1e-5
 """Magnitudes below this count as silence, so that the logarithm stays finite."""
 
-RATES = (1_000, 768_000)
+RATES = (100, 768_000)
 """Lowest and highest sample rate of a recording, in Hz; a header with another is damaged, and resampling from it would
 blow a sound up, or take for ever."""
 _BLOCK = 1 << 20

@@ -30,13 +30,12 @@ def spec_text(spec: CompositionSpec) -> str:
 
 
 def _plain(spec: CompositionSpec) -> dict[str, Any]:
-    """Plain data without what is not set; but a null inside a tower's settings, such as those of a Hugging Face model,
-    is a value, and stays."""
+    """Plain data without what is not set; but a null among a tower's settings is a value (no limit, no sliding
+    window), and stays."""
     data = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, tower in spec.towers.items():
         if "config" in data["towers"][name]:
-            config = tower.model_dump(mode="json")["config"]
-            data["towers"][name]["config"] = {key: value for key, value in config.items() if value is not None}
+            data["towers"][name]["config"] = tower.model_dump(mode="json")["config"]
     return data
 
 

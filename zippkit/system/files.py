@@ -199,7 +199,10 @@ def _put(new: Path, target: Path, aside: Path) -> None:
     Where the system cannot exchange, it is moved aside for the moment between two renames: whoever is killed then
     leaves it in the scratch folder, from which `remove_abandoned` puts it back.
     """
-    if not (target.is_dir() or new.is_dir()) or not os.path.lexists(target):
+    if target.is_dir() != new.is_dir() and os.path.lexists(target):
+        wrong = errno.EISDIR if target.is_dir() else errno.ENOTDIR
+        raise OSError(wrong, os.strerror(wrong), str(target))
+    if not new.is_dir() or not os.path.lexists(target):
         new.replace(target)
     elif not _exchange(new, target):
         aside.mkdir()
