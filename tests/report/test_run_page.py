@@ -287,7 +287,7 @@ def test_a_panel_for_each_phase_says_where_its_losses_went(run: Path) -> None:
 
 
 def test_a_curve_goes_through_its_points_in_the_ink_of_the_page() -> None:
-    lines: list[dict[str, Any]] = [{"step": 1, "text": 4.0}, {"step": 2, "text": 2.0}, {"step": 3, "text": 0.0}]
+    lines: list[dict[str, Any]] = [{"step": i, "losses": {"text": 6.0 - 2 * i}} for i in (1, 2, 3)]
     drawn = ElementTree.fromstring(loss_curve(lines, ["speech", "text"], "train"))
     way = drawn.find(f".//{SVG}g[@id='train-text']/{SVG}path")
     assert way is not None

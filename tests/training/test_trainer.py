@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +22,7 @@ import yaml
 import zippkit.training.trainer
 from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_step
 from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
+from helpers.tiny_runs import zippkit as in_a_process
 from zippkit.batch.batch import Batch
 from zippkit.checkpoint.checkpoint import read_checkpoint
 from zippkit.checkpoint.frozen_hashes import frozen_tensors
@@ -26,9 +30,10 @@ from zippkit.checkpoint.references import refer
 from zippkit.composition import load
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.loading import load_recipe
-from zippkit.model.weights import fingerprint, read_tensors, write_tensors
+from zippkit.model.weights import TOWER_FILE, fingerprint, read_tensors, write_tensors
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.recipe import Recipe
+from zippkit.system.files import LOCK
 from zippkit.training.metrics import read_metrics
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.step import Step, build_step
@@ -48,8 +53,8 @@ def recipe_of(folder: Path) -> Recipe:
 
 
 def test_it_learns() -> None:
-    lines = [line["total"] for line in read_metrics(finished_run()) if line["phase"] == "train" and line["step"] <= 30]
-    assert lines[-1] < 0.9 * lines[0]
+    lines = [line for line in read_metrics(finished_run()) if line["phase"] == "train" and line["step"] <= 30]
+    assert lines[-1]["losses"]["total"] < 0.9 * lines[0]["losses"]["total"]
 
 
 def test_a_run_keeps_what_it_needs() -> None:
@@ -59,7 +64,7 @@ def test_a_run_keeps_what_it_needs() -> None:
     assert steps == {phase: ["step-000090", "step-000100"] for phase in steps}, "the last two"
     assert set(run.tokenizers()) == {"text"}
     assert set(run.read_json("seconds.json")) >= {"pre-train text", "train"}
-    assert not list(run.path.rglob(".*")), "nothing half written"
+    assert [path.name for path in run.path.rglob(".*")] == [LOCK], "nothing half written"
 
 
 def test_a_pre_trained_tower_goes_into_the_composition_and_stays_as_it_is() -> None:
@@ -192,7 +197,7 @@ def die_before_change(number: int) -> None:
 def assert_killed_run_was_mended(run: Path, whole: Path) -> None:
     for phase in ("pretrain.text", "train"):
         assert_same_run(run, whole, phase)
-    told = [[(line["phase"], line["step"], line["total"]) for line in read_metrics(path)] for path in (run, whole)]
+    told = [[(line["phase"], line["step"], line["losses"]) for line in read_metrics(path)] for path in (run, whole)]
     assert told[0] == told[1]
 
 
@@ -226,7 +231,7 @@ def test_a_run_that_is_killed_between_two_changes_of_its_folder_resumes_to_the_b
 
 
 def test_a_finished_run_is_left_alone(whole: Path) -> None:
-    files = [path for path in (whole / "run").rglob("*") if path.is_file()]
+    files = [path for path in (whole / "run").rglob("*") if path.is_file() and path.name != LOCK]
     before = {path: path.stat().st_mtime_ns for path in files}
     train(recipe_of(whole), whole / "run")
     assert {path: path.stat().st_mtime_ns for path in files} == before
@@ -300,12 +305,20 @@ def test_the_proof_goes_back_to_the_first_step(whole: Path, tmp_path: Path, monk
     checkpoint, tower = read_checkpoint(last), RunFolder(tmp_path).tower("text")
     weights = read_tensors(tower)
     weights["norm.weight"][0] += 1
-    write_tensors(tower / "model.safetensors", weights)
+    change_tower(tower, weights)
     reference = refer(checkpoint.spec.towers["text"], tower)
     assert reference is not None
     zippkit.training.trainer.write_checkpoint(last, replace(checkpoint, references={"text": reference}), root=tmp_path)
     with pytest.raises(ZippkitError, match=r"towers\.text\.norm\.weight has moved"):
         train(recipe_of(whole), tmp_path)
+
+
+def change_tower(tower: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Other weights, and no hash that tells."""
+    write_tensors(tower / "model.safetensors", weights)
+    about = json.loads((tower / TOWER_FILE).read_text())
+    del about["files"]
+    (tower / TOWER_FILE).write_text(json.dumps(about))
 
 
 def weights_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze: bool) -> Recipe:
@@ -318,8 +331,8 @@ def weights_that_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, freeze:
             patch, lambda n_steps, model: interrupt(model) if n_steps == 3 and "speech" in model.towers else None
         )
         train(recipe, tmp_path / "run")
-    weights = RunFolder(tmp_path / "run").tower("text") / "model.safetensors"
-    write_tensors(weights, {name: tensor + 1 for name, tensor in read_tensors(weights).items()})
+    tower = RunFolder(tmp_path / "run").tower("text")
+    change_tower(tower, {name: tensor + 1 for name, tensor in read_tensors(tower).items()})
     return recipe
 
 
@@ -428,3 +441,66 @@ def test_a_million_steps_are_in_order(tmp_path: Path) -> None:
         "step-1000000",
         "step-999999",
     ]
+
+
+def _flip(file: Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_broken_model_of_a_finished_run_is_said(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    train(recipe, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    (file, *_) = sorted(run.model.glob("towers/*/model.safetensors"))
+    _flip(file)
+    with pytest.raises(CheckpointError, match=r"differs from its hash.*step-000012 is whole: remove .*model, and"):
+        train(recipe, run.path)
+    shutil.rmtree(run.model)
+    train(recipe, run.path)
+    assert load(run.path).spec.name == "tiny"
+
+
+def test_a_damaged_checkpoint_names_the_older_one_that_is_whole(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        on_step(patch, 9, interrupt)
+        train(recipe_of(whole), tmp_path)
+    older, newest = RunFolder(tmp_path).checkpoints("train")
+    _flip(newest / "links.safetensors")
+    with pytest.raises(CheckpointError, match=f"the older checkpoint {older.name} is whole: remove {newest} to go on"):
+        train(recipe_of(whole), tmp_path)
+    shutil.rmtree(newest)
+    train(recipe_of(whole), tmp_path)
+    assert_same_run(tmp_path, whole / "run")
+
+
+def test_a_damaged_tower_of_a_run_is_said(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, pretrain={"text": {"steps": 2, "batch_size": 4}})
+    train(recipe, tmp_path / "run")
+    tower = RunFolder(tmp_path / "run").tower("text")
+    _flip(tower / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"tower.json beside it says .*; remove .*text, and the tower is pre-tr"):
+        train(recipe, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="if it is meant to be this one, remove `files`"):
+        read_tensors(tower)
+    change_tower(tower, read_tensors(tower, check=False))
+    assert read_tensors(tower)
+
+
+def test_a_second_process_is_kept_out_of_a_run(whole: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").locked("trains"):
+        seen = in_a_process("train", whole / "recipe.yaml", "--out", tmp_path / "run")
+    assert seen.returncode == 2
+    assert re.search(rf"run: process {os.getpid()} on \S+ trains there; wait for it", seen.stderr)
+    assert "Traceback" not in seen.stderr
+
+
+def test_a_folder_of_something_else_gets_no_lock(whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ZippkitError, match="exists and is not a run"):
+        train(recipe_of(whole), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

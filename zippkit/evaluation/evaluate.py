@@ -95,9 +95,14 @@ def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> 
         ZippkitError: no finished run, no such split, data of another tokenizer, no task that ends in text or
             speech, or the scorer that the recipe names is not there.
     """
-    began = time.monotonic()
     run = RunFolder(path)
     recipe = run.recipe()
+    with run.locked("evaluates"):
+        return _evaluated(run, recipe, split, data)
+
+
+def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | None) -> Evaluated:
+    began = time.monotonic()
     after = load(run.path)
     check_frozen(after.origins.tensors, after.spec, after.model)
     device = backend(recipe.device).device()

@@ -17,6 +17,8 @@ from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.kinds import read_json
 from zippkit.system.files import appearing, inside, parse_json
 
+TOWER_FILE = "tower.json"
+"""Beside the weights of a tower by itself: its kind, its config, and the SHA-256 of each file of weights."""
 SAME = "same"
 """Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
 because safetensors writes several in any order, and equal tensors are to make equal files."""
@@ -66,12 +68,41 @@ def weight_files(path: Path) -> list[Path]:
     )
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a folder's ``model.safetensors`` or sharded index.
+def check_hashes(folder: Path) -> None:
+    """Compare a folder's weights with the hashes in its ``tower.json``, if there are any: zippkit writes them.
 
     Raises:
-        CheckpointError: nothing there, a shard missing, cut short, or a pickle.
+        CheckpointError: names a file that is another one than was written.
     """
+    if not (folder / TOWER_FILE).exists():
+        return
+    try:
+        told = read_json(folder / TOWER_FILE).get("files")
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if not isinstance(told, dict):
+        return
+    for file in weight_files(folder):
+        expected = told.get(file.name, "no hash at all")
+        if (seen := file_hash(file)) != expected:
+            raise CheckpointError(
+                f"{file}: SHA-256 is {seen}, {TOWER_FILE} beside it says {expected}; damaged, or another one than was "
+                f"written (if it is meant to be this one, remove `files` from {TOWER_FILE})"
+            )
+
+
+def read_tensors(path: Path, *, check: bool = True) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a folder's ``model.safetensors`` or sharded index.
+
+    Args:
+        path: the file or folder.
+        check: compare the files with the hashes that the folder tells (`check_hashes`); not where a manifest did.
+
+    Raises:
+        CheckpointError: nothing there, a shard missing, cut short, damaged, or a pickle.
+    """
+    if check and path.is_dir():
+        check_hashes(path)
     return {name: tensor for file in weight_files(path) for name, tensor in _read_file(file).items()}
 
 

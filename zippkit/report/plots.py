@@ -30,19 +30,20 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: 
     """One phase's losses over its steps, one line for each tower that has one.
 
     Args:
-        lines: the phase's lines of ``metrics.jsonl``.
+        lines: the phase's lines of metrics, as `read_metrics` gives them.
         towers: every tower of the composition.
         name: of the picture on its page.
     """
     figure = Figure(figsize=(3.6, 2.4), layout="constrained")
     axes = figure.add_subplot()
     for tower, colour in tower_colours(towers).items():
-        points = [(line["step"], line[tower]) for line in lines if tower in line]
+        points = [(line["step"], line["losses"][tower]) for line in lines if tower in line["losses"]]
         steps, losses = zip(*points, strict=True) if points else ((), ())
         # One point alone makes no line.
         axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) == 1 else "", gid=tower)
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.1 * max((line[tower] for line in lines for tower in towers if tower in line), default=1))
+    highest = (loss for line in lines for tower, loss in line["losses"].items() if tower in towers)
+    axes.set_ylim(0, 1.1 * max(highest, default=1))
     axes.set_xlabel("step", color=INK)
     axes.set_ylabel("nats per token", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

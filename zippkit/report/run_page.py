@@ -73,15 +73,17 @@ def write_report(run: Path) -> Path:
         ZippkitError: no finished run is there.
     """
     folder = RunFolder(run)
-    recipe, zipped = folder.recipe(), load(run)
-    began = time.monotonic()
-    proofs = verify(zipped).as_json()
-    folder.write_json("certificates.json", proofs)
-    folder.add_seconds("certificates", time.monotonic() - began)
-    finished = _Finished(folder, recipe, zipped, folder.read_json("evaluation.json"), proofs)
-    template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
-    page = template.substitute(title=markup(f"zippkit: {recipe.name}"), body="\n".join(_sections(finished)))
-    write_text(run / "report.html", page)
+    recipe = folder.recipe()
+    with folder.locked("writes its report"):
+        zipped = load(run)
+        began = time.monotonic()
+        proofs = verify(zipped).as_json()
+        folder.write_json("certificates.json", proofs)
+        folder.add_seconds("certificates", time.monotonic() - began)
+        finished = _Finished(folder, recipe, zipped, folder.read_json("evaluation.json"), proofs)
+        template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
+        page = template.substitute(title=markup(f"zippkit: {recipe.name}"), body="\n".join(_sections(finished)))
+        write_text(run / "report.html", page)
     return run / "report.html"
 
 
@@ -249,7 +251,7 @@ def _training(it: _Finished) -> Iterator[Markup]:
         legend = [
             Markup(tag("span", " \u25cf ", style=f"color: {colour}") + markup(f"{tower} {of[0]:.2f} → {of[-1]:.2f}"))
             for tower, colour in tower_colours(list(it.zipped.spec.towers)).items()
-            if (of := [line[tower] for line in lines if tower in line])
+            if (of := [line["losses"][tower] for line in lines if tower in line["losses"]])
         ]
         picture = Markup(loss_curve(lines, list(it.zipped.spec.towers), name))
         panels.append(tag("figure", tag("figcaption", tag("b", name), *legend), picture))

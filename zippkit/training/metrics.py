@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zippkit.system.files import write_text
+from zippkit.errors import ZippkitError
+from zippkit.system.files import parse_json, write_text, writing
+
+_OWN = ("phase", "step", "gradient_norm", "tokens_per_second", "rate_factor")
+"""What a line holds beside its losses."""
 
 
 class Metrics:
-    """Appends to ``metrics.jsonl``; lines of steps that are run again after a resume are dropped first."""
+    """Appends to ``metrics.jsonl``; lines of steps that are run again after a resume are dropped first.
+
+    A line is ``{"phase": ..., "step": ..., "losses": {"text": ..., "total": ...}, "gradient_norm": ...}`` and the like;
+    losses are by themselves, because a tower may have any name.
+    """
 
     def __init__(self, run: Path, phase: str, start: int) -> None:
         self._path = run / "metrics.jsonl"
         self._phase = phase
         kept = [line for line in read_metrics(run) if line["phase"] != phase or line["step"] <= start]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self._path.open("a")
+        with writing(self._path):
+            self._file = self._path.open("a")
         self._board = _board(run / "tensorboard" / phase.replace(" ", "_"), start)
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Record the values of one step."""
-        self._file.write(json.dumps({"phase": self._phase, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+    def write(self, step: int, losses: Mapping[str, float], **others: float) -> None:
+        """Record the values of one step.
+
+        Raises:
+            WriteError: the disk is full or read-only.
+        """
+        line = {"phase": self._phase, "step": step, "losses": dict(losses), **others}
+        with writing(self._path):
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+            for name, value in losses.items():
+                self._board.add_scalar(f"losses/{name}", value, step)
+            for name, value in others.items():
+                self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with writing(self._path):
+            self._file.close()
+            self._board.close()
 
 
 def _board(folder: Path, start: int) -> Any:
@@ -39,14 +58,30 @@ def _board(folder: Path, start: int) -> Any:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Every recorded line of a run; a last line that was cut short by a kill is left out."""
+    """Every recorded line of a run, those of older versions as newer ones; a last line that was cut short by a kill is
+    left out.
+
+    Raises:
+        ZippkitError: a line is something else.
+    """
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
+    texts = path.read_bytes().splitlines()
     lines = []
-    for text in path.read_text().splitlines():
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
+            lines.append(_line(parse_json(text)))
+        except ValueError as error:
+            if number < len(texts):
+                raise ZippkitError(f"{path}:{number}: not a line of metrics ({error}); remove it") from None
     return lines
+
+
+def _line(found: Any) -> dict[str, Any]:
+    if not isinstance(found, dict) or not isinstance(found.get("step"), int) or not isinstance(found.get("phase"), str):
+        raise ValueError("expected an object with phase and step")
+    if isinstance(found.get("losses"), dict):
+        return found
+    own = {name: value for name, value in found.items() if name in _OWN}
+    return {**own, "losses": {name: value for name, value in found.items() if name not in _OWN}}

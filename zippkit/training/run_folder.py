@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,17 @@ from zippkit.data.manifest import MANIFEST, read_manifest
 from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.spec.recipe import Recipe, dump
-from zippkit.system.files import LOCK, SCRATCH, appearing, inside, parse_json, remove_abandoned, write_json, write_text
+from zippkit.system.files import (
+    LOCK,
+    SCRATCH,
+    appearing,
+    inside,
+    locked,
+    parse_json,
+    remove_abandoned,
+    write_json,
+    write_text,
+)
 
 KEPT_CHECKPOINTS = 2
 
@@ -75,6 +87,23 @@ class RunFolder:
             raise ZippkitError(f"{self.path}: no run is there (recipe.yaml is missing)")
         return load_recipe(self.recipe_file, started=True)
 
+    @contextmanager
+    def locked(self, doing: str) -> Iterator[None]:
+        """Keep other processes out of the run while this one works in it (see `zippkit.files.locked`).
+
+        Raises:
+            ZippkitError: another process is at work there, or the folder holds something that is not a run.
+        """
+        self._refuse_another_folder()
+        with locked(self.path, doing):
+            yield
+
+    def _refuse_another_folder(self) -> None:
+        if self.recipe_file.exists() or not self.path.exists():
+            return
+        if not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
+            raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
+
     def begin(self, recipe: Recipe) -> None:
         """Start the run, or find that it is the same one that was started before.
 
@@ -88,8 +117,7 @@ class RunFolder:
                 differs = _first_difference(there, text)
                 raise ZippkitError(f"{self.path}: holds the run of another recipe ({differs}); choose another --out")
             return
-        if self.path.exists() and not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
-            raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
+        self._refuse_another_folder()
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.recipe_file, text)
 

@@ -6,19 +6,27 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch import Tensor
 
-from zippkit.checkpoint.checkpoint import Checkpoint, read_checkpoint, restore, write_checkpoint, write_tower
+from zippkit.checkpoint.checkpoint import (
+    Checkpoint,
+    check_whole,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+    write_tower,
+)
 from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
 from zippkit.checkpoint.references import Reference, find_references
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.weights import TOWER_FILE, check_hashes
 from zippkit.plan.graph import build_graph
 from zippkit.plan.parts import MANIFEST
 from zippkit.spec.recipe import Phase, Recipe, Task, learning_rates, single_tower
@@ -50,18 +58,22 @@ def train(recipe: Recipe, out: Path) -> None:
     tasks = _task_data(recipe, dataset)
     if not run.recipe_file.exists():
         check_start(recipe, dataset)
-    run.begin(recipe)
-    run.keep_tokenizers(dataset)
-    with _stop_signals() as stop:
+    with run.locked("trains"), _stop_signals() as stop:
+        run.begin(recipe)
+        run.keep_tokenizers(dataset)
         for name, phase in recipe.pretrain.items():
-            if not (run.tower(name) / "tower.json").exists():
+            if (run.tower(name) / TOWER_FILE).exists():
+                _check_tower(run.tower(name))
+            else:
                 began = time.monotonic()
                 alone = compile(single_tower(recipe.spec, name), seed=recipe.seed)
                 own = [tasks[Task((), name)].part(phase.fraction, recipe.seed)]
                 _PhaseRun(f"pretrain.{name}", alone, phase, own, recipe.seed, run, device, stop).finish()
                 write_tower(run.tower(name), alone.model.tower(name), recipe.spec.towers[name].kind)
                 run.add_seconds(f"pre-train {name}", time.monotonic() - began)
-        if not run.model.exists():
+        if run.model.exists():
+            _check_model(run)
+        else:
             began = time.monotonic()
             zipped = begin(recipe, run)
             share = recipe.train.fraction
@@ -70,6 +82,35 @@ def train(recipe: Recipe, out: Path) -> None:
             phase_run.finish()
             write_checkpoint(run.model, phase_run.checkpoint(with_optimizer=False), root=run.path)
             run.add_seconds("train", time.monotonic() - began)
+
+
+def _check_tower(folder: Path) -> None:
+    """A tower that was pre-trained by an earlier start must still be what was written."""
+    try:
+        check_hashes(folder)
+    except CheckpointError as error:
+        fix = f"remove {folder}, and the tower is pre-trained again, from the last checkpoint"
+        raise CheckpointError(f"{error}; {fix}") from None
+
+
+def _check_model(run: RunFolder) -> None:
+    """The finished model of an earlier start must still be what was written."""
+    try:
+        check_whole(run.model)
+    except CheckpointError as error:
+        older, fix = _newest_whole(run.checkpoints("train")), "no checkpoint of the run is whole: choose another --out"
+        if older:
+            fix = f"the checkpoint {older.name} is whole: remove {run.model}, and the run goes on from there"
+        raise CheckpointError(f"{error}; {fix}") from None
+
+
+def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
+    """The last of the checkpoints whose files are what was written."""
+    for folder in reversed(checkpoints):
+        with suppress(CheckpointError):
+            check_whole(folder)
+            return folder
+    return None
 
 
 def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
@@ -136,13 +177,26 @@ class _PhaseRun:
         self.sampler = Sampler([task.lengths for task in tasks], phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
+        self.waiting: list[Mapping[str, Tensor | float]] = []
+        """Values of the steps since the last line of metrics."""
         self.origins = zipped.origins
         saved = run.checkpoints(label)
         # Once is enough: that frozen tensors rest is checked at every save.
-        self.references = self._resume(saved[-1]) if saved else find_references(zipped.spec, self.model, zipped.sources)
+        self.references = self._go_on(saved) if saved else find_references(zipped.spec, self.model, zipped.sources)
         files = {name: reference.files for name, reference in self.references.items()}
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
+
+    def _go_on(self, saved: Sequence[Path]) -> Mapping[str, Reference]:
+        """Resume from the newest checkpoint; where it is damaged, say which older one is not."""
+        try:
+            return self._resume(saved[-1])
+        except CheckpointError as error:
+            older = _newest_whole(saved)
+            if older in (None, saved[-1]):
+                raise
+            fix = f"the older checkpoint {older.name} is whole: remove {saved[-1]} to go on from there"
+            raise CheckpointError(f"{error}; {fix}") from None
 
     def _resume(self, folder: Path) -> Mapping[str, Reference]:
         checkpoint = read_checkpoint(folder)
@@ -151,6 +205,7 @@ class _PhaseRun:
         if not {"step", "frozen"} <= checkpoint.extra.keys():
             raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
         self.step = int(checkpoint.extra["step"])
+        self.waiting = list(checkpoint.extra.get("waiting", ()))
         # The proof goes back to the first source, not to this resume.
         self.origins = Origins.from_manifest(checkpoint.extra)
         return checkpoint.references
@@ -159,6 +214,8 @@ class _PhaseRun:
         """The state after the last step; refuses if a frozen tensor moved."""
         check_frozen(self.origins.tensors, self.zipped.spec, self.model)
         extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
+        if self.waiting:
+            extra["waiting"] = self.waiting
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
         return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references)
 
@@ -179,7 +236,6 @@ class _PhaseRun:
 
     def _steps(self, metrics: Metrics, advance: Any) -> None:
         step_on = build_step(self.model, self.optimizer, self.phase, self.device)
-        waiting: list[Mapping[str, Tensor]] = []
         n_tokens, began = 0, time.monotonic()
         while self.step < self.phase.steps:
             draw = self.sampler.draw(self.step)
@@ -190,34 +246,40 @@ class _PhaseRun:
             n_tokens += batch.n_tokens
             factor = self.phase.rate(self.step)
             set_rate(self.optimizer, factor)
-            waiting.append(step_on(batch.to(self.device.device())))
+            self.waiting.append(step_on(batch.to(self.device.device())))
             self.step += 1
             # Looked at once: a signal may arrive at any moment below.
             stop = self.stop.asked
-            save = stop or self.step % self.phase.save_every == 0 or self.step == self.phase.steps
-            if save or self.step % self.phase.log_every == 0:
-                values = self._read(waiting)
-                waiting.clear()
+            save = self.step % self.phase.save_every == 0 or self.step == self.phase.steps
+            log = save or self.step % self.phase.log_every == 0
+            if stop or log:
+                numbers = self._numbers()
+                self.waiting = list(numbers)
+            if log:
+                losses = _means(numbers)
+                self.waiting = []
+                others = {"gradient_norm": losses.pop("gradient_norm")}
                 rate = n_tokens / (time.monotonic() - began)
                 n_tokens, began = 0, time.monotonic()
-                metrics.write(self.step, {**values, "tokens_per_second": rate, "rate_factor": factor})
-                advance(self.step, f"loss {values['total']:.3f}  {rate:.0f} tokens/s")
-            if save:
+                metrics.write(self.step, losses, **others, tokens_per_second=rate, rate_factor=factor)
+                advance(self.step, f"loss {losses['total']:.3f}  {rate:.0f} tokens/s")
+            # What is stopped between two lines keeps its values, so that the next line means the same steps as ever.
+            if stop or save:
                 self._save()
             if stop:
                 raise InterruptedRunError(
                     f"stopped after step {self.step} of {self.label}; start again to go on from there"
                 )
 
-    def _read(self, waiting: list[Mapping[str, Tensor]]) -> dict[str, float]:
-        """Means of the steps since the last look, which is also when the host waits for the device.
+    def _numbers(self) -> list[dict[str, float]]:
+        """The waiting values as numbers, which is also when the host waits for the device.
 
         Raises:
             ZippkitError: a loss or gradient was not finite, with the ids of its batch.
         """
-        first = self.step - len(waiting)
-        table: dict[str, list[float]] = {}
-        for i, values in enumerate(waiting):
+        first = self.step - len(self.waiting)
+        found: list[dict[str, float]] = []
+        for i, values in enumerate(self.waiting):
             numbers = {name: float(value) for name, value in values.items()}
             if not all(math.isfinite(number) for number in numbers.values()):
                 draw = self.sampler.draw(first + i)
@@ -228,6 +290,14 @@ class _PhaseRun:
                 raise ZippkitError(
                     f"{self.label}: step {first + i + 1} is not finite ({seen}); {good}; its batch: {ids}"
                 )
-            for name, number in numbers.items():
-                table.setdefault(name, []).append(number)
-        return {name: sum(numbers) / len(numbers) for name, numbers in table.items()}
+            found.append(numbers)
+        return found
+
+
+def _means(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each value over the steps that have it: a task's steps have the losses of its towers."""
+    table: dict[str, list[float]] = {}
+    for values in steps:
+        for name, number in values.items():
+            table.setdefault(name, []).append(number)
+    return {name: sum(numbers) / len(numbers) for name, numbers in table.items()}
