@@ -248,7 +248,16 @@ SOUND: dict[str, Callable[[], Composition]] = {
 @pytest.mark.parametrize("name", SOUND)
 def test_every_certificate_holds_on_a_sound_composition(name: str) -> None:
     report = verify(SOUND[name]())
-    assert [certificate.name for certificate in report.certificates] == ["C1", "C2", "C3", "C4", "C7", "C8", "C9"]
+    assert [certificate.name for certificate in report.certificates] == [
+        "C1",
+        "C2",
+        "C3",
+        "C4",
+        "C7",
+        "C8",
+        "C9",
+        "C11",
+    ]
     assert report.passed, str(report)
 
 
@@ -279,11 +288,21 @@ FAULTS: dict[str, tuple[Callable[[], Composition], dict[str, str]]] = {
     ),
     "a tower is random": (
         lambda: two({"kind": "Noisy"}),
-        {"C4": "differ by", "C1": "when nothing does (two runs of one batch), first at layer 1 of text", "C2": "text"},
+        {
+            "C4": "differ by",
+            "C1": "when nothing does (two runs of one batch), first at layer 1 of text",
+            "C2": "text",
+            "C11": "first at layer 1 of text",
+        },
     ),
     "logits are not finite": (
         lambda: two({"kind": "Overflowing"}),
-        {"C4": "differ by", "C1": "the logits of text are not finite", "C7": "towers.text."},
+        {
+            "C4": "differ by",
+            "C1": "the logits of text are not finite",
+            "C7": "towers.text.",
+            "C11": "the logits of text are not finite",
+        },
     ),
     "a link ignores orders": (
         lambda: two(kind="SeesEverything"),
@@ -339,8 +358,9 @@ masks_cross = masks.cross_mask
 
 
 def only_failure(zipped: Composition) -> tuple[str, str]:
-    """Besides C4: whoever sees what comes later computes something else where it is not there yet."""
-    others = [each for each in verify(zipped).certificates if each.name != "C4"]
+    """Besides C4 and C11: whoever sees what comes later computes something else where it is not there yet, and
+    something else than the equation."""
+    others = [each for each in verify(zipped).certificates if each.name not in ("C4", "C11")]
     (failed,) = [certificate for certificate in others if not certificate.passed]
     return failed.name, failed.detail
 

@@ -12,6 +12,7 @@ from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.evaluation.certificates.causality import sees_no_future
 from zippkit.evaluation.certificates.decoding import steps_equal_the_whole
 from zippkit.evaluation.certificates.drawing import diagrams_draw_the_sites
+from zippkit.evaluation.certificates.equation import computes_the_equation
 from zippkit.evaluation.certificates.frozen import frozen_tensors_rest
 from zippkit.evaluation.certificates.gradients import every_parameter_is_reached
 from zippkit.evaluation.certificates.report import Certificate, RefutedError, Report
@@ -34,6 +35,7 @@ CERTIFICATES: dict[str, tuple[str, Prove]] = {
         frozen_towers_leave_as_they_came,
     ),
     "C9": ("the diagram draws exactly the sites of the module", diagrams_draw_the_sites),
+    "C11": ("the composition computes the design's equation", computes_the_equation),
 }
 
 

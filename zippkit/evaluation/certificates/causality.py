@@ -27,6 +27,7 @@ from zippkit.evaluation.certificates.probe import (
     knows,
     mixed_batch,
     orders,
+    place_of,
     position,
     real,
     through,
@@ -38,7 +39,7 @@ from zippkit.evaluation.certificates.probe import (
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import LinkSite
-from zippkit.plan.plan import Op, Plan
+from zippkit.plan.plan import Plan
 from zippkit.plan.sequence_layout import turns
 
 
@@ -173,18 +174,8 @@ def _first_violation(model: ZippedModel, trial: Trial) -> str | None:
         heads = (op for op in plan.ops if op.kind == "head" and op.tower in started)
         violation = _violation(model, trial, Plan((*body[:n], *heads), ()))
         if violation:
-            return f"{violation}, first at {_place(op)}"
+            return f"{violation}, first at {place_of(op)}"
     return None
-
-
-def _place(op: Op) -> str:
-    if op.site is not None:
-        return f"link {op.site.link}.{op.site.index}"
-    return (
-        f"layer {op.depth} of {op.tower}"
-        if op.kind in ("layer", "project")
-        else f"the embedding or the head of {op.tower}"
-    )
 
 
 def _demand_carrying(zipped: Composition, model: ZippedModel, site: LinkSite) -> None:

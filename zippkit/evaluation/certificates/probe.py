@@ -247,6 +247,17 @@ def position(tower: str, tokens: TowerBatch, row: int, index: int) -> str:
     return f"{tower} position {index} (order {int(tokens.order[row, index])})"
 
 
+def place_of(op: Op) -> str:
+    """An operation in words."""
+    if op.site is not None:
+        return f"link {op.site.link}.{op.site.index}"
+    return (
+        f"layer {op.depth} of {op.tower}"
+        if op.kind in ("layer", "project")
+        else f"the embedding or the head of {op.tower}"
+    )
+
+
 def acting_sites(plan: Plan) -> list[LinkSite]:
     """The sites that the plan runs, in its order."""
     return [op.site for op in plan.ops if op.kind == "read" and op.site is not None]
