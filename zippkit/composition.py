@@ -84,7 +84,9 @@ class Composition:
         references = find_references(self.spec, self.model, self.sources)
         files = {name: reference.files for name, reference in references.items()}
         extra = self.origins.completed(self.spec, self.model, files=files).as_manifest()
-        checkpoint = Checkpoint(self.spec, self.model.state_dict(), extra=extra, references=references)
+        checkpoint = Checkpoint(
+            self.spec, self.model.state_dict(), extra=extra, references=references, sources=self.sources
+        )
         write_checkpoint(Path(folder), checkpoint, copy_towers=copy_towers)
 
 

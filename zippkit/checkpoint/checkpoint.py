@@ -15,11 +15,13 @@ A frozen tower that still equals the weights it came from is not copied: the man
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zippkit.checkpoint.references import (
@@ -27,6 +29,7 @@ from zippkit.checkpoint.references import (
     Reference,
     as_json,
     check_references,
+    copy_companions,
     copy_source,
     from_json,
     in_a_checkpoint,
@@ -35,7 +38,6 @@ from zippkit.errors import CheckpointError, SpecError, did_you_mean
 from zippkit.loading import load_spec
 from zippkit.model.tower import Tower
 from zippkit.model.weights import (
-    TOWER_FILE,
     file_hash,
     filled_in_place,
     identity,
@@ -47,8 +49,9 @@ from zippkit.model.weights import (
 )
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import MANIFEST, SPEC, part_of
+from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.kinds import TowerConfig
+from zippkit.spec.kinds import TOWER_FILE, TowerConfig
 from zippkit.spec.standalone import difference, spec_text
 from zippkit.system.files import appearing, inside, parse_json, write_json, write_text
 
@@ -69,7 +72,7 @@ class Checkpoint:
     references: Mapping[str, Reference] = field(default_factory=dict)
     """Towers by the place of their weights."""
     sources: Mapping[str, Path] = field(default_factory=dict)
-    """Once it is read: where every tower's weights are, inside the checkpoint or elsewhere."""
+    """Where every tower's weights came from; once it is read, where they are, inside the checkpoint or elsewhere."""
 
 
 def write_checkpoint(
@@ -148,7 +151,9 @@ def _write_towers(place: _Place, checkpoint: Checkpoint) -> dict[str, dict[str, 
         elif name in checkpoint.references:
             entries[name] = place.refer(name, checkpoint.references[name])
         else:
-            write_tower_state(place.temporary / TOWERS / name, state, spec.kind, spec.settings)
+            write_tower_state(
+                place.temporary / TOWERS / name, state, spec.kind, spec.settings, checkpoint.sources.get(name)
+            )
             entries[name] = {"folder": f"{TOWERS}/{name}"}
     return entries
 
@@ -323,15 +328,51 @@ def fill(model: ZippedModel, checkpoint: Checkpoint, source: Path, parts: Collec
             )
 
 
-def write_tower(folder: Path, tower: Tower, kind: str) -> None:
-    """One tower by itself: ``model.safetensors`` and ``tower.json``, which a spec's ``weights`` can name."""
-    write_tower_state(folder, tower.state_dict(), kind, tower.config)
+def write_tower(folder: Path, tower: Tower, kind: str, source: Path | None = None) -> None:
+    """One tower by itself, as a folder that a spec's ``weights`` can name: ``model.safetensors``, ``tower.json``, and
+    where transformers has such an architecture, ``config.json``.
+
+    Args:
+        folder: where to write.
+        tower: what to write.
+        kind: its kind.
+        source: where its weights came from; tokenizer and the like are taken along from there.
+    """
+    write_tower_state(folder, tower.state_dict(), kind, tower.config, source)
 
 
-def write_tower_state(folder: Path, state: Mapping[str, Tensor], kind: str, config: TowerConfig) -> None:
+def write_tower_state(
+    folder: Path, state: Mapping[str, Tensor], kind: str, config: TowerConfig, source: Path | None = None
+) -> None:
     """As `write_tower`, from the tower's tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", state)
+    if source is not None:
+        copy_companions(source, folder)
+    write_hugging_face(folder, kind, config, (tensor.dtype for tensor in state.values()))
+    # Last, because whoever finds it takes the folder for whole.
+    write_tower_json(folder, kind, config)
+
+
+def write_tower_json(folder: Path, kind: str, config: TowerConfig) -> None:
+    """Say what kind of tower a folder holds, with which config, and by which hashes its weights are known."""
     about = {"kind": kind, "config": config.model_dump(mode="json", exclude={"path"})}
     hashes = {file.name: file_hash(file) for file in weight_files(folder)}
     write_json(folder / TOWER_FILE, {**about, "files": hashes})
+
+
+def write_hugging_face(folder: Path, kind: str, config: TowerConfig, dtypes: Iterable[torch.dtype]) -> None:
+    """Write the ``config.json`` with which transformers reads a tower's weights; none where it has no such model.
+
+    Args:
+        folder: where the weights are.
+        kind: the tower's kind.
+        config: the tower's config.
+        dtypes: of the weights; transformers loads all of them in the widest.
+    """
+    cls: type[Tower] = registry.implementation(registry.TOWERS, kind)
+    told = cls.hugging_face(config)
+    floats = {dtype for dtype in dtypes if dtype.is_floating_point}
+    if told is not None and floats:
+        widest = reduce(torch.promote_types, floats)
+        write_json(folder / "config.json", {**told, "dtype": str(widest).removeprefix("torch.")})

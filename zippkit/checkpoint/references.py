@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,17 +19,18 @@ from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import MANIFEST
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
-from zippkit.spec.kinds import TowerConfig
+from zippkit.spec.kinds import TOWER_FILE, TowerConfig
 
 TOWERS = "towers"
 """Folder of towers, in runs and in checkpoints."""
-BESIDE_WEIGHTS = (
-    "model.safetensors.index.json",
-    *("tower.json", "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json"),
+COMPANIONS = (
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "tokenizer.model", "chat_template.jinja"),
 )
-"""What is copied along with a folder's weights: whatever says how to read them, and the tokens that they know."""
+"""What says of a model how it is fed and what its tokens are, whatever its weights have become."""
+BESIDE_WEIGHTS = ("model.safetensors.index.json", TOWER_FILE, "config.json", *COMPANIONS)
+"""What is copied along with a folder's weights: whatever says how to read them, and the companions."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,24 @@ def copy_source(source: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not source.is_dir():
         shutil.copyfile(source, folder / "model.safetensors")
+        copy_companions(source, folder)
         return
-    beside = (source / name for name in BESIDE_WEIGHTS)
-    for file in (*weight_files(source), *(file for file in beside if file.is_file())):
+    for file in weight_files(source):
         shutil.copyfile(file, folder / file.name)
+    _copy_named(BESIDE_WEIGHTS, source, folder)
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy what stands beside a tower's weights and stays true when these are trained. Beside a single file it is of
+    that file only where it is the folder's ``model.safetensors``."""
+    if source.is_dir() or source.name == "model.safetensors":
+        _copy_named(COMPANIONS, source if source.is_dir() else source.parent, folder)
+
+
+def _copy_named(names: Iterable[str], source: Path, folder: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
 
 
 def check_references(references: Mapping[str, Reference], folder: Path) -> None:

@@ -75,6 +75,17 @@ class Tower(nn.Module, ABC):
         """A cache of its own with these (N,) rows of ``cache``, each as often as it is named; for beam search."""
         raise NotImplementedError(f"{type(self).__name__} has no beam search: it cannot reorder its cache")
 
+    @classmethod
+    def hugging_face(cls, config: Any) -> dict[str, Any] | None:
+        """The ``config.json`` with which ``transformers.AutoModelForCausalLM`` loads this kind's tensors, under the
+        names that they have here, and computes the same logits; None where transformers has no such architecture.
+
+        Args:
+            config: of a tower of this kind.
+        """
+        del config
+        return None
+
     def load_weights(self, path: Path) -> None:
         """Copy pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
 

@@ -14,11 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.spec.kinds import read_json
+from zippkit.spec.kinds import TOWER_FILE, read_json
 from zippkit.system.files import appearing, inside, parse_json
 
-TOWER_FILE = "tower.json"
-"""Beside the weights of a tower by itself: its kind, its config, and the SHA-256 of each file of weights."""
 SAME = "same"
 """Key of a file's metadata: names of tensors that are another one of the file, and that one's name, as JSON. One key,
 because safetensors writes several in any order, and equal tensors are to make equal files."""
@@ -104,6 +102,25 @@ def read_tensors(path: Path, *, check: bool = True) -> dict[str, Tensor]:
     if check and path.is_dir():
         check_hashes(path)
     return {name: tensor for file in weight_files(path) for name, tensor in _read_file(file).items()}
+
+
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def float_dtypes(path: Path) -> set[torch.dtype]:
+    """The floating-point dtypes of the tensors that `read_tensors` would read; from the files' headers alone.
+
+    Raises:
+        CheckpointError: as of `read_tensors`.
+    """
+    found: set[str] = set()
+    for file in weight_files(path):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: not a whole safetensors file ({error}); was it cut short?") from error
+    return {_FLOATS[name] for name in found if name in _FLOATS}
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -174,7 +174,7 @@ class TowerSpec(Strict):
             ]
         if self.weights is not None and self.weights.is_dir() and not self.config:
             try:
-                data = cls.from_folder(self.weights).model_dump(exclude_unset=True)
+                data = cls.told_by(self.weights, self.kind).model_dump(exclude_unset=True)
             except ValidationError as failure:
                 found = (
                     ": ".join(filter(None, (dotted(place), message))) for place, message in complaints_of(cls, failure)

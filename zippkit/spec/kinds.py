@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+TOWER_FILE = "tower.json"
+"""Beside the weights of a tower by itself: its kind, its config, and the SHA-256 of each file of weights."""
+
 
 class Strict(BaseModel):
     """Unknown keys, converted types and infinite numbers are errors, and nothing changes after validation."""
@@ -106,12 +109,24 @@ class TowerConfig(Strict):
         Raises:
             ValueError: this kind of tower cannot tell its config from this folder.
         """
-        file = folder / "tower.json"
+        file = folder / TOWER_FILE
         if not file.exists():
             raise ValueError(
                 f"{folder} does not tell its config ({file.name} is missing); write `config:` into the spec"
             )
         return cls.model_validate(read_json(file).get("config"))
+
+    @classmethod
+    def told_by(cls, folder: Path, kind: str) -> Self:
+        """As `from_folder`; but where zippkit wrote a tower of this kind into the folder, what it said of it goes
+        before what a Hugging Face ``config.json`` beside it can say.
+
+        Raises:
+            ValueError: the folder does not tell.
+        """
+        file = folder / TOWER_FILE
+        own = read_json(file) if file.exists() else {}
+        return cls.model_validate(own.get("config")) if own.get("kind") == kind else cls.from_folder(folder)
 
     def weights_path(self) -> Path | None:
         """Where the pre-trained weights are, if the config itself tells; the spec's `weights` goes before it.

@@ -1,30 +1,33 @@
-"""One tower of a run by itself, as a folder that another spec's ``weights`` can name."""
+"""One tower of a run by itself, as a folder that another spec's ``weights``, and transformers, can read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from zippkit.checkpoint.checkpoint import write_tower_state
+from zippkit.checkpoint.checkpoint import write_hugging_face, write_tower_json, write_tower_state
 from zippkit.checkpoint.frozen_hashes import moved_tensors
 from zippkit.checkpoint.references import copy_source, find_references
 from zippkit.composition import Composition, load
+from zippkit.data.text import FileTokenizer
 from zippkit.errors import CheckpointError, ZippkitError, did_you_mean
 from zippkit.model.lora import merged_state
-from zippkit.model.weights import file_hash, weight_files
+from zippkit.model.weights import file_hash, float_dtypes, weight_files
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import TowerSpec
 from zippkit.spec.kinds import TowerConfig
-from zippkit.system.files import appearing
+from zippkit.system.files import appearing, write_json
+from zippkit.training.run_folder import RunFolder
 
 
 def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> list[str]:
     """Write one tower of a run or a checkpoint.
 
-    A frozen tower that has a source is a copy of it, byte for byte; any other one is ``model.safetensors`` and
-    ``tower.json``.
+    The weights of a frozen tower that has a source are a copy of it, byte for byte; those of any other one are
+    written as they are, in their own dtype. Beside them stand ``config.json``, where transformers has such an
+    architecture, the tokenizer's and the generation's files that the source had (or the run's own ``tokenizer.json``),
+    and ``tower.json`` where it says more than the ``config.json`` does.
 
     Args:
         run: the run or checkpoint.
@@ -45,15 +48,13 @@ def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> lis
     spec = zipped.spec.towers.get(name)
     if spec is None:
         raise ZippkitError(f"{run}: no tower is called {name!r}{did_you_mean(name, zipped.spec.towers)}")
-    has_adapters = (spec.share_with or name) in zipped.model.adapters
-    if merge and not has_adapters:
+    if merge and (spec.share_with or name) not in zipped.model.adapters:
         raise ZippkitError(f"{run}: tower {name!r} has no adapters that could be merged; leave out --merge")
     out.parent.mkdir(parents=True, exist_ok=True)
     with appearing(out) as new:
         lines = [_write(zipped, name, new, merge)]
-    if has_adapters and not merge:
-        lines.append("its adapters are left out; --merge adds them into the weights")
-    return [*lines, *_config_hint(spec, out)]
+        _keep_tokenizer(run, name, new)
+    return [*lines, *_left_out(zipped, name, out, merge)]
 
 
 def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
@@ -61,14 +62,13 @@ def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
     _demand_origin(zipped, name)
     source = None if merge else find_references(zipped.spec, zipped.model, zipped.sources).get(name)
     if source is None:
-        state: Mapping[str, Tensor] = tower.state_dict()
-        if merge:
-            state = merged_state(zipped.model, spec.share_with or name)
-        write_tower_state(folder, state, spec.kind, spec.settings)
+        state = merged_state(zipped.model, spec.share_with or name) if merge else tower.state_dict()
+        write_tower_state(folder, state, spec.kind, spec.settings, zipped.sources.get(name))
         return f"tower {name}{', its adapters merged' if merge else ''}: {_hashes(folder)}"
     copy_source(source.source, folder)
     if sorted(map(file_hash, weight_files(folder))) != sorted(zipped.origins.files.get(name, source.files).values()):
         raise CheckpointError(f"{source.source}: changed while it was copied")
+    _describe(spec, folder)
     return f"tower {name}, frozen, byte for byte as in {source.source}: {_hashes(folder)}"
 
 
@@ -87,18 +87,46 @@ def _demand_origin(zipped: Composition, name: str) -> None:
         )
 
 
+def _describe(spec: TowerSpec, folder: Path) -> None:
+    """Say what copied weights are, where the files that were copied with them do not, or say otherwise."""
+    cls: type[TowerConfig] = registry.config_class(registry.TOWERS, spec.kind)
+    try:
+        told = cls.told_by(folder, spec.kind)
+    except ValueError:
+        told = None
+    if _plain(told) != _plain(spec.settings):
+        write_tower_json(folder, spec.kind, spec.settings)
+    if not (folder / "config.json").exists() or _plain(told, "frame") != _plain(spec.settings, "frame"):
+        write_hugging_face(folder, spec.kind, spec.settings, float_dtypes(folder))
+
+
+def _plain(config: TowerConfig | None, *but: str) -> dict[str, Any] | None:
+    return None if config is None else config.model_dump(exclude={"path", *but})
+
+
 def _hashes(folder: Path) -> str:
     return ", ".join(f"{file.name} SHA-256 {file_hash(file)}" for file in weight_files(folder))
 
 
-def _config_hint(spec: TowerSpec, out: Path) -> list[str]:
-    """What to write into a spec where the folder does not tell the config that the tower had."""
-    cls: type[TowerConfig] = registry.config_class(registry.TOWERS, spec.kind)
-    try:
-        told = cls.from_folder(out)
-    except ValueError:
-        told = None
-    unlike = told is None or told.model_dump(exclude={"path", "frame"}) != spec.settings.model_dump(
-        exclude={"path", "frame"}
-    )
-    return [f"the folder does not tell its config; write into the spec: config: {spec.config}"] if unlike else []
+def _keep_tokenizer(run: Path, name: str, folder: Path) -> None:
+    """The run's own tokenizer of the tower's modality, as transformers reads it, where the source had none."""
+    if any((folder / file).exists() for file in ("tokenizer.json", "tokenizer.model")):
+        return
+    tokenizer = RunFolder(run).tokenizer(name)
+    if not isinstance(tokenizer, FileTokenizer):
+        return
+    tokenizer.save(folder / "tokenizer.json")
+    begin, end = (tokenizer.tokenizer.id_to_token(each) for each in (tokenizer.begin, tokenizer.end))
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end}
+    write_json(folder / "tokenizer_config.json", told)
+
+
+def _left_out(zipped: Composition, name: str, out: Path, merge: bool) -> Iterator[str]:
+    """What the folder does not hold."""
+    spec = zipped.spec.towers[name]
+    if (spec.share_with or name) in zipped.model.adapters and not merge:
+        yield "its adapters are left out; --merge adds them into the weights"
+    if spec.extend_vocabulary:
+        yield f"the ids that were added to its vocabulary ({', '.join(spec.extend_vocabulary)}) are left out"
+    if not (out / "config.json").exists():
+        yield f"transformers has no model that computes what kind {spec.kind!r} does; only zippkit reads this folder"

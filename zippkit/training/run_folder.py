@@ -187,6 +187,14 @@ class RunFolder:
         dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
         return {name: dataset.tokenizer(name) for name, known in dataset.fingerprints.items() if known is not None}
 
+    def tokenizer(self, name: str) -> Tokenizer | None:
+        """What turned one modality into tokens; None where it came as plain ids or waveforms, or is not of the data,
+        or where no run is there."""
+        if not self._tokenizers.exists():
+            return None
+        dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
+        return None if dataset.fingerprints.get(name) is None else dataset.tokenizer(name)
+
     def sample_rates(self) -> dict[str, int]:
         """Modalities that were waveforms in the training data, and their samples a second."""
         modalities = read_manifest(self._tokenizers).modalities

@@ -81,7 +81,8 @@ def _write_once(zipped: Composition, name: str, folder: Path, reference: Referen
             if reference is not None:
                 copy_source(reference.source, new)
             else:
-                write_tower(new, zipped.model.tower(name), zipped.spec.towers[name].kind)
+                kind = zipped.spec.towers[name].kind
+                write_tower(new, zipped.model.tower(name), kind, zipped.sources.get(name))
     if reference is not None and sorted(map(file_hash, weight_files(folder))) != sorted(reference.files.values()):
         raise CheckpointError(
             f"{folder}: differs from {reference.source}, of which it is a copy; remove it and start again"

@@ -22,13 +22,14 @@ from zippkit.checkpoint.checkpoint import (
     write_tower,
 )
 from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
-from zippkit.checkpoint.references import Reference, find_references
+from zippkit.checkpoint.references import TOWERS, Reference, find_references
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.model.weights import TOWER_FILE, check_hashes
+from zippkit.model.weights import check_hashes
 from zippkit.plan.graph import build_graph
 from zippkit.plan.parts import MANIFEST
+from zippkit.spec.kinds import TOWER_FILE
 from zippkit.spec.recipe import Phase, Recipe, Task, learning_rates, single_tower
 from zippkit.system.progress import progress
 from zippkit.training.batch_order import Sampler
@@ -69,7 +70,8 @@ def train(recipe: Recipe, out: Path) -> None:
                 alone = compile(single_tower(recipe.spec, name), seed=recipe.seed)
                 own = [tasks[Task((), name)].part(phase.fraction, recipe.seed)]
                 _PhaseRun(f"pretrain.{name}", alone, phase, own, recipe.seed, run, device, stop).finish()
-                write_tower(run.tower(name), alone.model.tower(name), recipe.spec.towers[name].kind)
+                kind = recipe.spec.towers[name].kind
+                write_tower(run.tower(name), alone.model.tower(name), kind, alone.sources.get(name))
                 run.add_seconds(f"pre-train {name}", time.monotonic() - began)
         if run.model.exists():
             _check_model(run)
@@ -180,6 +182,7 @@ class _PhaseRun:
         self.waiting: list[Mapping[str, Tensor | float]] = []
         """Values of the steps since the last line of metrics."""
         self.origins = zipped.origins
+        self.sources = zipped.sources
         saved = run.checkpoints(label)
         # Once is enough: that frozen tensors rest is checked at every save.
         self.references = self._go_on(saved) if saved else find_references(zipped.spec, self.model, zipped.sources)
@@ -206,6 +209,7 @@ class _PhaseRun:
             raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
         self.step = int(checkpoint.extra["step"])
         self.waiting = list(checkpoint.extra.get("waiting", ()))
+        self.sources = checkpoint.sources
         # The proof goes back to the first source, not to this resume.
         self.origins = Origins.from_manifest(checkpoint.extra)
         return checkpoint.references
@@ -217,12 +221,15 @@ class _PhaseRun:
         if self.waiting:
             extra["waiting"] = self.waiting
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
-        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references)
+        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
 
     def _save(self) -> None:
         folder = self.run.checkpoint(self.label, self.step)
         if not folder.exists():
             write_checkpoint(folder, self.checkpoint(), root=self.run.path)
+            # What stands beside a trained tower's weights is taken along from save to save: older ones are dropped.
+            inside = {name: folder / TOWERS / name for name in self.zipped.spec.towers}
+            self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
             self.run.drop_old_checkpoints(self.label)
 
     def finish(self) -> None:

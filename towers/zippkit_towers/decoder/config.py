@@ -107,6 +107,31 @@ class DecoderConfig(TowerConfig):
         except KeyError as error:
             raise ValueError(f"{folder}: config.json has no {error}") from error
 
+    def as_llama(self) -> dict[str, Any]:
+        """The ``config.json`` of the llama that computes the same."""
+        frame = self.frame
+        told = {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.dim,
+            "intermediate_size": self.ffn_width,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_width,
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "rms_norm_eps": self.norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "tie_word_embeddings": self.tied,
+            # Null, because what is left out is llama's own.
+            "bos_token_id": frame and frame.begin,
+            "eos_token_id": frame and frame.end,
+        }
+        return told if self.max_len is None else told | {"max_position_embeddings": self.max_len}
+
     def parameter_names(self) -> list[str]:
         attention = [f"self_attn.{part}_proj.weight" for part in "qkvo"]
         feed_forward = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]

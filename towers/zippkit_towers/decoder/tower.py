@@ -175,6 +175,11 @@ class Decoder(Tower, SharedAttention):
     def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
         return Cache([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
 
+    @classmethod
+    def hugging_face(cls, config: DecoderConfig) -> dict[str, Any] | None:
+        # What is built on a decoder computes something else.
+        return config.as_llama() if cls is Decoder else None
+
     def load_weights(self, path: Path) -> None:
         tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
         if self.config.tied and "lm_head.weight" in tensors:

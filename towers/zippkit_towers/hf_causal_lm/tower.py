@@ -184,6 +184,13 @@ class HfCausalLm(Tower):
     def reorder_cache(self, cache: Slots, rows: Tensor) -> Slots:
         return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
 
+    @classmethod
+    def hugging_face(cls, config: HfCausalLmConfig) -> dict[str, Any]:
+        names = import_module("transformers.models.auto.modeling_auto").MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        told = {"architectures": [names[config.model_type]], **config.model}
+        frame = config.frame
+        return told if frame is None else {"bos_token_id": frame.begin, "eos_token_id": frame.end} | told
+
     def load_weights(self, path: Path) -> None:
         """Fill in the values of a Hugging Face folder (through transformers, so that older names fit), or zippkit's.
 
