@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
+import sys
+
 import pytest
 
 from helpers.surroundings import n_processes, surround
 
 surround()
 
-import torch  # noqa: E402 - it reads the environment as it is imported
+import numpy as np  # noqa: E402 - it reads the environment as it is imported, and so does torch
+import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 # Derandomised: a run of the tests is a check of the code, not a lottery. Raise `max_examples` to go hunting.
@@ -21,6 +25,16 @@ settings.load_profile("zippkit")
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Whatever ran before a test in its process: the same random numbers, and nothing is compiled yet."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.hookimpl(optionalhook=True)

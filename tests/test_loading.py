@@ -6,7 +6,6 @@ import copy
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +147,10 @@ def test_weights_that_are_not_there(file: Path, path: str) -> None:
     assert told.endswith("does not exist; expected a safetensors file or a folder")
 
 
-def test_checking_imports_no_torch_and_answers_at_once(file: Path) -> None:
+def test_checking_imports_no_torch(file: Path) -> None:
     file.write_text(SPEC)
     code = f"import sys, zippkit; zippkit.load_spec({str(file)!r}); assert 'torch' not in sys.modules"
-    began = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert time.monotonic() - began < 5, "a tenth of that on an idle machine"
 
 
 # Words that have broken parsers before, and the spec's own.

@@ -68,7 +68,6 @@ def test_nothing_in_a_step_looks_at_a_value(name: str) -> None:
 @torch._dynamo.config.patch(error_on_recompile=True)
 @pytest.mark.parametrize("name", CASES)
 def test_one_compilation_serves_a_bucket(name: str) -> None:
-    torch._dynamo.reset()
     zipped = compiled_spec(name)
     compiled = torch.compile(zipped.model, fullgraph=True, dynamic=False, backend="eager")
     for seed in range(2):

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from helpers.tiny_experiments import METRICS, evaluations, experiment
-from helpers.tiny_runs import command, spec, zippkit
+from helpers.tiny_runs import spec, zippkit
 from zippkit.composition import load
 from zippkit.errors import ZippkitError
+from zippkit.evaluation.evaluate import evaluate
+from zippkit.experiment import runner
 from zippkit.experiment.cli import lay_out_all, run_experiments
 from zippkit.experiment.runner import run_all, tasks_of
 from zippkit.experiment.store import Store
@@ -90,21 +92,38 @@ def test_pre_trained_towers_are_shared_and_change_nothing(tmp_path: Path, capsys
         assert evaluations(tmp_path / job.cell)[job.key] == evaluations(tmp_path / "shared")[job.key]
 
 
+def killed_at_evaluation(number: int, folder: Path, out: Path) -> bool:
+    """Run the grid in a child that is killed when it is about to evaluate so many a run; whether it was."""
+    child = os.fork()
+    if child == 0:
+        try:
+            begun = 0
+
+            def evaluate_or_die(*arguments: Any) -> Any:
+                nonlocal begun
+                begun += 1
+                if begun == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return evaluate(*arguments)
+
+            runner.evaluate = evaluate_or_die
+            run_experiments(folder, None, "cpu", out)
+        finally:
+            os._exit(1)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def test_a_killed_grid_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = experiment(tmp_path, cells={"short": {"label": "S"}, "long": {"label": "L", "set": {"train.steps": 20}}})
     run_experiments(folder, None, "cpu", tmp_path / "whole")
     out = tmp_path / "killed"
-    process = subprocess.Popen(command("experiment", folder, "-o", out), stderr=subprocess.DEVNULL)
-    while not (done := list((out / "cells").glob("*.json"))) and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
-    assert 0 < len(evaluations(out)) < 4
-    written = {file: file.stat().st_mtime_ns for file in done}
+    assert killed_at_evaluation(3, folder, out), "it ended before it was killed"
+    assert len(evaluations(out)) == 2
+    written = {file: file.stat().st_mtime_ns for file in (out / "cells").glob("*.json")}
     again = zippkit("experiment", folder, "-o", out)
     assert again.returncode == 0
-    assert f"{len(written)} are done already" in again.stderr
-    assert {file: file.stat().st_mtime_ns for file in done} == written
+    assert "2 are done already" in again.stderr
+    assert {file: file.stat().st_mtime_ns for file in written} == written
     assert evaluations(out) == evaluations(tmp_path / "whole")
     assert len(evaluations(out)) == 4
     assert (out / "index.html").exists()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import atexit
+import io
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import pytest
 import yaml
 
+from zippkit.cli import main
 from zippkit.composition import load
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.data.text import train_words
@@ -88,13 +93,27 @@ def tiny_recipe(folder: Path, train: dict[str, Any] | None = None, **more: Any) 
 
 
 def command(*arguments: str | Path) -> list[str]:
-    """The command line that runs zippkit in a process of its own."""
+    """The command line that runs zippkit in a process of its own, which takes seconds to import what it needs."""
     return [sys.executable, "-c", "from zippkit.cli import main; main()", *map(str, arguments)]
 
 
 def zippkit(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    """Run the command line in this process; an exception that it lets through fails the test.
+
+    Returns:
+        what a process of its own would have returned and printed.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    words = ["zippkit", *map(str, arguments)]
+    with (
+        patch.object(sys, "argv", words),
+        chdir(cwd or Path.cwd()),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def saved(run: Path, phase: str = "train") -> dict[str, Any]:

@@ -60,7 +60,6 @@ def test_fake_tensors_notice_a_look_at_a_value() -> None:
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_one_compilation_serves_every_step_of_a_bucket() -> None:
     """Forward and loss as one graph, with weights and rates that change, against steps without a compiler."""
-    torch._dynamo.reset()
     plain, compiled = small(), small()
     plain_optimizer, plain_step = prepared(plain)
     optimizer, _ = prepared(compiled)
@@ -78,7 +77,6 @@ def test_one_compilation_serves_every_step_of_a_bucket() -> None:
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_the_loss_is_one_graph_for_every_batch_of_a_bucket() -> None:
-    torch._dynamo.reset()
     zipped = small()
     compiled = torch.compile(loss, fullgraph=True, dynamic=False, backend="aot_eager")
     numbers = torch.Generator().manual_seed(0)
