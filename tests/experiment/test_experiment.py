@@ -207,7 +207,7 @@ def test_a_run_is_done_once_what_it_failed_at_is_no_longer_asked(tmp_path: Path)
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     with (
         Store(tmp_path).locked(),
-        pytest.raises(ZippkitError, match="another process"),
+        pytest.raises(ZippkitError, match="runs experiments there"),
         Store(tmp_path).locked(),
     ):
         pass
