@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -13,60 +15,25 @@ from zippkit.errors import did_you_mean
 from zippkit.spec.kinds import Frame, TowerConfig, read_json
 from zippkit_towers.hf_folder import WEIGHTS, local_folder
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Rotary embeddings whose angles depend on a token's position alone, not on the longest one that has been seen."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """One ``model_type``: what its modules and its config's keys are called."""
-
-    base: str = "model"
-    embedding: str = "embed_tokens"
-    layers: str = "layers"
-    norm: str = "norm"
-    cache: str = "past_key_values"
-    rotary: bool = True
-    positions: str = ""
-    """Learned embedding of positions, where there is one."""
-    dim: str = "hidden_size"
-    n_layers: str = "num_hidden_layers"
-    max_len: str = "max_position_embeddings"
-    n_heads: str = "num_attention_heads"
-    n_kv_heads: str = "num_key_value_heads"
-    """Empty where every query head has key and value of its own."""
-    refused: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Settings that are not run, by key."""
-
-
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(
-        (
-            *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
-            *("gemma", "gemma2", "granite", "phi3", "olmo2", "smollm3"),
-        ),
-        Family(),
-    ),
-    "gemma3_text": Family(refused={"use_bidirectional_attention": (True,)}),
-    "gpt2": Family(
-        base="transformer",
-        embedding="wte",
-        layers="h",
-        norm="ln_f",
-        rotary=False,
-        positions="wpe",
-        dim="n_embd",
-        n_layers="n_layer",
-        max_len="n_positions",
-        n_heads="n_head",
-        n_kv_heads="",
-        refused={"add_cross_attention": (True,)},
-    ),
-    "gpt_neox": Family(
-        base="gpt_neox", embedding="embed_in", norm="final_layer_norm", cache="layer_past", n_kv_heads=""
-    ),
+DIMS = ("hidden_size", "n_embd", "d_model", "dim")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
+"""What configs call the width, the number of layers and the longest sequence; the first that is there counts."""
+KNOWN = (
+    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "granite"),
+    *("phi3", "olmo2", "smollm3", "gpt2", "gpt_neox"),
+)
+"""Families that are tested one by one; any other is run if it is exact (`zippkit_towers.hf_causal_lm.parity`)."""
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "use_bidirectional_attention": (True, "all"),
+    "add_cross_attention": (True,),
+    "is_encoder_decoder": (True,),
 }
-
+"""Settings of models that are no decoders."""
 _DESCRIBES_NOTHING = ("_name_or_path", "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map")
 
 
@@ -114,10 +81,6 @@ class HfCausalLmConfig(TowerConfig):
     def model_type(self) -> str:
         return str(self.model["model_type"])
 
-    @property
-    def family(self) -> Family:
-        return FAMILIES[self.model_type]
-
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         if not (folder / "config.json").exists():
@@ -139,11 +102,11 @@ def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
     if model.get("model_type") == "gemma3" and isinstance(model.get("text_config"), dict):
         model = {**model["text_config"], "model_type": "gemma3_text"}
     name = model.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = did_you_mean(str(name), FAMILIES)
-        raise ValueError(f"{where} holds a {name!r} model, which kind `hf_causal_lm` does not run{known}")
-    family = FAMILIES[name]
-    for key, values in family.refused.items():
+    known = known_to_transformers()
+    if not isinstance(name, str) or (known and name not in known):
+        near = did_you_mean(str(name), known or KNOWN)
+        raise ValueError(f"{where} holds a {name!r} model, which transformers knows no decoder of{near}")
+    for key, values in REFUSED.items():
         if model.get(key) in values:
             raise ValueError(f"{where}: {key} is {model[key]!r}, which kind `hf_causal_lm` does not run")
     if model.get("quantization_config"):
@@ -152,15 +115,16 @@ def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
             "a folder of plain ones"
         )
     _check_rope(model, where)
-    sizes = {key: _number(model, getattr(family, key), where) for key in ("dim", "n_layers")}
+    sizes = {key: _number(model, names, where) for key, names in (("dim", DIMS), ("n_layers", LAYERS))}
     told: dict[str, Any] = {
         # An explicit null says something else than a missing key, for which transformers has its own default.
         "model": {key: value for key, value in model.items() if key not in _DESCRIBES_NOTHING},
-        "vocab_size": _number(model, "vocab_size", where),
+        "vocab_size": _number(model, ("vocab_size",), where),
         **sizes,
     }
-    if type(model.get(family.max_len)) is int:
-        told["max_len"] = model[family.max_len]
+    longest = next((model[key] for key in LENGTHS if type(model.get(key)) is int), None)
+    if longest is not None:
+        told["max_len"] = longest
     begin, end = (_first(model.get(key)) for key in ("bos_token_id", "eos_token_id"))
     if begin is not None and end is not None:
         told["frame"] = Frame(begin=begin, end=end)
@@ -184,11 +148,27 @@ def _check_rope(model: Mapping[str, Any], where: str) -> None:
                 )
 
 
-def _number(model: Mapping[str, Any], key: str, where: str) -> int:
+def _number(model: Mapping[str, Any], names: Sequence[str], where: str) -> int:
+    """The setting that goes by one of these names."""
+    key = next((name for name in names if model.get(name) is not None), names[0])
     value = model.get(key)
     if type(value) is not int or value < 1:
         raise ValueError(f"{where}: {key} is {value!r}; expected a whole number above 0")
     return value
+
+
+@cache
+def known_to_transformers() -> frozenset[str]:
+    """Every ``model_type`` of which the installed transformers has a decoder; read from its source, because to import
+    it takes seconds. Empty where there is none, or none that can be read so."""
+    package = find_spec("transformers")
+    places = package.submodule_search_locations if package else None
+    file = Path(next(iter(places or ("",)))) / "models" / "auto" / "modeling_auto.py"
+    try:
+        _, found, rest = file.read_text(encoding="utf-8").partition("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
+    except OSError:
+        return frozenset()
+    return frozenset(re.findall(r'\(\s*"([^"]+)",\s*"', rest.partition("\n)")[0])) if found else frozenset()
 
 
 def _first(ids: Any) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
@@ -24,83 +25,122 @@ TOLERANCE = 1e-4
 
 
 @torch.no_grad()
-def check_parity(tower: HfCausalLm) -> None:
-    """Two rows of tokens, at once and part by part, against transformers' own forward on the same weights; where
-    layers have a sliding window, again with a small one, so that the rows are longer than it.
+def check_parity(tower: HfCausalLm) -> float:
+    """Two rows of tokens against transformers' own forward on the same weights: at once, in training mode, at the last
+    positions that there are, and with a cache, the rows at different places; where layers have a sliding window, again
+    with a small one, so that the rows are longer than it.
+
+    Returns:
+        The largest difference, relative to the largest logit.
 
     Raises:
         CheckpointError: they differ, or the model cannot be run layer by layer.
     """
     if any(p.is_meta for p in tower.parameters()):
-        return
+        return 0.0
     training, windows = tower.training, tower.windows
     try:
         tower.eval()
-        _compare(tower, {})
+        gap = _compare(tower, {})
         if any(window is not None for window in windows):
             tower.windows = [window and WINDOW for window in windows]
-            _compare(tower, {"sliding_window": WINDOW})
+            gap = max(gap, _compare(tower, {"sliding_window": WINDOW}))
     except ZippkitError:
         raise
     except Exception as error:
         # Transformers' own modules run here, on settings that nobody has checked.
-        raise CheckpointError(f"a {tower.config.model_type!r} model cannot be run layer by layer: {error}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise CheckpointError(f"a {tower.config.model_type!r} model cannot be run layer by layer ({why})") from error
     finally:
         tower.windows = windows
         tower.train(training)
+    return gap
 
 
-def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> None:
+def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> float:
     device = next(tower.parameters()).device
-    n = min(LENGTH, tower.config.max_len or LENGTH)
+    longest = tower.config.max_len or LENGTH
+    n = min(LENGTH, longest)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(tower.config.vocab_size or 1, (2, n), generator=generator).to(device)
-    expected = own_forward(tower, tokens, changes)
-    for what, found in (("at once", _at_once(tower, tokens)), ("part by part", _cached(tower, tokens))):
-        gap = float((found - expected).abs().max())
-        # Written so that NaN is refused.
-        if not gap <= TOLERANCE * max(1.0, float(expected.abs().max())):
-            raise CheckpointError(
-                f"a {tower.config.model_type!r} model, run layer by layer ({what}"
-                f"{', past its window' if changes else ''}), differs by {gap:.2g} from transformers' own forward; "
-                "it would run wrong, so it is not run"
-            )
+    near, far = TowerBatch.alone(tokens), _at_the_end(tokens, longest)
+    own = own_model(tower, changes)
+    expected = own(tokens, use_cache=False).logits
+    shorter = own(tokens[:, : (n + 1) // 2], use_cache=False).logits
+    if float((expected[:, : shorter.shape[1]] - shorter).abs().max()) > TOLERANCE * float(expected.abs().max()):
+        raise CheckpointError(
+            f"a {tower.config.model_type!r} model looks ahead in its own forward, so it is no decoder"
+        )
+    tries = [("at once", expected, tower_logits(tower, near)), ("part by part", expected, _cached(tower, near))]
+    if not changes:
+        tower.train()
+        tries.append(("in training mode", expected, tower_logits(tower, near)))
+        tower.eval()
+        if "position_ids" in inspect.signature(own.forward).parameters:
+            last = own(tokens, position_ids=far.places, use_cache=False).logits
+            tries.append(("at its last positions", last, tower_logits(tower, far)))
+    return max(_gap(tower, f"{what}{', past its window' if changes else ''}", *pair) for what, *pair in tries)
 
 
-def own_forward(tower: HfCausalLm, tokens: Tensor, changes: dict[str, Any]) -> Tensor:
-    """Logits (B, T, V) of transformers' own model, made of its config as it stands, but for ``changes``, and of the
+def _at_the_end(tokens: Tensor, longest: int) -> TowerBatch:
+    batch = TowerBatch.alone(tokens)
+    return replace(batch, places=batch.places + longest - tokens.shape[1])
+
+
+def _gap(tower: HfCausalLm, what: str, expected: Tensor, found: Tensor) -> float:
+    gap = float((found - expected).abs().max())
+    largest = max(1.0, float(expected.abs().max()))
+    # Written so that NaN is refused.
+    if not gap <= TOLERANCE * largest:
+        raise CheckpointError(
+            f"a {tower.config.model_type!r} model, run layer by layer ({what}), differs by {gap:.2g} from "
+            "transformers' own forward; it would run wrong, so it is not run"
+        )
+    return gap / largest
+
+
+def own_model(tower: HfCausalLm, changes: dict[str, Any]) -> Any:
+    """Transformers' own model, made of its config as it stands, but for ``changes``, and of the
     tower's weights."""
     hf = own_config(tower.config, tower.folder)
     for key, value in changes.items():
         setattr(hf, key, value)
     with torch.device("meta"):
         whole = whole_model(tower.config, hf)
-    if windows_of(whole.config) != tower.windows:
-        raise ValueError(f"its windows are {windows_of(whole.config)}, expected {tower.windows}")
-    base = getattr(whole, tower.config.family.base)
-    for name, module in getattr(tower, tower.config.family.base).named_children():
-        setattr(base, name, module)
-    embedding = getattr(base, tower.config.family.embedding)
-    if whole.config.tie_word_embeddings:
-        whole.lm_head.weight = embedding.weight
-    else:
-        whole.lm_head = tower.lm_head
-    logits: Tensor = whole.eval()(tokens, use_cache=False).logits
-    return logits
+    windows = windows_of(whole.config, tower.config.n_layers)
+    if windows != tower.windows:
+        raise ValueError(f"its windows are {windows}, expected {tower.windows}")
+    _lend(tower, whole, tower.parts.base)
+    if tower.tied:
+        whole.get_submodule(tower.parts.head).weight = tower.part("embedding").weight
+    return whole.eval()
 
 
-def _at_once(tower: HfCausalLm, tokens: Tensor) -> Tensor:
-    return tower_logits(tower, TowerBatch.alone(tokens))
+def _lend(own: nn.Module, whole: nn.Module, base: str) -> None:
+    """Give a whole model the modules of the tower, but not its base, whose own forward is what is asked."""
+    inside, _, further = base.partition(".")
+    for name, tensor in (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False)):
+        setattr(whole, name, tensor)
+    for name, module in own.named_children():
+        if name == inside:
+            _lend(module, getattr(whole, name), further)
+        else:
+            setattr(whole, name, module)
 
 
-def _cached(tower: HfCausalLm, tokens: Tensor) -> Tensor:
-    """A first half at once, four tokens one by one, and the rest at once."""
-    whole, n = TowerBatch.alone(tokens), tokens.shape[1]
-    cache, found = tower.new_cache(len(tokens), n), []
-    for start, stop in pairwise(sorted({0, *range(n // 2, min(n // 2 + 5, n)), n})):
-        part = whole.part(slice(start, stop))
-        hidden, context = tower.start(part, cache_mask(part.positions, stop), cache)
+def _cached(tower: HfCausalLm, whole: TowerBatch) -> Tensor:
+    """Logits (B, T, V) with a cache: a first half at once, then one by one, each row one token behind the last."""
+    n_rows, n = whole.tokens.shape
+    rows = torch.arange(n_rows, device=whole.tokens.device)[:, None]
+    cache, found = tower.new_cache(n_rows, n), None
+    first = torch.arange(n // 2, device=rows.device).expand(n_rows, -1)
+    steps = [(step - rows).clamp(min=0, max=n - 1) for step in range(n // 2, n + n_rows - 1)]
+    for at in (first, *steps) if n > 1 else steps:
+        part = whole.mapped(lambda column, at=at: column.gather(1, at))  # type: ignore[misc]
+        hidden, context = tower.start(part, cache_mask(part.positions, int(at.max()) + 1), cache)
         for index in range(tower.config.n_layers):
             hidden = tower.layer(index, hidden, context)
-        found.append(tower.head(hidden))
-    return torch.cat(found, dim=1)
+        logits = tower.head(hidden)
+        found = logits.new_zeros(n_rows, n, logits.shape[-1]) if found is None else found
+        found[rows, at] = logits
+    return cast("Tensor", found)

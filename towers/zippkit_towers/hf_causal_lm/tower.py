@@ -2,13 +2,14 @@
 
 Transformers' own modules do the work; what stands between them in its ``forward`` is done here: embedding scales,
 rotary angles for each type of layer, sliding windows, caps and scales of logits. Whether that is done right is checked
-against the model's own ``forward`` whenever one is built (`hf_causal_lm_parity`). Parameters carry the names of the
-model's checkpoint.
+against the model's own ``forward`` whenever one is built (`zippkit_towers.hf_causal_lm.parity`). Parameters carry the
+names of the model's checkpoint.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
@@ -25,11 +26,20 @@ from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.tower import Tower
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.parts import find_parts
 
 TOKEN_BY_TOKEN = "zippkit_token_by_token"
 """How experts are run where bits are compared, by the name under which transformers finds it."""
-_RANDOM = ("dropout", "pdrop", "jitter_noise")
-"""Ends of the names of settings that make training random; a tower gives the same for the same inputs."""
+_RANDOM = ("dropout", "pdrop", "jitter")
+"""In the names of settings that make training random; a tower gives the same for the same inputs."""
+
+_SPARSE = re.compile(r"^index_|^block_size$|(?<=[a-z])_(window|chunk|local)(_|$)|^(window|chunk|local)_")
+_NOT_SPARSE = (
+    *("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"),
+    "prefix_dense_sliding_window_pattern",
+    *("use_sliding_window", "chunk_size_feed_forward", "num_local_experts"),
+)
+"""Settings with such names that are run, or that are about something else than attention."""
 
 
 @dataclass
@@ -49,7 +59,11 @@ class Slots:
         at = cast("Tensor", self.positions)
         rows = torch.arange(len(at), device=at.device)[:, None]
         found = []
-        for store, new in ((self.keys[layer_idx], key), (self.values[layer_idx], value)):
+        for stores, new in ((self.keys, key), (self.values, value)):
+            store = stores[layer_idx]
+            if store.shape[1] != new.shape[1] or store.shape[3] != new.shape[3]:
+                # This layer's heads are not those of the config; nothing has been written yet.
+                store = stores[layer_idx] = new.new_zeros(len(store), new.shape[1], store.shape[2], new.shape[3])
             store.transpose(1, 2)[rows, at] = new.transpose(1, 2).to(store)
             found.append(store[:, :, : self.n_slots])
         return found[0], found[1]
@@ -68,7 +82,7 @@ class Context:
 
 
 class HfCausalLm(Tower):
-    """Any causal language model of the known families (`hf_causal_lm_config.FAMILIES`)."""
+    """Any causal language model of transformers whose layers can be run one by one, exactly."""
 
     Config = HfCausalLmConfig
     made_by_weights = True
@@ -80,19 +94,24 @@ class HfCausalLm(Tower):
         """The Hugging Face folder that the weights are of; whose config.json the tower is compared by (`check`)."""
         whole = whole_model(config)
         self.hf: Any = whole.config
+        self.parts = find_parts(whole, config.n_layers)
         self._take(whole)
         self.eager = self.hf._attn_implementation == "eager"
-        self.windows = windows_of(self.hf)
+        self.windows = windows_of(self.hf, config.n_layers)
+        refuse_sparse(self.hf)
 
     def _take(self, whole: Any) -> None:
-        """Make the modules of a whole model this tower's own."""
-        base = self.config.family.base
-        self.add_module(base, getattr(whole, base))
-        if not self.hf.tie_word_embeddings:
-            self.lm_head = whole.lm_head
+        """Make the modules of a whole model this tower's own; not a head that is nothing but the embedding's weight."""
+        head = whole.get_submodule(self.parts.head)
+        tied = getattr(head, "weight", None) is whole.get_submodule(self.parts.embedding).weight
+        self.tied = tied and isinstance(head, nn.Linear) and head.bias is None
+        for name, child in whole.named_children():
+            if not (self.tied and name == self.parts.head):
+                self.add_module(name, child)
 
-    def _base(self, name: str) -> Any:
-        return getattr(getattr(self, self.config.family.base), name)
+    def part(self, name: str) -> Any:
+        """A module by the field of `Parts` that names it."""
+        return self.get_submodule(getattr(self.parts, name))
 
     def check(self) -> None:
         from zippkit_towers.hf_causal_lm.parity import check_parity
@@ -103,7 +122,8 @@ class HfCausalLm(Tower):
         """Tokens of a whole batch that take one expert share a product, so a token's last bits depend on the others."""
         experts: list[Any] = [module for module in self.modules() if hasattr(module, "_is_expert_parallel")]
         if not experts:
-            return ""
+            many = max(map(self._size, ("num_local_experts", "num_experts", "n_routed_experts")))
+            return "experts that multiply all rows at once, whose last bits depend on each other" if many > 1 else ""
         interface = import_module("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS
         interface.register(TOKEN_BY_TOKEN, _token_by_token)
         for module in experts:
@@ -111,21 +131,27 @@ class HfCausalLm(Tower):
         return "its experts token by token"
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
-        family = self.config.family
-        hidden = self._base(family.embedding)(inputs.tokens) * getattr(self.hf, "embedding_multiplier", 1.0)
+        hidden = self.part("embedding")(inputs.tokens) * self._scale("embedding_multiplier")
         angles: dict[str, Any] = {}
-        if family.rotary:
-            by_type = self.config.model_type == "gemma3_text"
-            for kind in set(self._kinds()) if by_type else {""}:
-                more = (kind,) if by_type else ()
-                angles[kind] = self._base("rotary_emb")(hidden, inputs.places, *more)
+        if self.parts.rotary:
+            rotary = self.part("rotary")
+            for kind in set(self._kinds()):
+                angles[kind] = rotary(hidden, inputs.places, *((kind,) if kind else ()))
         if cache is not None:
             cache.positions, cache.n_slots = inputs.positions, cast("Tensor", mask).shape[-1]
         masks = {window: self._mask(mask, window, inputs, hidden) for window in set(self.windows)}
-        return self.placed(hidden, inputs), Context(masks, angles, inputs.places, cache)
+        hidden = self.placed(hidden, inputs)
+        if self.parts.embedding_norm:
+            hidden = self.part("embedding_norm")(hidden)
+        return hidden, Context(masks, angles, inputs.places, cache)
+
+    def _scale(self, name: str) -> float:
+        return float(getattr(self.hf, name, None) or 1.0)
 
     def _kinds(self) -> list[str]:
-        return list(getattr(self.hf, "layer_types", None) or [])
+        """For each layer, what its rotary angles are asked for by."""
+        kinds = getattr(self.hf, "layer_types", None) if self.parts.angles_by_kind else None
+        return list(kinds) if kinds else [""] * self.config.n_layers
 
     def _mask(self, mask: Tensor | None, window: int | None, inputs: TowerBatch, hidden: Tensor) -> Tensor | None:
         """(B, 1, T, S) of one kind of layer: bool, or what is added to the scores where attention is eager."""
@@ -143,43 +169,64 @@ class HfCausalLm(Tower):
         return mask[:, None]
 
     def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
-        family = self.config.family
-        if not family.positions:
+        if not self.parts.positions:
             return states
-        learned = self._base(family.positions)
-        # Padding counts on, past the last position that there is.
-        moved: Tensor = states + learned(inputs.places.clamp(max=learned.num_embeddings - 1))
+        learned = self.part("positions")
+        # OPT and its kin leave the first rows of the table to padding; and padding counts on, past the last position.
+        at = inputs.places + getattr(learned, "offset", 0)
+        moved: Tensor = states + F.embedding(at.clamp(max=learned.num_embeddings - 1), learned.weight)
         return moved
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
-        family, given = self.config.family, {}
-        if family.rotary:
-            kind = self._kinds()[index] if self.config.model_type == "gemma3_text" else ""
-            given = {"position_embeddings": context.angles[kind], "position_ids": context.positions}
+        known: dict[str, Any] = {
+            "attention_mask": context.masks[self.windows[index]],
+            "position_ids": context.positions,
+            "use_cache": context.cache is not None,
+        }
+        if self.parts.rotary:
+            known["position_embeddings"] = context.angles[self._kinds()[index]]
+        known["alibi"] = None
+        given = {name: value for name, value in known.items() if name in self.parts.takes}
         if context.cache is not None:
-            given |= {family.cache: context.cache, "use_cache": True}
-        out: Tensor = self._base(family.layers)[index](
-            hidden, attention_mask=context.masks[self.windows[index]], **given
-        )
-        return out
+            given[self.parts.cache] = context.cache
+        out = self.part("layers")[index](hidden, **given)
+        states: Tensor = out[0] if isinstance(out, tuple) else out
+        return states
 
     def head(self, hidden: Tensor) -> Tensor:
-        family = self.config.family
-        hidden = self._base(family.norm)(hidden)
-        tied = self.hf.tie_word_embeddings
-        logits: Tensor = F.linear(hidden, self._base(family.embedding).weight) if tied else self.lm_head(hidden)
-        logits = logits / getattr(self.hf, "logits_scaling", 1.0)
+        if self.parts.norm:
+            hidden = self.part("norm")(hidden)
+        logits: Tensor = F.linear(hidden, self.part("embedding").weight) if self.tied else self.part("head")(hidden)
+        logits = logits * self._scale("logit_scale") / self._scale("logits_scaling")
         cap = getattr(self.hf, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def new_cache(self, batch_size: int, max_len: int) -> Slots:
-        family = self.config.family
-        n_heads = getattr(self.hf, family.n_heads)
-        n_kv = getattr(self.hf, family.n_kv_heads or family.n_heads, None) or n_heads
-        width = getattr(self.hf, "head_dim", None) or self.config.dim // n_heads
-        like = self._base(family.norm).weight
-        shape, layers = (batch_size, n_kv, max_len, width), range(self.config.n_layers)
-        return Slots([like.new_zeros(shape) for _ in layers], [like.new_zeros(shape) for _ in layers])
+        like = self.part("embedding").weight
+        slots = [like.new_zeros(batch_size, n, max_len, width) for n, width in self._cached() for _ in self.windows]
+        return Slots(slots[: self.config.n_layers], slots[self.config.n_layers :])
+
+    def _cached(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Heads and width of keys, and of values; where a layer has others, its slots are made anew when it writes."""
+        n_heads = self._size("num_attention_heads") or 1
+        if self._size("kv_lora_rank"):
+            # Multi-head latent attention (arXiv 2405.04434).
+            key_width = self._size("qk_nope_head_dim") + self._size("qk_rope_head_dim")
+            return (n_heads, key_width), (n_heads, self._size("v_head_dim"))
+        shape = (
+            self._size("num_key_value_heads") or n_heads,
+            self._size("head_dim") or self.config.dim // n_heads,
+        )
+        return shape, shape
+
+    def _size(self, name: str) -> int:
+        """A whole number among transformers' settings; 0 where there is none."""
+        try:
+            found = getattr(self.hf, name, None)
+        except Exception:
+            # Some configs have one for each layer, and refuse to tell one for all.
+            return 0
+        return found if type(found) is int else 0
 
     def reorder_cache(self, cache: Slots, rows: Tensor) -> Slots:
         return Slots([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
@@ -265,7 +312,7 @@ def hf_config(config: HfCausalLmConfig) -> Any:
     with _told_as_one(config):
         hf = _for_model(config)
     for key, value in vars(hf).items():
-        if key.endswith(_RANDOM) and value:
+        if isinstance(value, float) and any(part in key for part in _RANDOM):
             setattr(hf, key, 0.0)
     return hf
 
@@ -322,9 +369,29 @@ def _for_model(config: HfCausalLmConfig) -> Any:
     return _transformers().AutoConfig.for_model(**copy.deepcopy(config.model))
 
 
-def windows_of(hf: Any) -> list[int | None]:
-    """The sliding window of each layer; None where it sees everything."""
+def refuse_sparse(hf: Any) -> None:
+    """Refuse what limits attention in a way of its own: rows as short as those of the check would not show it.
+
+    Raises:
+        CheckpointError: names the setting.
+    """
+    for key, value in vars(hf).items():
+        if _SPARSE.search(key) and key not in _NOT_SPARSE and value and value is not True:
+            raise CheckpointError(
+                f"a {hf.model_type!r} model limits its attention by {key} ({str(value)[:40]}), which is not run"
+            )
+
+
+def windows_of(hf: Any, n_layers: int) -> list[int | None]:
+    """The sliding window of each layer; None where it sees everything.
+
+    Raises:
+        CheckpointError: layers of a kind that is not run.
+    """
     window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if kinds is None:
-        return [window] * hf.num_hidden_layers
+    if not kinds:
+        return [window] * n_layers
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise CheckpointError(f"a {hf.model_type!r} model has layers of kind {', '.join(unknown)}, which are not run")
     return [window if kind == "sliding_attention" else None for kind in kinds]

@@ -140,7 +140,7 @@ def _units(tokens: TowerBatch) -> list[int]:
 def _demand(model: ZippedModel, trial: Trial) -> None:
     violation = _violation(model, trial)
     if violation is not None:
-        raise RefutedError(_first_violation(model, trial) or violation)
+        raise RefutedError(f"{_first_violation(model, trial) or violation}{kept_apart(model)}")
 
 
 def _violation(model: ZippedModel, trial: Trial, plan: Plan | None = None) -> str | None:
