@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from helpers.compositions import SPEC
 from zippkit.errors import SpecError, ZippkitError
-from zippkit.loading import load_spec
+from zippkit.loading import check_spec, load_spec
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +65,7 @@ colour: red
 """
     assert problems(file, text) == [
         "FILE:1: name: string should match pattern '^[a-z][a-z0-9_]*$', got 'Tiny'",
+        "FILE:4: towers.text.kind: no tower of kind 'decodr' is registered; did you mean 'decoder'?",
         "FILE:5: towers.text.freeze: expected true, false, or a mapping of name patterns to `freeze`, `train` or "
         "`lora`, got 'yes please'",
         "FILE:8: towers.speech.config.n_haeds: unknown key 'n_haeds'; did you mean 'n_heads'?",
@@ -115,6 +117,136 @@ links:
     ]
 
 
+def test_problems_of_every_kind_are_told_at_once(file: Path) -> None:
+    text = """\
+name: tiny
+towers:
+  text:
+    kind: decoder
+    config: {vocab_size: 20, dim: 16, n_layers: 4, n_heads: 2}
+    frame: {begin: 18, end: 19}
+    freeze: maybe
+    lora: {pattern: nothing.like.this}
+  speech:
+    kind: decoder
+    kind: decodr
+    config: {vocab_size: 30, dim: 24, n_layers: 6, n_heads: 2}
+    frame: {begin: 28, end: 90}
+  image:
+    kind: decoder
+    config: {vocab_size: 30, dim: !!int wide, n_layers: 6, n_heads: 2}
+    frame: {begin: 28, end: 29}
+  Video: {share_with: text}
+links:
+  - {kind: gated_cross_attention, from: speech, into: text, every: 9, projection: {depth: 0}, name: 3}
+  - {kind: gated_cross_attention, from: speech, into: text, evry: 3, config: {n_heads: 7}}
+  - {kind: gated_cross_attention, from: Video, into: speach, every: 1}
+  - {kind: gated_cross_attention, from: image, into: text, every: 1, name: up, clock: never}
+  - {kind: gated_cross_attention, from: text, into: image, every: 1, name: down, clock: sync}
+  - 5
+contrastive:
+  - {from: text}
+"""
+    assert problems(file, text) == [
+        "FILE:7: towers.text.freeze: expected true, false, or a mapping of name patterns to `freeze`, `train` or "
+        "`lora`, got 'maybe'",
+        "FILE:11: towers.speech.kind: duplicate key 'kind', first given on line 10; keep one of them",
+        "FILE:13: towers.speech.frame: id 90 is outside the vocabulary; expected less than 30",
+        "FILE:16: towers.image.config.dim: not a value that YAML knows (invalid literal for int() with base 10: "
+        "'wide')",
+        "FILE:18: towers.Video: string should match pattern '^[a-z][a-z0-9_]*$', got 'Video'",
+        "FILE:20: links[0].every: got 9, but 'text' has only 4 layers",
+        "FILE:20: links[0].name: expected a valid string, got 3",
+        "FILE:20: links[0].projection.depth: expected greater than or equal to 1, got 0",
+        "FILE:21: links[1].config: n_heads 7 does not divide the target's width 16",
+        "FILE:21: links[1].evry: unknown key 'evry'; did you mean 'every'?",
+        "FILE:22: links[2].into: no tower is called 'speach'; did you mean 'speech'?",
+        "FILE:23: links[3].clock: expected 'turns' or 'sync', got 'never'",
+        "FILE:25: links[5]: expected a mapping, got 5",
+        "FILE:27: contrastive[0].into: required key 'into' is missing",
+    ]
+
+
+MISTAKES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "name": (("name",), "Tiny"),
+    "unknown key": (("colour",), "red"),
+    "tower's kind": (("towers", "image", "kind"), "decodr"),
+    "tower's type": (("towers", "image", "input_projection"), 5),
+    "config's type": (("towers", "text", "config", "n_layers"), "four"),
+    "config's shape": (("towers", "speech", "config", "n_heads"), 7),
+    "frame's type": (("towers", "video", "frame", "end"), -1),
+    "freeze rule": (("towers", "video", "freeze"), {"nothing": "freeze"}),
+    "weights": (("towers", "image", "weights"), "nowhere"),
+    "link's name": (("links", 0, "from"), "speach"),
+    "link's type": (("links", 1, "every"), -1),
+    "link's key": (("links", 2, "projection", "depht"), 1),
+    "link's depth": (("links", 3, "every"), 9),
+    "link's shape": (("links", 4, "config", "n_heads"), 5),
+    "no link": (("links", 5), "x"),
+    "contrast": (("contrastive", 0, "source_depth"), 99),
+}
+
+
+def several() -> dict[str, Any]:
+    """Four towers and six links, in which the mistakes do not touch each other."""
+    config = {"vocab_size": 30, "dim": 24, "n_layers": 4, "n_heads": 2}
+    one = {"kind": "decoder", "config": config, "frame": {"begin": 28, "end": 29}}
+    towers = {name: copy.deepcopy(one) for name in ("text", "speech", "image", "video", "smell", "touch")}
+    ends = [("speech", "smell"), ("image", "smell"), ("video", "smell"), ("smell", "touch"), ("touch", "smell")]
+    links = [
+        {"kind": "gated_cross_attention", "from": a, "into": b, "every": 2, "config": {"n_heads": 2}, "projection": {}}
+        for a, b in [*ends, ("smell", "video")]
+    ]
+    contrasts = [{"from": "smell", "into": "touch", "source_depth": 1}]
+    return {"name": "tiny", "towers": towers, "links": links, "contrastive": contrasts}
+
+
+def broken(*mistakes: str) -> set[Any]:
+    """What is told about the spec with some mistakes in it."""
+    data = several()
+    for name in mistakes:
+        (*around, last), value = MISTAKES[name]
+        inside: Any = data
+        for part in around:
+            inside = inside.setdefault(part, {}) if isinstance(inside, dict) else inside[part]
+        inside[last] = value
+    return set(check_spec(data)[1])
+
+
+def test_two_mistakes_are_told_as_each_alone() -> None:
+    """In one wave, and nothing follows from the one that the other alone would not have brought."""
+    assert broken() == set()
+    alone = {name: broken(name) for name in MISTAKES}
+    for name, found in alone.items():
+        assert len(found) == 1, name
+        assert {where[:2] for where, _ in found} == {MISTAKES[name][0][:2]}, name
+    for one, other in itertools.combinations(MISTAKES, 2):
+        assert broken(one, other) == alone[one] | alone[other], (one, other)
+    assert broken(*MISTAKES) == set().union(*alone.values())
+
+
+@pytest.mark.parametrize("value", [None, 5, "five", True, [], [5], {}, {"x": 5}, -1.5])
+def test_a_value_of_another_type_is_told_where_it_stands_and_nowhere_else(value: Any) -> None:
+    sound = several() | {"next": {}}
+    for place in places(sound):
+        data = copy.deepcopy(sound)
+        inside: Any = data
+        for part in place[:-1]:
+            inside = inside[part]
+        if type(inside[place[-1]]) is type(value):
+            continue
+        inside[place[-1]] = value
+        spec, found = check_spec(data)
+        elsewhere = [(where, said) for where, said in found if where[: len(place)] != place]
+        assert spec is not None or not elsewhere, (place, elsewhere)
+
+
+def test_a_recipe_in_place_of_a_spec(file: Path) -> None:
+    assert problems(file, "name: run\nspec: spec.yaml\ndata: data\ntrain: {steps: 1}\n") == [
+        "FILE:2: spec: a recipe, whose key `spec` says where the composition is; expected a spec, with `towers`"
+    ]
+
+
 def test_a_value_from_the_command_line_has_no_line(file: Path) -> None:
     assert problems(file, SPEC, ["links[1].every=0"]) == ["FILE: links[1].every: expected greater than 0, got 0"]
     assert problems(file, SPEC, ["links[1].projection={depth: 0}"]) == [
@@ -138,6 +270,17 @@ def test_weights_are_found_beside_the_spec(tmp_path: Path, monkeypatch: pytest.M
         weights = load_spec(spec, [f"towers.text.weights={given_path}"]).towers["text"].weights
         assert weights is not None
         assert weights.resolve() == tmp_path / found
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "model.pt", "model.pth", "last.ckpt", "x.pkl", "spec.yaml", "weights"])
+def test_weights_that_are_no_safetensors(file: Path, name: str) -> None:
+    (file.parent / name).touch()
+    (told,) = problems(file, SPEC.replace("freeze: true", f"weights: {name}"))
+    assert told.startswith("FILE:7: towers.text.weights: ")
+    assert "is no file of weights; expected .safetensors or a folder" in told
+    assert told.endswith("; pickled checkpoints can run code and are never opened") == (
+        name not in ("spec.yaml", "weights")
+    )
 
 
 @pytest.mark.parametrize("path", ["missing", '"a\\0b"', '"\\ud800"', "x" * 5000, "x/" * 3000])

@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Compose independently pre-trained towers into one multimodal model.",
 )
 
-SpecFile = Annotated[Path, typer.Argument(help="Composition spec (YAML).")]
+SpecFile = Annotated[Path, typer.Argument(help="Spec, recipe, checkpoint or run.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, as in towers.text.freeze=true")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Run = Annotated[Path, typer.Argument(help="Run folder, as `zippkit train` writes it.")]
@@ -50,16 +50,20 @@ def main() -> None:
 
 
 @app.command()
-def check(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def check(
+    file: Annotated[Path, typer.Argument(help="Spec, recipe or experiment (YAML).")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Find everything that is wrong with a spec, a recipe or an experiment, without torch.
 
     Example: zippkit check recipes/demo/spec.yaml
     """
     from zippkit.loading import load_any
-    from zippkit.spec.yaml_document import read_yaml
+    from zippkit.spec.yaml_document import read_document
 
     try:
-        if "cells" in read_yaml(file).data:
+        if "cells" in read_document(file).data:
             from zippkit.experiment.grid import check_experiment
 
             if overrides:
@@ -86,12 +90,12 @@ def plan(
 
     Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
     """
-    from zippkit.loading import load_spec
+    from zippkit.loading import spec_at
     from zippkit.plan.graph import build_graph
     from zippkit.plan.plan import build_plan
     from zippkit.spec.recipe import Task
 
-    graph = build_graph(load_spec(file, overrides or ()))
+    graph = build_graph(spec_at(file, overrides or ()))
     whole = build_plan(graph)
     if task is not None:
         wanted, host = Task.parse(task).check(graph.modalities), {m: at.tower for m, at in graph.modalities.items()}
@@ -110,11 +114,11 @@ def diagram(
 
     Example: zippkit diagram recipes/demo/spec.yaml -o architecture.svg
     """
-    from zippkit.loading import load_spec
+    from zippkit.loading import spec_at
     from zippkit.plan.diagram.diagram import write_diagram
     from zippkit.plan.graph import build_graph
 
-    spec = load_spec(file, overrides or ())
+    spec = spec_at(file, overrides or ())
     write_diagram(spec, build_graph(spec), out)
     print(out)
 
@@ -179,9 +183,9 @@ def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False)
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove
-    from zippkit.loading import load_spec
+    from zippkit.loading import spec_at
 
-    report = prove(load(file) if file.is_dir() else compile(load_spec(file, overrides or ())))
+    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())))
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)
@@ -195,10 +199,10 @@ def recipe(file: SpecFile, overrides: Overrides = None) -> None:
     """
     import yaml
 
-    from zippkit.loading import load_spec
+    from zippkit.loading import spec_at
     from zippkit.spec.recipe import derived_recipe, dump
 
-    print(yaml.safe_dump(dump(derived_recipe(load_spec(file, overrides or ()))), sort_keys=False), end="")
+    print(yaml.safe_dump(dump(derived_recipe(spec_at(file, overrides or ()))), sort_keys=False), end="")
 
 
 @app.command()

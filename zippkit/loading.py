@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zippkit.errors import Problem, SpecError, ZippkitError
 from zippkit.plan.graph import find_graph
 from zippkit.plan.parts import SPEC, checkpoint_folder, compare
-from zippkit.spec.composition_spec import CompositionSpec, LinkSpec, TowerSpec
+from zippkit.spec.composition_spec import SHARED_KEYS, CompositionSpec, with_shared
 from zippkit.spec.recipe import Recipe
-from zippkit.spec.validation import Complaint, validate
-from zippkit.spec.yaml_document import Document, Place, override, read_yaml
+from zippkit.spec.validation import Complaint, Examined, examine, value_at
+from zippkit.spec.yaml_document import Document, Place, override, read_document
 
 
 def beside(path: str, file: str | Path) -> str:
@@ -41,27 +42,76 @@ def resolve_paths(data: Any, file: str | Path) -> Any:
 
 
 def check_spec(data: Any) -> tuple[CompositionSpec | None, list[Complaint]]:
-    """The spec and everything that is wrong with it: keys, types, kinds, shapes, and the graph."""
-    spec, complaints = validate(CompositionSpec, data)
-    if spec is None:
-        return None, [*complaints, *_sound_sections(data)]
-    return spec, find_graph(spec)[1]
+    """The spec and everything that is wrong with it at once: keys, types, kinds, names, shapes, and the graph."""
+    found = examine_spec(data)
+    return found.whole, found.complaints
 
 
-def _sound_sections(data: Any) -> Iterator[Complaint]:
-    """What is wrong inside the towers and links whose own keys and types are sound, where those of others are not."""
-    models: tuple[tuple[str, type[TowerSpec | LinkSpec]], ...] = (("towers", TowerSpec), ("links", LinkSpec))
-    for key, model in models:
-        sections = data.get(key) if isinstance(data, dict) else None
-        pairs = (
-            sections.items()
-            if isinstance(sections, dict)
-            else enumerate(sections if isinstance(sections, list) else ())
-        )
-        for name, section in pairs:
-            sound, _ = validate(model, section)
-            for place, message in sound.complaints() if sound else ():
-                yield (key, name, *place), message
+def examine_spec(data: Any) -> Examined[CompositionSpec]:
+    """As `check_spec`; where keys or types are wrong, with what is left of the spec without them."""
+    given = with_shared(data)
+    found = examine(
+        CompositionSpec,
+        given,
+        lambda spec: find_graph(spec)[1],
+        _stand_in,
+        lambda place, cuts: _follows(place, cuts, given),
+    )
+    told = [(place, message) for place, message in found.complaints if not _inherited(place, data)]
+    return found._replace(complaints=told)
+
+
+_NEEDED: dict[Place, Any] = {
+    ("name",): "x",
+    ("towers",): {"x": {"kind": "?"}},
+    ("towers", "*"): {"kind": "?"},
+    ("towers", "*", "kind"): "?",
+    ("towers", "*", "extend_vocabulary", "*"): 2,
+    ("towers", "*", "extend_vocabulary", "*", "size"): 2,
+    ("links", "*"): {"kind": "?", "from": "", "into": ""},
+    ("links", "*", "kind"): "?",
+    ("links", "*", "from"): "",
+    ("links", "*", "into"): "",
+    ("contrastive", "*", "from"): "",
+    ("contrastive", "*", "into"): "",
+    ("data",): "x",
+    ("train",): {"steps": 1},
+    ("train", "steps"): 1,
+    ("pretrain", "*", "steps"): 1,
+}
+"""What stands in for a wrong value of a spec or a recipe, so that the rest of its section can be looked at; nothing is
+said about it."""
+
+
+def _stand_in(place: Place) -> Any:
+    if place[2:] == ("name",):
+        return f"x{place[1]}"
+    for needed, value in _NEEDED.items():
+        if len(needed) == len(place) and all(part in ("*", seen) for part, seen in zip(needed, place, strict=True)):
+            return deepcopy(value)
+    return None
+
+
+_ALSO = {"freeze": "lora", "weights": "config"}
+"""Where the one key of a tower was cut, what is said about the other follows."""
+
+
+def _follows(place: Place, cuts: Collection[Place], data: Any) -> bool:
+    """Whether a complaint speaks of a name, a clock or a rule that is only gone because it was cut."""
+    if len(place) == 3 and place[2] == "clock":
+        return any(cut[2:] == ("clock",) for cut in cuts)
+    if place[-1:] in (("from",), ("into",), ("share_with",)):
+        return ("towers",) in cuts or ("towers", value_at(data, place)) in cuts
+    return any(
+        len(cut) == 3 and cut[:2] == place[:2] and _ALSO.get(str(cut[2])) == place[2] for cut in cuts if place[2:]
+    )
+
+
+def _inherited(place: Place, data: Any) -> bool:
+    """Whether it is said about what a tower has from another one, where it is said too."""
+    tower = value_at(data, place[:2])
+    shares = place[:1] == ("towers",) and isinstance(tower, dict) and isinstance(tower.get("share_with"), str)
+    return shares and len(place) > 2 and place[2] in SHARED_KEYS and place[2] not in tower
 
 
 def spec_of(document: Document, place: Place = ()) -> CompositionSpec:
@@ -70,14 +120,11 @@ def spec_of(document: Document, place: Place = ()) -> CompositionSpec:
     Raises:
         SpecError: every problem found, with its line.
     """
-    data = document.data
-    for part in place:
-        data = data[part]
-    spec, complaints = check_spec(resolve_paths(data, document.file))
-    if spec is None or complaints:
-        problems: list[Problem] = [document.problem((*place, *where), message) for where, message in complaints]
+    found = examine_spec(resolve_paths(value_at(document.data, place), document.file))
+    problems = document.told(found.complaints, place)
+    if found.whole is None or problems:
         raise SpecError(problems)
-    return spec
+    return found.whole
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:
@@ -86,7 +133,11 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpe
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    return spec_of(read_yaml(path, overrides))
+    document = read_document(path, overrides)
+    if "spec" in document.data and "towers" not in document.data:
+        message = "a recipe, whose key `spec` says where the composition is; expected a spec, with `towers`"
+        raise SpecError([document.problem(("spec",), message)])
+    return spec_of(document)
 
 
 def _start_complaints(recipe: Recipe) -> Iterator[Complaint]:
@@ -106,23 +157,37 @@ def _start_complaints(recipe: Recipe) -> Iterator[Complaint]:
             yield ("pretrain", name), f"tower {name!r} comes trained from {recipe.start_from}; remove one of the two"
 
 
-def _read(document: Document, overrides: Sequence[str]) -> list[Problem]:
-    """Put the recipe's spec in its place, and say what is wrong with that spec."""
+class _Inner(NamedTuple):
+    """A recipe's spec."""
+
+    problems: list[Problem]
+    spec: CompositionSpec | None
+    """What is left of it, if it has problems."""
+    names_known: bool = True
+    """Whether every tower and modality that the file names is still there."""
+
+
+def _inner_spec(document: Document, overrides: Sequence[str]) -> _Inner:
+    """Look at the recipe's spec, whether it is in a file of its own or in the recipe."""
     inside = [setting for setting in overrides if setting.startswith("spec.")]
     override(document, [setting for setting in overrides if setting not in inside])
     given = document.data.get("spec")
-    if not isinstance(given, str):
-        override(document, inside)
     try:
         if isinstance(given, str):
             # Overrides reach into the spec's own file, and its problems are told with that file's lines.
-            file = beside(given, document.file)
-            document.data["spec"] = load_spec(file, [s.removeprefix("spec.") for s in inside])
-        elif "spec" in document.data:
-            document.data["spec"] = spec_of(document, ("spec",))
+            file = read_document(beside(given, document.file), [s.removeprefix("spec.") for s in inside])
+            found = examine_spec(resolve_paths(file.data, file.file))
+            problems = file.told(found.complaints)
+        else:
+            override(document, inside)
+            if "spec" not in document.data:
+                return _Inner([], None)
+            found = examine_spec(resolve_paths(document.data["spec"], document.file))
+            problems = document.told(found.complaints, ("spec",)) if found.complaints else []
     except SpecError as error:
-        return list(error.problems)
-    return []
+        return _Inner(list(error.problems), None)
+    gone = [cut for cut in found.cuts if cut[:1] == ("towers",) and (len(cut) < 3 or cut[2] == "extend_vocabulary")]
+    return _Inner(problems, found.rest, not gone)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, started: bool = False) -> Recipe:
@@ -133,7 +198,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, started: boo
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    return recipe_of(read_yaml(path), overrides, started=started)
+    document = read_document(path)
+    if "towers" in document.data and "spec" not in document.data:
+        message = f"a spec; expected a recipe, which `zippkit recipe {path}` derives from it"
+        raise SpecError([document.problem(("towers",), message)])
+    return recipe_of(document, overrides, started=started)
 
 
 def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: bool = False) -> Recipe:
@@ -142,19 +211,24 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
     Raises:
         SpecError: as `load_recipe`.
     """
-    problems = _read(document, overrides)
+    inner = _inner_spec(document, overrides)
     for key in ("data", "start_from"):
         if isinstance(document.data.get(key), str):
             document.data[key] = beside(document.data[key], document.file)
-    recipe, complaints = validate(Recipe, document.data)
+
+    def look(recipe: Recipe) -> list[Complaint]:
+        if inner.problems:
+            return recipe.complaints(sound_spec=False) if inner.names_known else []
+        return recipe.complaints() + ([] if started else list(_start_complaints(recipe)))
+
+    data = document.data if inner.spec is None else document.data | {"spec": inner.spec}
+    found = examine(Recipe, data, look, _stand_in)
     # What is wrong with the spec has been told already, place by place.
-    complaints = [(place, message) for place, message in complaints if place[0] != "spec" or not problems]
-    complaints += recipe.complaints() if recipe is not None else []
-    complaints += _start_complaints(recipe) if recipe is not None and not started else []
-    problems += [document.problem(place, message) for place, message in complaints]
-    if recipe is None or problems:
+    complaints = [each for each in found.complaints if each[0][:1] != ("spec",) or not inner.problems]
+    problems = list(dict.fromkeys([*inner.problems, *document.told(complaints)]))
+    if found.whole is None or problems:
         raise SpecError(problems)
-    return recipe
+    return found.whole
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec | Recipe:
@@ -163,7 +237,11 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec
     Raises:
         SpecError: every problem found, with file, line and key.
     """
-    return load_recipe(path, overrides) if "spec" in read_yaml(path).data else load_spec(path, overrides)
+    document = read_document(path)
+    if "spec" in document.data:
+        return recipe_of(document, overrides)
+    override(document, overrides)
+    return spec_of(document)
 
 
 def spec_at(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:

@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_told() -> None:
 
     assert told({"share_with": "left"}) == ""
     assert "no tower is called 'lift'; did you mean 'left'?" in told({**tower(2), "share_with": "lift"})
-    assert "required key 'kind' is missing" in told({"share_with": "lift"})
+    assert told({"share_with": "lift"}) == "towers.right.share_with: no tower is called 'lift'; did you mean 'left'?"
     assert "'right' has no weights of its own" in told({**tower(2), "share_with": "right"})
     assert "remove freeze here" in told({"share_with": "left", "freeze": True})
     assert "remove config here" in told({**tower(3), "share_with": "left"})

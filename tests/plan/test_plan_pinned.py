@@ -1,6 +1,6 @@
 """Plans of shipped compositions, pinned word for word: whatever makes planning faster or tidier keeps their order.
 
-`python tests/plan/test_plan_pinned.py` writes tests/plans anew, for a change that is meant to change them.
+`python tests/plan/test_plan_pinned.py` writes tests/plan/pinned anew, for a change that is meant to change them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from zippkit.plan.graph import build_graph
 from zippkit.plan.plan import Plan, build_plan
 from zippkit.spec.recipe import linked_tasks
 
-HERE = Path(__file__).parents[1]
-COMPOSITIONS = HERE.parent / "recipes" / "compositions"
+HERE = Path(__file__).parent
+COMPOSITIONS = HERE.parents[1] / "recipes" / "compositions"
 PINNED = ("zipper_three_towers", "mixture_of_transformers", "coca", "qformer", "pali", "dgslm")
 
 
@@ -38,9 +38,9 @@ def planned(name: str) -> str:
 
 @pytest.mark.parametrize("name", PINNED)
 def test_its_plan_is_what_it_was(name: str) -> None:
-    assert planned(name) == (HERE / "plans" / f"{name}.txt").read_text()
+    assert planned(name) == (HERE / "pinned" / f"{name}.txt").read_text()
 
 
 if __name__ == "__main__":
     for each in PINNED:
-        (HERE / "plans" / f"{each}.txt").write_text(planned(each))
+        (HERE / "pinned" / f"{each}.txt").write_text(planned(each))

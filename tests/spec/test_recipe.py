@@ -138,8 +138,96 @@ evaluate: {tasks: [speech -> txt]}
     ]
 
 
+def test_problems_of_the_recipe_and_of_its_spec_are_told_in_one_wave(file: Path) -> None:
+    inner = file.parent / "parts" / "spec.yaml"
+    made = spec()
+    made["towers"]["text"]["freeze"] = "maybe"
+    made["towers"]["speech"]["config"]["n_heads"] = 3
+    made["links"][0]["from"] = "speach"
+    inner.write_text(yaml.safe_dump(made, sort_keys=False))
+    text = """\
+name: tiny
+spec: parts/spec.yaml
+data: parts
+seed: 0
+seed: 1
+pretrain:
+  txt: {steps: 1}
+  speech: {stepz: 1, tasks: [text]}
+train:
+  tasks: [speech -> text, speech -> txt]
+  steps: zero
+  learning_rates: {links.speech_to_text: 1e-3}
+"""
+    told = problems(file, text)
+    assert [line for line in told if line.startswith("recipe.yaml")] == [
+        "recipe.yaml:5: seed: duplicate key 'seed', first given on line 4; keep one of them",
+        "recipe.yaml:7: pretrain.txt: no tower is called 'txt'; did you mean 'text'?",
+        "recipe.yaml:8: pretrain.speech.steps: required key 'steps' is missing",
+        "recipe.yaml:8: pretrain.speech.stepz: unknown key 'stepz'; did you mean 'steps'?",
+        "recipe.yaml:8: pretrain.speech.tasks: pre-training is on the tower's own modality; expected [speech]",
+        "recipe.yaml:10: train.tasks[1]: no tower is called 'txt'; did you mean 'text'?",
+        "recipe.yaml:11: train.steps: expected a valid integer, got 'zero'",
+    ]
+    assert [line.split(": ")[1] for line in told if not line.startswith("recipe.yaml")] == [
+        "towers.text.freeze",
+        "towers.speech.config",
+        "links[0].from",
+    ]
+
+
+def test_a_spec_in_place_of_a_recipe(file: Path) -> None:
+    place = file.parent / "parts" / "spec.yaml"
+    with pytest.raises(SpecError, match=r"spec\.yaml:2: towers: a spec; expected a recipe, which `zippkit recipe .*`"):
+        load_recipe(place)
+
+
+@pytest.mark.parametrize(
+    ("links", "task", "told"),
+    [
+        ("speech>text", "speech -> text", []),
+        ("speech>text", "text", []),
+        ("text>speech", "speech -> text", ["no link lets 'text' depend on 'speech'; add a link from it, or leave it"]),
+        ("", "speech -> text", ["no link lets 'text' depend on 'speech'"]),
+        ("speech>text image>text", "image -> speech -> text", []),
+        # Through speech, which comes after the image; not through text, which comes before it.
+        ("speech>text image>speech", "image -> speech -> text", []),
+        ("speech>text image>speech", "speech -> image -> text", ["no link lets 'text' depend on 'image'"]),
+        ("speech>text image>speech", "image -> text", ["no link lets 'text' depend on 'image'"]),
+        ("speech>text", "image -> speech -> text", ["no link lets 'text' depend on 'image'"]),
+        ("speech>text", "text -> speech -> text", ["an example has one 'text', so what is to be predicted is given"]),
+        ("speech>text", "text -> text", ["an example has one 'text', so what is to be predicted is given"]),
+        ("image~text", "image -> text", []),
+        ("speech>text", "words -> text", []),
+        ("speech>text", "speech -> words", []),
+        ("", "speech -> words", ["no link lets 'words' depend on 'speech'"]),
+        ("speech>text", "speech + text", ["`+` stands between simultaneous modalities; expected a link with `clock:"]),
+        ("speech=text", "speech + text", []),
+    ],
+)
+def test_a_task_means_what_it_says(links: str, task: str, told: list[str]) -> None:
+    towers = spec()["towers"] | {"image": spec()["towers"]["speech"]}
+    towers["text"] = towers["text"] | {"extend_vocabulary": {"words": 5}}
+    made: dict[str, list[dict[str, Any]]] = {"links": [], "contrastive": []}
+    for source, sign, target in re.findall(r"(\w+)([>~=])(\w+)", links):
+        ends = {"from": source, "into": target}
+        if sign == "~":
+            made["contrastive"].append(ends)
+        else:
+            clock = {"clock": "sync"} if sign == "=" else {}
+            kind = {"kind": "gated_cross_attention", "every": 1, "config": {"n_heads": 2}}
+            made["links"].append(ends | clock | kind)
+    recipe = derived_recipe(compiled_spec(towers=towers, **made))
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tasks": [task]})})
+    found = recipe.complaints()
+    assert [place for place, _ in found] == [("train", "tasks", 0)] * len(told)
+    for (_, message), expected in zip(found, told, strict=True):
+        assert message.startswith(expected)
+
+
 def test_a_tower_has_weights_or_is_pre_trained(file: Path) -> None:
-    told = problems(file, RECIPE, ["spec.towers.text.weights=spec.yaml"])
+    (file.parent / "parts" / "text.safetensors").touch()
+    told = problems(file, RECIPE, ["spec.towers.text.weights=text.safetensors"])
     assert told == ["recipe.yaml:5: pretrain.text: towers.text.weights is given; remove one of the two"]
 
 

@@ -97,6 +97,28 @@ def test_another_frame_or_a_modality_that_is_not_there(data: Dataset) -> None:
         check_tokenizers(data, read({"spech": made["speech"]}))
 
 
+def test_every_misfit_is_told_and_what_no_task_needs_may_be_missing(data: Dataset) -> None:
+    made = towers()
+    frame = made["speech"].frame
+    wrong = {
+        "text": made["text"].model_copy(update={"vocab_size": 6, "frame": frame}),
+        "speech": made["speech"].model_copy(update={"vocab_size": 7}),
+        "image": made["speech"],
+    }
+    with pytest.raises(DataError) as caught:
+        check_tokenizers(data, read(wrong))
+    told = str(caught.value).splitlines()
+    assert len(told) == 4
+    assert all(line.startswith(f"{data.path}: ") for line in told)
+    assert [words in line for words, line in zip(("7 token", "begins", "8 token", "'image'"), told, strict=True)]
+    three = made | {"image": made["speech"]}
+    check_tokenizers(data, read(three), data.fingerprints, tasks=[Task(("speech",), "text")])
+    with pytest.raises(DataError, match="no modality is called 'image'"):
+        check_tokenizers(data, read(three), tasks=[Task(("image",), "text")])
+    with pytest.raises(DataError, match="text has 7 token ids"):
+        check_tokenizers(data, read(three | {"text": wrong["text"]}), tasks=[Task((), "speech")])
+
+
 def test_tokens_of_another_tokenizer(data: Dataset, tmp_path: Path) -> None:
     same_size = write_data(tmp_path / "words", words=[*WORDS[:-1], "zero"])
     with pytest.raises(DataError, match=r"its text tokens were made by another tokenizer \([0-9a-f]{12}\)"):

@@ -110,7 +110,7 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     before = starting_point(recipe, run)
     before.model.to(device)
     dataset = Dataset.open(data or recipe.data)
-    check_tokenizers(dataset, after.graph.modalities, run.fingerprints())
+    check_tokenizers(dataset, after.graph.modalities, run.fingerprints(), recipe.scored_tasks())
     work = _Work(run, recipe, before, after, dataset)
     first, *others = [work.on(name) for name in ([split] if split else recipe.evaluate.all_splits)]
     result = replace(first, more=tuple(others))
@@ -127,8 +127,7 @@ class _Work:
     ) -> None:
         self._run, self._recipe, self._dataset = run, recipe, dataset
         self._before, self._after = before, after
-        named = recipe.evaluate.tasks
-        tasks = [Task.parse(text) for text in named] if named else recipe.tasks()
+        tasks = recipe.scored_tasks()
         self._texts = [t for t in tasks if t.conditions and dataset.manifest.modalities[t.target].is_text]
         self._speech = [task for task in tasks if ends_in_speech(task, dataset)]
         if not self._texts and not self._speech:
@@ -144,7 +143,8 @@ class _Work:
         for line in skipped:
             print(f"not scored: {line}", file=sys.stderr)
         spoken = tuple(self._spoken([task for task in self._speech if not reasons[task]], split))
-        with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous]
+        known = dataset.manifest.modalities
+        with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous and name in known]
         retention = tuple(_retention(name, before, after, dataset, split, recipe) for name in with_head)
         tells = [*self._texts, *self._speech] if after.graph.layout.tells_next else []
         told = tuple(score_next(task, after, dataset, split, recipe) for task in tells)

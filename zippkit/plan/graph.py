@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -144,8 +144,21 @@ def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
                 sites.append(found)
             else:
                 complaints.append(found)
+    wrong = {place[1] for place, _ in complaints if place[0] == "links" and len(place) > 1}
+    labels = {link.label for i, link in enumerate(spec.links) if i not in wrong}
+    complaints += _circle(towers, [site for site in sites if site.link in labels])
     if complaints:
         return None, complaints
+    contrasts = tuple(
+        (contrast.label, (name, towers[name].n_layers if depth is None else depth))
+        for contrast in spec.contrastive
+        for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
+    )
+    return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
+
+
+def _circle(towers: Mapping[str, TowerConfig], sites: Iterable[LinkSite]) -> Iterator[Complaint]:
+    """What keeps the states from being ordered, if anything does."""
     states: nx.DiGraph[Node] = nx.DiGraph()
     for name, tower in towers.items():
         nx.add_path(states, [(name, half / 2) for half in range(2 * tower.n_layers + 2)])
@@ -156,18 +169,13 @@ def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
     # Looking for the cycle itself takes the square of the states, so only where there is one.
     waiting = next((each for each in nx.strongly_connected_components(states) if len(each) > 1), None)
     if waiting is None:
-        contrasts = tuple(
-            (contrast.label, (name, towers[name].n_layers if depth is None else depth))
-            for contrast in spec.contrastive
-            for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
-        )
-        return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
+        return
     cycle = nx.find_cycle(states.subgraph(waiting))
     # Steps inside one tower say nothing; the path is told by the states that another tower reads.
     crossings = [edge for edge in cycle if edge[0][0] != edge[1][0]] or cycle
     nodes = [edge[0] for edge in crossings]
     path = " -> ".join(f"{tower}[{math.ceil(depth)}]" for tower, depth in [*nodes, nodes[0]])
-    return None, [(("links",), f"the links cannot be ordered, each of these needs the one before it: {path}")]
+    yield ("links",), f"the links cannot be ordered, each of these needs the one before it: {path}"
 
 
 def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:

@@ -204,7 +204,7 @@ def _mask_batch(it: _Finished) -> tuple[Batch, dict[str, Callable[[int], str]], 
     split = it.recipe.evaluate.split
     try:
         dataset = Dataset.open(it.recipe.data)
-        check_tokenizers(dataset, it.zipped.graph.modalities, it.run.fingerprints())
+        check_tokenizers(dataset, it.zipped.graph.modalities, it.run.fingerprints(), [task])
         data = TaskData(task, dataset, dataset.split(split), it.zipped.graph.readers)
         shortest = [int(i) for i in np.argsort(data.lengths, kind="stable")[:2]]
         batch = it.zipped.collate([data.segments(i) for i in shortest])

@@ -23,6 +23,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 """Lower case letters, digits and underscores: names become module names and column names."""
 Activation = Literal["relu", "gelu", "silu"]
 Action = Literal["freeze", "train", "lora"]
+PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 TAKEN_NAMES = frozenset(
     """
     add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval
@@ -165,14 +166,11 @@ class TowerSpec(Strict):
         try:
             cls: type[TowerConfig] = registry.config_class(registry.TOWERS, self.kind)
         except registry.UnknownKindError as error:
-            return None, [(("kind",), str(error))]
-        data = dict(self.config)
-        # Path.exists raises on a name that is too long for the file system.
-        if self.weights is not None and not os.path.exists(self.weights):  # noqa: PTH110
-            return None, [
-                (("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder")
-            ]
-        if self.weights is not None and self.weights.is_dir() and not self.config:
+            return None, [(("kind",), str(error)), *self._weights_complaints(TowerConfig)]
+        wrong, data = list(self._weights_complaints(cls)), dict(self.config)
+        if wrong and not data:
+            return None, wrong  # They were to tell the config.
+        if self.weights is not None and not wrong and self.weights.is_dir() and not data:
             try:
                 data = cls.told_by(self.weights, self.kind).model_dump(exclude_unset=True)
             except ValidationError as failure:
@@ -184,7 +182,17 @@ class TowerSpec(Strict):
                 return None, [(("weights",), str(error))]
         if self.frame is not None:
             data["frame"] = self.frame
-        return validate(cls, data, ("config",))
+        config, complaints = validate(cls, data, ("config",))
+        return config, wrong + complaints
+
+    def _weights_complaints(self, cls: type[TowerConfig]) -> Iterator[Complaint]:
+        # Path.exists raises on a name that is too long for the file system.
+        if self.weights is not None and not os.path.exists(self.weights):  # noqa: PTH110
+            yield ("weights",), f"{str(self.weights)!r} does not exist; expected a safetensors file or a folder"
+        elif self.weights is not None and not self.weights.is_dir() and self.weights.suffix not in cls.weights_suffixes:
+            expected = " or ".join((*cls.weights_suffixes, "a folder"))
+            why = "; pickled checkpoints can run code and are never opened" if self.weights.suffix in PICKLES else ""
+            yield ("weights",), f"{str(self.weights)!r} is no file of weights; expected {expected}{why}"
 
     @property
     def settings(self) -> TowerConfig:
@@ -410,11 +418,7 @@ class CompositionSpec(Strict):
     @model_validator(mode="before")
     @classmethod
     def _shared(cls, data: Any) -> Any:
-        """A tower that shares another's weights takes over what it does not say itself."""
-        towers = data.get("towers") if isinstance(data, dict) else None
-        if not isinstance(towers, dict):
-            return data
-        return {**data, "towers": {name: _with_shared(tower, towers) for name, tower in towers.items()}}
+        return with_shared(data)
 
     @cached_property
     def kept(self) -> dict[str, Any]:
@@ -432,7 +436,8 @@ class CompositionSpec(Strict):
         for name, tower in self.towers.items():
             if name in TAKEN_NAMES:
                 yield ("towers", name), f"{name!r} means something else in a model; call the tower otherwise"
-            for place, message in tower.complaints():
+            # What it has from another tower is told there.
+            for place, message in tower.complaints() if tower.share_with not in self.towers else ():
                 yield ("towers", name, *place), message
         for i, link in enumerate(self.links):
             for place, message in self._link_complaints(link):
@@ -460,6 +465,14 @@ class CompositionSpec(Strict):
 
 SHARED_KEYS = ("kind", "config", "weights", "frame", "freeze", "lora")
 """What towers of one set of weights have in common."""
+
+
+def with_shared(data: Any) -> Any:
+    """A spec's data in which a tower that shares another's weights has taken over what it does not say itself."""
+    towers = data.get("towers") if isinstance(data, dict) else None
+    if not isinstance(towers, dict):
+        return data
+    return {**data, "towers": {name: _with_shared(tower, towers) for name, tower in towers.items()}}
 
 
 def _with_shared(tower: Any, towers: dict[Any, Any]) -> Any:

@@ -85,6 +85,8 @@ class TowerConfig(Strict):
     """False: a position sees its whole segment, and others see the segment once it is complete."""
     continuous: ClassVar[bool] = False
     """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss."""
+    weights_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    """Of the files, besides folders, that the tower's `load_weights` reads."""
 
     dim: int = Field(gt=0, description="Width of the hidden states.")
     n_layers: int = Field(gt=0, le=10_000, description="Number of layers; depth runs from 0 (the embedding) to this.")

@@ -179,8 +179,16 @@ class Recipe(Strict):
         wanted = (phase or self.train).tasks
         return [Task.parse(text) for text in wanted] if wanted else linked_tasks(self.spec)
 
-    def complaints(self) -> list[Complaint]:
-        """What does not fit between the phases and the spec."""
+    def scored_tasks(self) -> list[Task]:
+        """The tasks that the run is scored on."""
+        return [Task.parse(text) for text in self.evaluate.tasks or ()] or self.tasks()
+
+    def complaints(self, *, sound_spec: bool = True) -> list[Complaint]:
+        """What does not fit between the phases and the spec.
+
+        Args:
+            sound_spec: False where the spec has mistakes of its own; what only follows from them is left out.
+        """
         found: list[Complaint] = []
         towers = self.spec.towers
         phases: list[tuple[Place, list[str] | None]] = [
@@ -190,7 +198,9 @@ class Recipe(Strict):
         phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
         for place, tasks in phases:
             for i, text in enumerate(tasks or []):
-                found += [((*place, "tasks", i), message) for message in self._task_complaints(Task.parse(text))]
+                task = Task.parse(text)
+                said = [*self._task_complaints(task), *(unread(self.spec, task) if sound_spec else ())]
+                found += [((*place, "tasks", i), message) for message in said]
         for name, phase in self.pretrain.items():
             if name not in towers:
                 found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
@@ -199,13 +209,15 @@ class Recipe(Strict):
                 found.append((("pretrain", name), message))
             elif towers[name].weights is not None:
                 found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
-            elif towers[name].settings.continuous:
+            elif (config := towers[name].resolved[0]) is not None and config.continuous:
                 message = "continuous inputs have no next token to predict; name `weights`, or train it with a link"
                 found.append((("pretrain", name), message))
             if phase.tasks not in (None, [name]):
                 found.append(
                     (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
                 )
+        if not sound_spec:
+            return found
         if self.train.tasks is None and not linked_tasks(self.spec):
             found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
         groups: list[tuple[Place, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
@@ -221,8 +233,33 @@ class Recipe(Strict):
         for name in task.modalities:
             if name not in modalities:
                 yield f"no tower is called {name!r}{did_you_mean(name, modalities)}"
-            elif name in task.targets and towers[modalities[name]].settings.continuous:
+            elif name in task.targets and (config := towers[modalities[name]].resolved[0]) and config.continuous:
                 yield f"{name!r} is fed continuous inputs, which nothing predicts; it can only be given"
+        for name in dict.fromkeys(name for name in task.targets if task.modalities.count(name) > 1):
+            yield f"an example has one {name!r}, so what is to be predicted is given already; name it once"
+
+
+def unread(spec: CompositionSpec, task: Task) -> Iterator[str]:
+    """What a task gives or predicts together, and no link or contrastive loss lets anything that it predicts depend on.
+
+    A condition is read by a later modality of the task that is predicted, or is read itself.
+    """
+    towers = [spec.modalities.get(name) for name in task.modalities]
+    if None in towers or len(set(task.modalities)) < len(task.modalities):
+        return  # Told by themselves.
+    joined = {(link.source, link.target) for link in spec.links} | {(tower, tower) for tower in towers}
+    joined |= {pair for c in spec.contrastive for pair in ((c.source, c.target), (c.target, c.source))}
+    n_given = len(task.conditions)
+    read = list(range(n_given, len(towers)))
+    for i in reversed(range(n_given)):
+        if any((towers[i], towers[later]) in joined for later in read):
+            read.append(i)
+        else:
+            name, target = task.modalities[i], " + ".join(task.targets)
+            yield f"no link lets {target!r} depend on {name!r}; add a link from it, or leave it out of the task"
+    pair = {towers[i] for i in range(n_given, len(towers))}
+    if len(pair) > 1 and not any(link.clock == "sync" and {link.source, link.target} == pair for link in spec.links):
+        yield f"`+` stands between simultaneous modalities; expected a link with `clock: sync` between {task.targets}"
 
 
 def linked_tasks(spec: CompositionSpec) -> list[Task]:

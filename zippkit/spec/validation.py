@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -94,3 +94,102 @@ def validate(model: type[M], data: Any, prefix: Place = ()) -> tuple[M | None, l
         return model.model_validate(data), []
     except ValidationError as failure:
         return None, [((*prefix, *place), message) for place, message in complaints_of(model, failure)]
+
+
+class Examined(NamedTuple, Generic[M]):
+    """What came of data that may be wrong in several ways."""
+
+    whole: M | None
+    """The model, if keys and types are sound."""
+    rest: M | None
+    """What is left of it where they are not; None if nothing is."""
+    complaints: list[Complaint]
+    cuts: frozenset[Place]
+    """What was cut out, or replaced, to get the rest."""
+
+
+def examine(
+    model: type[M],
+    data: Any,
+    look: Callable[[M], Iterable[Complaint]],
+    stand_in: Callable[[Place], Any] = lambda place: None,
+    follows: Callable[[Place, frozenset[Place]], bool] = lambda place, cuts: False,
+) -> Examined[M]:
+    """Everything that is wrong with ``data`` at once: keys, types, and what only a sound model can be asked.
+
+    Where keys or types are wrong, they are cut out, and the question is put to the rest. What it says about the places
+    that were cut, or about the section around them as a whole, only follows from the cuts and is not told.
+
+    Args:
+        model: what the data are to be.
+        data: from YAML; stays as it is.
+        look: everything that is wrong with a model of sound keys and types.
+        stand_in: what a place is given instead of being cut, such as a name that the section needs; None for nothing.
+        follows: whether else what is said about a place follows from the cuts.
+    """
+    whole, complaints = validate(model, data)
+    if whole is not None:
+        return Examined(whole, whole, list(look(whole)), frozenset())
+    rest, later, cuts = _rest(model, _copied(data), stand_in)
+    later += look(rest) if rest is not None else ()
+    told = dict.fromkeys(complaints)
+    told |= dict.fromkeys((p, m) for p, m in later if not _follows(p, cuts) and not follows(p, cuts))
+    return Examined(None, rest, list(told), cuts)
+
+
+def _follows(place: Place, cuts: Iterable[Place]) -> bool:
+    return any(place[: len(cut)] == cut or place == cut[:-1] for cut in cuts)
+
+
+def _copied(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _copied(value) for key, value in data.items()}
+    return [_copied(value) for value in data] if isinstance(data, list) else data
+
+
+_ROUNDS = 8
+"""Of cutting: a section goes where a key that it needs is missing, then perhaps the section around it."""
+
+
+def _rest(
+    model: type[M], data: Any, stand_in: Callable[[Place], Any]
+) -> tuple[M | None, list[Complaint], frozenset[Place]]:
+    """Cut out of ``data``, in place, until the model takes the rest; with what is found only on the way."""
+    cuts: set[Place] = set()
+    later: list[Complaint] = []
+    for _ in range(_ROUNDS):
+        rest, found = validate(model, data)
+        if rest is not None:
+            return rest, later, frozenset(cuts)
+        later += found if cuts else []
+        for place, _ in found:
+            _cut(data, place, stand_in, cuts)
+    return None, later, frozenset(cuts)
+
+
+def _cut(data: Any, place: Place, stand_in: Callable[[Place], Any], cuts: set[Place]) -> None:
+    """Take ``place`` out of ``data``, or the nearest place around it that there is and that can be taken out."""
+    if not place:
+        return
+    around = value_at(data, place[:-1])
+    there = place[-1] in (around if isinstance(around, dict) else range(len(around) if isinstance(around, list) else 0))
+    instead = None if place in cuts else stand_in(place)
+    if instead is not None and (there or isinstance(around, dict)):
+        around[place[-1]] = instead
+    elif there and isinstance(around, dict):
+        del around[place[-1]]
+    else:
+        # What is missing, or one of a list whose others keep their numbers: the section around it goes.
+        _cut(data, place[:-1], stand_in, cuts)
+        return
+    cuts.add(place)
+
+
+def value_at(data: Any, place: Place) -> Any:
+    """What stands at a place of plain data; None if there is no such place."""
+    for part in place:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,10 @@ class Document:
     file: str
     data: Any
     lines: dict[Place, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    """Duplicate keys and values that cannot be read; the rest of the file is there."""
+    unread: frozenset[Place] = frozenset()
+    """Places whose values could not be read."""
 
     def line(self, place: Place) -> int:
         """1-based line of a value, or of the nearest parent that the file names; 0 where there is none."""
@@ -82,6 +86,16 @@ class Document:
     def problem(self, place: Place, message: str) -> Problem:
         return Problem(self.file, self.line(place), dotted(place), message)
 
+    def told(self, complaints: Iterable[tuple[Place, str]], inside: Place = ()) -> list[Problem]:
+        """Problems of the file itself, and complaints about what stands ``inside`` it; nothing is said about the values
+        that could not be read."""
+        placed = [((*inside, *place), message) for place, message in complaints]
+        return self.problems + [
+            self.problem(place, message)
+            for place, message in placed
+            if not any(place[: len(unread)] == unread for unread in self.unread)
+        ]
+
 
 class _Reader:
     def __init__(self, file: str, loader: _Loader) -> None:
@@ -89,6 +103,7 @@ class _Reader:
         self.loader = loader
         self.lines: dict[Place, int] = {}
         self.problems: list[Problem] = []
+        self.unread: set[Place] = set()
         self.n_values = 0
 
     def read(self, node: yaml.Node, place: Place) -> Any:
@@ -104,14 +119,16 @@ class _Reader:
             value = self.loader.construct_object(node)
         except Exception as error:
             # PyYAML's constructors raise whatever they stumble over, such as a KeyError for `!!bool maybe`.
-            message = f"not a value that YAML knows ({getattr(error, 'problem', None) or error})"
-            self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
-            return None
+            return self._unread(
+                node, place, f"not a value that YAML knows ({getattr(error, 'problem', None) or error})"
+            )
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            message = "a number of more than 64 bits, which nothing here takes"
-            self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
-            return None
+            return self._unread(node, place, "a number of more than 64 bits, which nothing here takes")
         return value
+
+    def _unread(self, node: yaml.Node, place: Place, message: str) -> None:
+        self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
+        self.unread.add(place)
 
     def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -151,13 +168,10 @@ def _parse(text: str, file: str) -> Document:
     except (ValueError, OverflowError) as error:
         # PyYAML's scanner converts escapes such as "\UFFFFFFFF" without looking at their size.
         raise SpecError([Problem(file, 0, "", f"not valid YAML: {error}")]) from error
-    if reader.problems:
-        raise SpecError(reader.problems)
     if not isinstance(data, dict):
-        raise SpecError(
-            [Problem(file, reader.lines[()], "", f"expected a mapping of keys to values, got {type(data).__name__}")]
-        )
-    return Document(file, data, reader.lines)
+        message = f"expected a mapping of keys to values, got {type(data).__name__}"
+        raise SpecError(reader.problems or [Problem(file, reader.lines[()], "", message)])
+    return Document(file, data, reader.lines, reader.problems, frozenset(reader.unread))
 
 
 def _path_parts(key: str) -> Iterator[str | int]:
@@ -172,7 +186,10 @@ def _override(document: Document, setting: str) -> None:
     if not separator or "" in parts or not key.isprintable():
         message = f"got {setting!r}; an override is written key.path=value, as in towers.text.freeze=true"
         raise SpecError([Problem(document.file, 0, "", message)])
-    parsed = _parse(f"value: {value}", f"override {key}").data["value"]
+    given = _parse(f"value: {value}", f"override {key}")
+    if given.problems:
+        raise SpecError(given.problems)
+    parsed = given.data["value"]
     parent: Any = document.data
     place: list[str | int] = []
     try:
@@ -190,7 +207,19 @@ def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:
     """Read one YAML file and apply ``key.path=value`` overrides.
 
     Raises:
-        SpecError: not there, too large, not UTF-8, not YAML, duplicate keys, an alias bomb; overrides that do not fit.
+        SpecError: as `read_document`, and duplicate keys or values that cannot be read.
+    """
+    document = read_document(path, overrides)
+    if document.problems:
+        raise SpecError(document.problems)
+    return document
+
+
+def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
+    """As `read_yaml`, for who tells `Document.problems` together with what else is wrong.
+
+    Raises:
+        SpecError: not there, too large, not UTF-8, not YAML, an alias bomb; overrides that do not fit.
     """
     file = str(path)
     try:

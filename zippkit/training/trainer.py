@@ -25,7 +25,7 @@ from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
 from zippkit.checkpoint.references import TOWERS, Reference, find_references
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
-from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.model.weights import check_hashes
 from zippkit.plan.graph import build_graph
 from zippkit.plan.parts import MANIFEST
@@ -118,12 +118,19 @@ def _newest_whole(checkpoints: Sequence[Path]) -> Path | None:
 def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
     """The data of every task of every phase, checked against the towers before anything is started."""
     graph = build_graph(recipe.spec)
-    check_tokenizers(dataset, graph.modalities)
-    split = dataset.split(recipe.split)
     tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
-    found = {task: TaskData(task, dataset, split, graph.readers) for task in tasks}
-    for data in found.values():
-        data.check_lengths(graph.readers)
+    check_tokenizers(dataset, graph.modalities, tasks=tasks)
+    split = dataset.split(recipe.split)
+    found: dict[Task, TaskData] = {}
+    wrong: list[str] = []
+    for task in tasks:
+        try:
+            found[task] = TaskData(task, dataset, split, graph.readers)
+            found[task].check_lengths(graph.readers)
+        except DataError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise DataError("\n".join(dict.fromkeys(wrong)))
     return found
 
 
