@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from zippkit.errors import SpecError, ZippkitError
+from zippkit.spec.kinds import MOST_TOKENS
+from zippkit.system.files import FULL
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,23 +33,49 @@ def main() -> None:
     # Threads that wait spinning slow a shared machine five times; sleeping ones cost a tenth on an idle one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
+        try:
+            app()
+        finally:
+            # Here, where a full disk can still be told.
+            sys.stdout.flush()
     except ZippkitError as error:
         print(error, file=sys.stderr)
         interrupted = type(error).__name__ == "InterruptedRunError"
         raise SystemExit(130 if interrupted else 2) from None
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as in `zippkit plan spec.yaml | head`.
+        _drop_output()
+        raise SystemExit(0) from None
     except OSError as error:
         # A path that cannot be read or written is the user's to mend; anything else is a bug and keeps its traceback.
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        _drop_output()
+        raise SystemExit(2) from None
+    except (MemoryError, RuntimeError) as error:
+        told = _about_memory(error)
+        if not told:
+            raise
+        print(f"too little memory: {told}; fewer or shorter rows, or a smaller model, need less", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # Whoever read the output has seen enough, as in `zippkit plan spec.yaml | head`.
-        sys.stderr.close()
-        raise SystemExit(0) from None
+
+
+def _drop_output() -> None:
+    """Let nothing that is still to be printed fail when Python ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _about_memory(error: MemoryError | RuntimeError) -> str:
+    """What an allocation that failed says of itself; empty for any other error. torch has no class for it on a CPU."""
+    said = str(error).strip().partition("\n")[0]
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return said or "an allocation failed"
+    _, found, rest = said.partition("DefaultCPUAllocator: ")
+    return rest if found else ""
 
 
 @app.command()
@@ -296,7 +325,7 @@ def generate(
         list[str] | None, typer.Option(help="Towers to generate with, in order; the linked one if left out.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="Longest segment, in tokens.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Longest segment, in tokens.")] = 256,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     scorer: Annotated[
         str | None, typer.Option(help="Print what this recogniser hears in generated sound, as moonshine.")
@@ -439,3 +468,7 @@ def schema(
 
         model = Experiment
     print(json.dumps(model.model_json_schema(by_alias=True), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -193,6 +193,10 @@ class LinkConfig(Strict):
         yield from ()
 
 
+MOST_TOKENS = 131_072
+"""Of one generated segment. Its caches are made at once, so a number typed wrong would take all memory."""
+
+
 class Sampling(Strict):
     """How one modality is generated. The defaults take the likeliest token."""
 
@@ -209,7 +213,7 @@ class Sampling(Strict):
         gt=0,
         description="Logits of tokens that the row has had are divided by it if positive, else multiplied.",
     )
-    beams: int = Field(1, gt=0, description="Hypotheses of a beam search; 1 is none.")
+    beams: int = Field(1, gt=0, le=256, description="Hypotheses of a beam search; 1 is none.")
     length_penalty: float = Field(
         1.0,
         ge=-10,

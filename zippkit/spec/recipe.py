@@ -11,7 +11,7 @@ from pydantic import Field
 
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.spec.composition_spec import CompositionSpec, Name, TowerSpec
-from zippkit.spec.kinds import Sampling, Strict
+from zippkit.spec.kinds import MOST_TOKENS, Sampling, Strict
 from zippkit.spec.validation import Complaint
 from zippkit.spec.yaml_document import Place
 
@@ -121,7 +121,7 @@ class Evaluation(Strict):
         None, description="Tasks that end in text or in speech; the trained ones if left out."
     )
     batch_size: int = Field(64, gt=0, description="Examples decoded together.")
-    max_tokens: int = Field(256, gt=0, description="Longest answer, in tokens.")
+    max_tokens: int = Field(256, gt=0, le=MOST_TOKENS, description="Longest answer, in tokens.")
     limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
     sampling: dict[Name, Sampling] = Field(
         default_factory=dict,

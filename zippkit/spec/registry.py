@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,22 @@ class Kind:
 @cache
 def _scanned(group: Group, path: tuple[tuple[str, int], ...]) -> tuple[tuple[EntryPoint, str], ...]:
     del path
-    return tuple((entry, entry.dist.name if entry.dist else "?") for entry in entry_points(group=group))
+    try:
+        found = entry_points(group=group)
+    except UnicodeDecodeError as error:
+        told = f"its entry_points.txt is not UTF-8 ({error}); install it again"
+        raise UnknownKindError(f"{_not_text()}: {told}") from None
+    return tuple((entry, entry.dist.name if entry.dist else "?") for entry in found)
+
+
+def _not_text() -> str:
+    """The installed package that nobody can read."""
+    for package in distributions():
+        try:
+            package.read_text("entry_points.txt")
+        except UnicodeDecodeError:
+            return f"installed package {package.name}"
+    return "an installed package"
 
 
 def _entries(group: Group) -> tuple[tuple[EntryPoint, str], ...]:
@@ -83,8 +98,8 @@ def _find(group: Group, name: str) -> Any:
 def _imported(name: str, value: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except Exception as error:
-        # A plugin's own code runs here, so anything can come out.
+    except (Exception, SystemExit) as error:
+        # A plugin's own code runs here, so anything can come out, a `sys.exit(0)` among it.
         reason = f"{type(error).__name__}: {error}"
         raise UnknownKindError(f"kind {name!r} ({value}) cannot be imported: {reason}") from error
 

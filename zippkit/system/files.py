@@ -30,7 +30,7 @@ SCRATCH = ".zippkit-tmp"
 LOCK = ".lock"
 _REPLACED = "replaced"
 """Inside a scratch folder: what stood at the target, while two renames take the place of an exchange."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Errors that only writing has, whichever file a library names with them."""
 _NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """How file systems say that they know no such lock."""
@@ -110,13 +110,13 @@ def _why_not(error: Exception, target: Path) -> str:
     """Why the target could not be written; empty where the error is about something else."""
     if not isinstance(error, OSError):
         # safetensors and tokenizers have exceptions of their own, with the system's words in them.
-        return next((reason for reason in map(os.strerror, _FULL) if reason in str(error)), "")
+        return next((reason for reason in map(os.strerror, FULL) if reason in str(error)), "")
     if error.filename is None:
         ours = error.errno == errno.EIO
     else:
         named = os.path.abspath(os.fsdecode(error.filename))  # noqa: PTH100
         ours = SCRATCH in named or named in (os.path.abspath(target), os.path.abspath(target.parent))  # noqa: PTH100
-    return error.strerror or str(error) if ours or error.errno in _FULL else ""
+    return error.strerror or str(error) if ours or error.errno in FULL else ""
 
 
 @contextmanager
@@ -250,13 +250,13 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
+        file = (folder / LOCK).open("ab+", buffering=0)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            who = file.read(500).strip() or "another process"
+            who = file.read(500).decode(errors="replace").strip() or "another process"
             raise ZippkitError(f"{folder}: {who} there; wait for it, or choose another folder") from None
         except OSError as error:
             if error.errno not in _NO_LOCKS:
@@ -265,8 +265,7 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
             print(f"{folder}: {told}", file=sys.stderr)
         with writing(folder / LOCK):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} {doing}")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()} {doing}".encode())
         remove_abandoned(folder)
         yield
 

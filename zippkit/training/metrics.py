@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ class Metrics:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing(self._path):
             self._file = self._path.open("a")
-        self._board = _board(run / "tensorboard" / phase.replace(" ", "_"), start)
+            self._board = _Board(run / "tensorboard" / phase.replace(" ", "_"), start)
 
     def write(self, step: int, losses: Mapping[str, float], **others: float) -> None:
         """Record the values of one step.
@@ -40,10 +43,7 @@ class Metrics:
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            for name, value in losses.items():
-                self._board.add_scalar(f"losses/{name}", value, step)
-            for name, value in others.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others)
 
     def close(self) -> None:
         with writing(self._path):
@@ -51,10 +51,34 @@ class Metrics:
             self._board.close()
 
 
-def _board(folder: Path, start: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+class _Board:
+    """Writes the files that TensorBoard reads. Its own writer does so in a thread, where a full disk is a traceback."""
 
-    return SummaryWriter(str(folder), purge_step=start + 1)
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard takes a run's files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("ab"))
+        self._add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        # From here on, what an earlier file says of later steps does not count.
+        self._add(Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        told = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
+        self._add(Event(wall_time=time.time(), step=step, summary=told))
+
+    def _add(self, event: Any) -> None:
+        self._records.write(event.SerializeToString())
+        self._records.flush()
+
+    def close(self) -> None:
+        self._records.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
