@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/zippkit generate runs/demo --text 'five one seven zero' --out runs/demo/spoken.wav --scorer moonshine
 
 lint: .venv/installed
-	$(BIN)/ruff .
+	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy zippkit towers/zippkit_towers
 	$(BIN)/lint-imports
@@ -29,11 +29,12 @@ test: lint
 	$(PYTEST)
 
 format: .venv/installed
-	$(BIN)/ruff --fix .
+	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 docs: .venv/installed
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/house.py
 
 clean:
 	rm -rf .venv build *.egg-info
