@@ -92,6 +92,27 @@ def test_segments_are_those_of_transformers(llama: Path, beams: int, length_pena
     assert 0 < ended < len(prompts), "some end by themselves, some at the limit"
 
 
+@pytest.mark.parametrize("beams", [1, 2, 4])
+@pytest.mark.parametrize("n_given", [1, 2])
+def test_a_repetition_penalty_is_that_of_transformers(llama: Path, beams: int, n_given: int) -> None:
+    """Rows beside each other; what was fed counts, begin ids and, behind another segment, end ids too."""
+    spec = {"name": "alone", "towers": {"text": {"kind": "hf_causal_lm", "config": {"path": str(llama)}}}}
+    zipped = zippkit.compile(CompositionSpec.model_validate(spec))
+    own = LlamaForCausalLM.from_pretrained(llama).eval()
+    prompts = torch.randint(3, 9, (20, n_given, 3), generator=torch.Generator().manual_seed(2)).tolist()
+    rows = [[Segment("text", ids) for ids in prompt] for prompt in prompts]
+    way = Sampling(beams=beams, repetition_penalty=4.0)
+    found, plain = (generate_batch(zipped, rows, ["text"], 9, each) for each in (way, Sampling(beams=beams)))
+    for prompt, (segment,) in zip(prompts, found, strict=True):
+        given = torch.tensor([[*(i for ids in prompt for i in (1, *ids, 2)), 1]])
+        answer = own.generate(
+            given, attention_mask=torch.ones_like(given), num_beams=beams, repetition_penalty=4.0, max_new_tokens=9,
+            do_sample=False,
+        )[0, given.shape[1] :].tolist()  # fmt: skip
+        assert segment.tokens == (answer[: answer.index(2)] if 2 in answer else answer)
+    assert sum(one != other for one, other in zip(found, plain, strict=True)) > 2, "or nothing is shown"
+
+
 def two() -> Composition:
     towers = {name: tower(2, 16, 12, {"tied": False}) for name in ("text", "speech")}
     return sharp(make(towers, [link("speech", "text", every=1), link("text", "speech", every=1)]))

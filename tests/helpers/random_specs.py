@@ -40,7 +40,7 @@ def _towers(draw: st.DrawFn, joint: bool) -> dict[str, Any]:
         projection = {"depth": draw(st.integers(1, 2)), "residual": draw(st.booleans())}
         more["input_projection"] = projection | {"activation": draw(st.sampled_from(["relu", "gelu", "silu"]))}
     if draw(st.sampled_from([False, False, True])):
-        more |= {"lora": {"rank": 2}, "freeze": {"embed*": "freeze", "*_proj.weight": "lora", "*": "train"}}
+        more |= {"lora": {"rank": 2, "pattern": "*_proj.weight"}, "freeze": True}
     dim = 8 if joint else draw(st.sampled_from([8, 12]))
     return tower(draw(st.integers(1, 4)), dim, config=config, **more)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Self, TypeAlias, cast
+from typing import Literal, Self, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -199,13 +199,23 @@ class Generation(Iterator[Piece]):
         return apart and self._room.fits(self._towers([turn]), row)
 
     def _had(self, name: str, size: int) -> Tensor:
-        """(B, size) which of a modality's ids each row has had so far."""
+        """(B, size) which of a modality's ids each row's tower was fed so far, begin and end included."""
         seen = torch.zeros(len(self._rows), size, dtype=torch.bool)
+        frame = cast("Frame", self._modalities[name].frame)
         for had, row, prompt in zip(seen, self._rows, self._prompts, strict=True):
             for segment in (*prompt, *row.done):
                 if segment.tower == name:
                     had[torch.as_tensor(segment.tokens, dtype=torch.long)] = True
+                    had[[frame.begin, frame.end]] = True
+            if row.turns and name in row.turns[0]:
+                had[[frame.begin, *row.found[row.turns[0].index(name)]]] = True
         return seen.to(self._device)
+
+    def _mark(self, i: int, name: str, which: Literal["begin", "end"] | int) -> None:
+        """A row has had one more of a modality's ids."""
+        if name in self._seen:
+            token = getattr(self._modalities[name].frame, which) if isinstance(which, str) else which
+            self._seen[name][i, token] = True
 
     def _own(self, name: str, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, V) logits of a modality's own ids, and which of them each row has had, where that matters."""
@@ -282,6 +292,8 @@ class Generation(Iterator[Piece]):
             row.step, row.ending = 0, False
             row.found = [[] for _ in turn]
             row.ahead = [[self._frame(name)[0] for name in turn]]
+            for name in turn:
+                self._mark(i, name, "begin")
             for tower in self._towers([turn]):
                 if row.waiting[tower]:
                     waiting.setdefault(tower, []).append(i)
@@ -382,8 +394,7 @@ class Generation(Iterator[Piece]):
             for number, (name, token) in enumerate(zip(turn, taken, strict=True)):
                 row.found[number].append(token - self._modalities[name].first_id)
                 pieces.append(Piece(i, len(row.done) + number, name, row.found[number][-1]))
-                if name in self._seen:
-                    self._seen[name][i, row.found[number][-1]] = True
+                self._mark(i, name, row.found[number][-1])
         # After the last token that there is room for, the end needs no choice.
         row.ending = not goes_on or row.step >= row.room
         row.ahead = [taken] * goes_on + [ends] * row.ending
@@ -455,6 +466,8 @@ class Generation(Iterator[Piece]):
         for i in rows:
             row = self._rows[i]
             self._await(row, turn)
+            for name in turn:
+                self._mark(i, name, "end")
             row.done += [Segment(name, found) for name, found in zip(turn, row.found, strict=True)]
             row.segment += len(turn)
             row.turns.pop(0)
@@ -575,9 +588,10 @@ class _Beams:
         given = {k: [token + first_id] for k, token in enumerate(tokens)}
         logits = state._run(self._plan, {self._tower: state._inputs(self._name, 0, given, 1)}, everyone)
         own, seen = state._own(self._name, logits[self._tower][:, -1])
-        if seen is not None and state._rows[0].step > 0:
+        if seen is not None:
             seen[everyone, tokens] = True
         for row in state._rows:
             row.order += 1
             row.step += 1
-        return penalised(own, seen, state._ways[self._name].repetition_penalty).log_softmax(dim=-1)
+        # As transformers does: a penalised log-probability is not made a probability again.
+        return penalised(own.log_softmax(dim=-1), seen, state._ways[self._name].repetition_penalty)
