@@ -99,3 +99,18 @@ def alone(name: str, values: NDArray[np.float32]) -> list[Tensor]:
 def packed(config: HfEncoderConfig, *rows: list[NDArray[np.float32]]) -> TowerBatch:
     segments = [[Segment("it", values) for values in row] for row in rows]
     return collate(segments, {"it": config}, multiple=4).towers["it"]
+
+
+_TEXT = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_BERT = _SIZE | _TEXT | {"num_hidden_layers": 2, "max_position_embeddings": 32, "hidden_dropout_prob": 0.1}
+TEXT: dict[str, dict[str, Any]] = {
+    "bert": {"model_type": "bert"} | _BERT,
+    "roberta": {"model_type": "roberta"} | _BERT | {"pad_token_id": 1, "bos_token_id": 0},
+    "modernbert": {"model_type": "modernbert", "local_attention": 8, "global_attn_every_n_layers": 2} | _BERT,
+    "t5": {"model_type": "t5", "d_model": 16, "num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 24} | _TEXT,
+}
+"""Tiny encoders of text; neighbours that a layer sees only in part, and biases of relative positions, among them."""
+
+
+def text_config(name: str) -> HfEncoderConfig:
+    return HfEncoderConfig(model=TEXT[name])

@@ -112,7 +112,10 @@ def zipped(name: str, freeze: bool = True, kind: str = "hf_encoder", **where: An
 
 
 class AcrossSegments(HfEncoder):
-    """Ignores its mask."""
+    """Ignores its mask, and is not found out by transformers' own forward."""
+
+    def check(self) -> None:
+        pass
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Tensor | None]:
         return super().start(inputs, None if mask is None else torch.ones_like(mask), cache)

@@ -65,7 +65,7 @@ def test_inputs_that_an_encoder_cannot_take(name: str, values: Any, words: str) 
     [
         ({"config": {}}, "config: expected `path: FOLDER_OR_HUB_ID` or `model: {model_type: ...}`"),
         ({"config": {"path": "no/folder"}}, "'no/folder' is no folder, nor to be had from the hub"),
-        ({"config": {"model": {"model_type": "vits"}}}, "kind `hf_encoder` does not run; did you mean 'vit'?"),
+        ({"config": {"model": {"model_type": "wav2vec"}}}, "knows no 'wav2vec' model; did you mean 'wav2vec2'?"),
         ({"config": {"model": {"model_type": ["vit"]}}}, "a ['vit'] model"),
         ({"config": {"model": {}}}, "a None model"),
         ({"config": {"model": 3}}, "model: expected a mapping, got 3"),

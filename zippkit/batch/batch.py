@@ -241,11 +241,12 @@ class _Interleaving:
         row.add(index, tokens, order, visible)
         if inputs is not None:
             row.inputs.append(inputs)
-        elif loss:
+        elif loss and config.predicts:
             row["targets"][before:] = [*tokens[1:], IGNORE]
         if modality.tower in self.layout.shared:
             row["places"][before:] = order
-        self._check_length(modality.tower, max(row["places"][-1] + 1, len(row)))
+        # An encoder counts positions from its segment's begin.
+        self._check_length(modality.tower, max(row["places"][-1] + 1, len(row)) if config.predicts else len(tokens))
 
     def _insert(self, tower: str) -> None:
         """Give the tower the places that links want of it before its next segment. They are of that segment's order: so

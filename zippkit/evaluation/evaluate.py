@@ -144,7 +144,7 @@ class _Work:
             print(f"not scored: {line}", file=sys.stderr)
         spoken = tuple(self._spoken([task for task in self._speech if not reasons[task]], split))
         known = dataset.manifest.modalities
-        with_head = [name for name, tower in after.graph.towers.items() if not tower.continuous and name in known]
+        with_head = [name for name, tower in after.graph.towers.items() if tower.predicts and name in known]
         retention = tuple(_retention(name, before, after, dataset, split, recipe) for name in with_head)
         tells = [*self._texts, *self._speech] if after.graph.layout.tells_next else []
         told = tuple(score_next(task, after, dataset, split, recipe) for task in tells)

@@ -76,7 +76,7 @@ def grid_complaints(
         yield from unknown(("presets", name or "", "splits", split), [split], splits, "split of a metric")
     tasks = dict.fromkeys(str(task) for recipe in recipes for task in _evaluated(recipe))
     given = [each for recipe in recipes for each in recipe.spec.towers.items()]
-    towers = dict.fromkeys(tower for tower, its in given if not its.settings.continuous)
+    towers = dict.fromkeys(tower for tower, its in given if its.settings.predicts)
     for key, metric in experiment.metrics.items():
         for field, message in _not_measured(metric, tasks, towers):
             yield ("metrics", key, field), message

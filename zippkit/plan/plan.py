@@ -179,7 +179,7 @@ def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
             for contrast in contrasts.get((tower, depth), ()):
                 yield Op("pool", tower, depth, contrast=contrast), {state}
             state = yield from outside.ops(tower, depth, state)
-        if not config.continuous:
+        if config.predicts:
             yield Op("head", tower, config.n_layers), {state}
         if graph.layout.tells_next:
             yield Op("next", tower, config.n_layers), {state}

@@ -127,7 +127,7 @@ def sizes(
 def _tasks(spec: CompositionSpec, graph: Graph) -> list[Task]:
     """Every linked direction; each tower's own modality where nothing is linked."""
     tasks = linked_tasks(spec) or [Task((), name) for name in spec.towers]
-    return [task for task in tasks if not any(graph.readers[name].continuous for name in task.targets)]
+    return [task for task in tasks if all(graph.readers[name].predicts for name in task.targets)]
 
 
 def part_sizes(model: ZippedModel) -> tuple[PartSize, ...]:
@@ -152,7 +152,7 @@ def cache_bytes(model: ZippedModel, graph: Graph) -> dict[str, int]:
     """Bytes of one slot of each generating tower's cache; towers without a cache are left out."""
     found: dict[str, int] = {}
     for name, config in graph.towers.items():
-        if config.causal and not config.continuous:
+        if config.causal and config.predicts:
             try:
                 with CountFlops():
                     found[name] = n_bytes(model.tower(name).new_cache(1, 1))

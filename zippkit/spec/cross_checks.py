@@ -101,6 +101,8 @@ def _hosting(spec: CompositionSpec) -> Iterator[Complaint]:
         config = tower.resolved[0]
         if tower.extend_vocabulary and config is not None and config.vocab_size is None:
             yield ("towers", host, "extend_vocabulary"), "the tower has no vocabulary that could be extended"
+        elif tower.extend_vocabulary and config is not None and not config.predicts:
+            yield ("towers", host, "extend_vocabulary"), "the tower has no head, so no vocabulary can be added to it"
         for name, added in tower.extend_vocabulary.items():
             place = ("towers", host, "extend_vocabulary", name)
             if name in spec.towers or counts[name] > 1:

@@ -83,8 +83,6 @@ class TowerConfig(Strict):
     """``module:Class`` of the Tower, where an entry point names this Config instead of the Tower itself."""
     causal: ClassVar[bool] = True
     """False: a position sees its whole segment, and others see the segment once it is complete."""
-    continuous: ClassVar[bool] = False
-    """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss."""
     weights_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
     """Of the files, besides folders, that the tower's `load_weights` reads."""
 
@@ -95,6 +93,17 @@ class TowerConfig(Strict):
     frame: Frame | None = Field(None, description="Begin and end ids; the spec's `frame` goes before it.")
 
     @property
+    def continuous(self) -> bool:
+        """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss.
+        A config of nothing else says ``continuous: ClassVar[bool] = True``."""
+        return False
+
+    @property
+    def predicts(self) -> bool:
+        """Whether it has a head: logits of its next token. An encoder has states alone, and no loss is asked on it."""
+        return not self.continuous
+
+    @property
     def feed(self) -> Sound | Image | None:
         """What a continuous tower is fed, so that data are compared with it; None: token ids, or it does not tell."""
         return None
@@ -103,6 +112,12 @@ class TowerConfig(Strict):
     def shared_attention(self) -> AttentionShape | None:
         """The attention that other towers can join (`zippkit.model.tower.SharedAttention`); None if there is none."""
         return None
+
+    @classmethod
+    def runs(cls, model_type: str) -> bool:
+        """Whether another library's models of this name are of this kind, for whoever writes the name as a ``kind``."""
+        del model_type
+        return False
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

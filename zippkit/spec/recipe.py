@@ -209,8 +209,9 @@ class Recipe(Strict):
                 found.append((("pretrain", name), message))
             elif towers[name].weights is not None:
                 found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
-            elif (config := towers[name].resolved[0]) is not None and config.continuous:
-                message = "continuous inputs have no next token to predict; name `weights`, or train it with a link"
+            elif (config := towers[name].resolved[0]) is not None and not config.predicts:
+                fed = "continuous inputs have" if config.continuous else "an encoder has"
+                message = f"{fed} no next token to predict; name `weights`, or train it with a link"
                 found.append((("pretrain", name), message))
             if phase.tasks not in (None, [name]):
                 found.append(
@@ -233,8 +234,9 @@ class Recipe(Strict):
         for name in task.modalities:
             if name not in modalities:
                 yield f"no tower is called {name!r}{did_you_mean(name, modalities)}"
-            elif name in task.targets and (config := towers[modalities[name]].resolved[0]) and config.continuous:
-                yield f"{name!r} is fed continuous inputs, which nothing predicts; it can only be given"
+            elif name in task.targets and (config := towers[modalities[name]].resolved[0]) and not config.predicts:
+                what = "is fed continuous inputs" if config.continuous else "is an encoder"
+                yield f"{name!r} {what}, which nothing predicts; it can only be given"
         for name in dict.fromkeys(name for name in task.targets if task.modalities.count(name) > 1):
             yield f"an example has one {name!r}, so what is to be predicted is given already; name it once"
 

@@ -87,12 +87,25 @@ def _find(group: Group, name: str) -> Any:
     if not found:
         what = group.removeprefix("zippkit.").rstrip("s")
         valid = did_you_mean(name, [kind.name for kind in kinds(group)])
-        raise UnknownKindError(f"no {what} of kind {name!r} is registered{valid}")
+        raise UnknownKindError(f"no {what} of kind {name!r} is registered{_meant(group, name) or valid}")
     packages = {entry.value: package for entry, package in found}
     if len(packages) > 1:
         raise UnknownKindError(f"kind {name!r} is registered by several packages: {sorted(packages.values())}")
     entry, _ = found[0]
     return _imported(name, entry.value, lambda: _load(entry))
+
+
+def _meant(group: Group, name: str) -> str:
+    """Of the kind that runs another library's models of this name, if one does: how it is written."""
+    for kind in kinds(group) if group == TOWERS else ():
+        try:
+            runs = config_class(group, kind.name).runs
+        except (UnknownKindError, AttributeError):
+            # That this one is broken is told to whoever names it.
+            continue
+        if runs(name):
+            return f"; expected `kind: {kind.name}` with `config: {{path: FOLDER}}` of a `{name}` model"
+    return ""
 
 
 def _imported(name: str, value: str, load: Callable[[], Any]) -> Any:

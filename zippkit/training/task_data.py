@@ -199,7 +199,8 @@ class TaskData:
         for name in dict.fromkeys(self.task.modalities):
             count = self.task.modalities.count(name)
             if not towers[name].continuous:
-                # Each segment comes with its begin and end id.
+                # Each segment comes with its begin and end id; an encoder takes one at a time.
+                count = count if towers[name].predicts else 1
                 self._check_limit(name, count * (self._lengths(name) + 2), towers[name].max_len, "tokens")
             elif name not in self._images:
                 self._check_waveforms(name, count, towers[name])

@@ -82,6 +82,10 @@ class HfCausalLmConfig(TowerConfig):
         return str(self.model["model_type"])
 
     @classmethod
+    def runs(cls, model_type: str) -> bool:
+        return model_type in KNOWN
+
+    @classmethod
     def from_folder(cls, folder: Path) -> Self:
         if not (folder / "config.json").exists():
             return super().from_folder(folder)

@@ -1,8 +1,10 @@
-"""Settings of a Hugging Face encoder, read from its own config.json; without torch and transformers."""
+"""Settings of a Hugging Face encoder, read from its own config.json; without torch, and without transformers unless the
+config leaves out what it would tell."""
 
 from __future__ import annotations
 
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -10,18 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from zippkit.spec.kinds import Image, Sound, TowerConfig, read_json
-from zippkit_towers.hf_encoder.families import FAMILIES, SAMPLE_RATE, Family, check_values, encoder_part, number
+from zippkit.spec.kinds import Frame, Image, Sound, TowerConfig, read_json
+from zippkit_towers.hf_encoder.families import (
+    FAMILIES,
+    SAMPLE_RATE,
+    Family,
+    check_values,
+    encoder_part,
+    family_of,
+    number,
+)
 from zippkit_towers.hf_encoder.inputs import Inputs, Pixels
+from zippkit_towers.hf_encoder.others import EXACT, Feed, max_len_of
 from zippkit_towers.hf_folder import WEIGHTS, local_folder
 
 
 class HfEncoderConfig(TowerConfig):
-    """An encoder of sound or of images; give ``path`` or ``model``, and the rest follows."""
+    """An encoder of sound, of images or of text; give ``path`` or ``model``, and the rest follows."""
 
     implementation: ClassVar[str] = "zippkit_towers.hf_encoder.tower:HfEncoder"
     causal: ClassVar[bool] = False
-    continuous: ClassVar[bool] = True
 
     path: str | None = Field(
         None,
@@ -58,10 +68,13 @@ class HfEncoderConfig(TowerConfig):
         for key in ("dim", "n_layers"):
             if getattr(self, key) != told[key]:
                 raise ValueError(f"{key} is {getattr(self, key)}, but the model's is {told[key]}; leave it out")
-        if self.vocab_size is not None:
-            raise ValueError("vocab_size: an encoder of waveforms or pixels has no vocabulary")
-        if self.sample_rate is not None and not self.family.audio:
-            raise ValueError(f"sample_rate: a {self.model_type!r} model is fed pixels")
+        if self.vocab_size != told.get("vocab_size"):
+            if self.continuous:
+                raise ValueError("vocab_size: an encoder of waveforms or pixels has no vocabulary")
+            raise ValueError(f"vocab_size is {self.vocab_size}, but the model's is {told['vocab_size']}; leave it out")
+        if self.sample_rate is not None and self.feed_kind != "sound":
+            fed = {"image": "pixels", "text": "token ids"}[self.feed_kind]
+            raise ValueError(f"sample_rate: a {self.model_type!r} model is fed {fed}")
         if self.normalize and not self.family.normalizes:
             raise ValueError(f"normalize: a {self.model_type!r} model takes its inputs as they are")
         if self.model_type == "whisper" and self.sample_rate != SAMPLE_RATE:
@@ -72,20 +85,48 @@ class HfEncoderConfig(TowerConfig):
     def model_type(self) -> str:
         return str(self.model["model_type"])
 
-    @property
+    @cached_property
     def family(self) -> Family:
-        return FAMILIES[self.model_type]
+        return family_of(self.model)
+
+    @property
+    def feed_kind(self) -> Feed:
+        """What a segment is."""
+        return self.family.feed
+
+    @property
+    def continuous(self) -> bool:
+        return self.feed_kind != "text"
+
+    @property
+    def predicts(self) -> bool:
+        return False
+
+    @property
+    def padding(self) -> int:
+        """Token id that stands behind a segment beside a longer one; nothing attends to it."""
+        given = self.model.get("pad_token_id")
+        return given if type(given) is int and 0 <= given < (self.vocab_size or 0) else 0
 
     @cached_property
     def inputs(self) -> Inputs:
-        """The shape of one segment's inputs."""
-        return self.family.inputs({**self.family.defaults, **self.model})
+        """The shape of one segment's inputs, of an encoder that is not fed token ids."""
+        made = _inputs(self.family, self.model)
+        if made is None:
+            raise ValueError(f"a {self.model_type!r} model is fed token ids")
+        return made
 
     @property
     def feed(self) -> Sound | Image | None:
+        if self.feed_kind == "text":
+            return None
         if isinstance(self.inputs, Pixels):
             return Image(*self.inputs.shape)
         return None if self.sample_rate is None else Sound(self.sample_rate)
+
+    @classmethod
+    def runs(cls, model_type: str) -> bool:
+        return model_type in FAMILIES or model_type in EXACT
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -96,10 +137,21 @@ class HfEncoderConfig(TowerConfig):
         return None if self.path is None else local_folder(self.path, WEIGHTS)
 
     def n_states(self, values: NDArray[np.float32]) -> int:
-        return self.inputs.n_states(values)
+        n = self.inputs.n_states(values)
+        if self.family.known or self.feed_kind != "image":
+            return n
+        # Families differ in what stands beside the patches. By name, since it needs torch.
+        count: int = import_module("zippkit_towers.hf_encoder.guessed").n_image_states(self.model_dump_json())
+        return count
 
     def example_inputs(self, size: int, seed: int) -> NDArray[np.float32]:
         return self.inputs.example(size, seed)
+
+
+def _inputs(family: Family, model: dict[str, Any]) -> Inputs | None:
+    if family.inputs is None:
+        return None
+    return family.inputs({**family.defaults, **model} if family.known else family.defaults)
 
 
 def _told(raw: dict[str, Any], where: str, extractor: dict[str, Any]) -> dict[str, Any]:
@@ -109,16 +161,41 @@ def _told(raw: dict[str, Any], where: str, extractor: dict[str, Any]) -> dict[st
         ValueError: a family or a setting that is not run, or a shape that is none.
     """
     model = encoder_part(raw, where)
-    family = FAMILIES[model["model_type"]]
+    family = family_of(model)
     check_values(extractor, family.extractor, f"{where}'s feature extractor")
-    known = {**family.defaults, **model}
-    family.inputs(known)
+    known = {**family.defaults, **model} if family.known else family.defaults
+    _inputs(family, model)
     told = {"model": model, "dim": number(known, family.dim), "n_layers": number(known, family.n_layers)}
-    if family.audio:
+    if family.feed == "sound":
         told["sample_rate"] = extractor.get("sampling_rate", SAMPLE_RATE)
     if family.normalizes:
         told["normalize"] = extractor.get("do_normalize", True)
-    return told
+    if family.feed == "text":
+        told |= {"vocab_size": number(known, "vocab_size"), "max_len": max_len_of(model), "frame": _frame(model)}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _frame(model: dict[str, Any]) -> Frame | None:
+    """Begin and end as the config has them: those of sentences, or what BERT calls by other names."""
+    for names in (("bos_token_id", "eos_token_id"), ("cls_token_id", "sep_token_id")):
+        begin, end = (model.get(name) for name in names)
+        if type(begin) is int and type(end) is int and begin >= 0 and end >= 0:
+            return Frame(begin=begin, end=end)
+    return None
+
+
+_BEGIN_AND_END = (("[CLS]", "[SEP]"), ("<s>", "</s>"), ("<cls>", "<eos>"), ("<pad>", "</s>"))
+"""What encoders' tokenizers put around a text. T5 puts nothing in front; its decoder begins with padding."""
+
+
+def _frame_beside(folder: Path) -> Frame | None:
+    """Begin and end as the folder's tokenizer has them."""
+    file = folder / "tokenizer.json"
+    added = read_json(file).get("added_tokens") if file.is_file() else None
+    found = [each for each in (added if isinstance(added, list) else ()) if isinstance(each, dict)]
+    ids: dict[Any, int] = {each.get("content"): each["id"] for each in found if type(each.get("id")) is int}
+    pairs = ((ids.get(begin), ids.get(end)) for begin, end in _BEGIN_AND_END)
+    return next((Frame(begin=b, end=e) for b, e in pairs if b is not None and e is not None), None)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -128,4 +205,7 @@ def _read(folder: Path) -> dict[str, Any]:
     elif (folder / "processor_config.json").exists():
         nested = read_json(folder / "processor_config.json").get("feature_extractor")
         extractor = nested if isinstance(nested, dict) else {}
-    return _told(read_json(folder / "config.json"), str(folder), extractor)
+    told = _told(read_json(folder / "config.json"), str(folder), extractor)
+    if "vocab_size" in told and "frame" not in told and (frame := _frame_beside(folder)) is not None:
+        told["frame"] = frame
+    return told

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zippkit.errors import did_you_mean
 from zippkit_towers.hf_encoder.inputs import Inputs, Pixels, Waveform, Window
+from zippkit_towers.hf_encoder.others import Feed, shape_of, vision_part
 
 HOP, N_FFT, SAMPLE_RATE = 160, 400, 16_000
 """Whisper's log-mel spectrogram: samples from one frame to the next and in one, and in a second."""
@@ -20,18 +20,21 @@ Model = Mapping[str, Any]
 class Family:
     """One ``model_type``."""
 
-    inputs: Callable[[Model], Inputs]
+    inputs: Callable[[Model], Inputs] | None
+    """None: token ids."""
     defaults: Model
     """What transformers takes for the keys that are needed here, where a config leaves them out."""
     dim: str = "hidden_size"
     n_layers: str = "num_hidden_layers"
-    audio: bool = True
+    feed: Feed = "sound"
     normalizes: bool = False
     """Whether its feature extractor may bring a waveform to zero mean and unit variance."""
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Keys of which only these values are run; the first is what transformers takes where it is left out."""
     extractor: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """The same, of the feature extractor's file."""
+    known: bool = True
+    """Whether its parts are known by hand; otherwise they are guessed, and taken only if exact."""
 
 
 def number(model: Model, key: str) -> int:
@@ -105,8 +108,10 @@ FAMILIES: dict[str, Family] = {
     "wav2vec2": Family(_waveform, _SIZE | _CONVOLUTIONS, normalizes=True, only={"add_adapter": (False,)}),
     # A batch norm over positions lets the rows of a batch see each other while training.
     "hubert": Family(_waveform, _SIZE | _CONVOLUTIONS, normalizes=True, only={"conv_pos_batch_norm": (False,)}),
-    "vit": Family(_pixels, _SIZE | {"image_size": 224, "patch_size": 16, "num_channels": 3}, audio=False),
-    "clip_vision_model": Family(_pixels, _SIZE | {"image_size": 224, "patch_size": 32, "num_channels": 3}, audio=False),
+    "vit": Family(_pixels, _SIZE | {"image_size": 224, "patch_size": 16, "num_channels": 3}, feed="image"),
+    "clip_vision_model": Family(
+        _pixels, _SIZE | {"image_size": 224, "patch_size": 32, "num_channels": 3}, feed="image"
+    ),
 }
 
 _UNUSED = frozenset(
@@ -116,22 +121,34 @@ _UNUSED = frozenset(
 """What says nothing about an encoder."""
 
 
-def encoder_part(raw: Model, where: str) -> dict[str, Any]:
-    """The part of a config.json that the encoder is built from: CLIP's vision tower; nothing that says nothing.
+def family_of(model: Model) -> Family:
+    """A model's family; one that nobody wrote down is described by its own config.
 
     Raises:
-        ValueError: another family, or a setting that is not run.
+        ValueError: there is no such model, or it does not tell its shape.
     """
-    model = dict(raw)
-    if model.get("model_type") == "clip":
-        vision = model.get("vision_config")
-        model = {**(vision if isinstance(vision, dict) else {}), "model_type": "clip_vision_model"}
+    if model["model_type"] in FAMILIES:
+        return FAMILIES[model["model_type"]]
+    shape = shape_of(model)
+    feed: Feed = shape["feed"]
+    inputs = {"sound": _waveform, "image": _pixels, "text": None}[feed]
+    return Family(inputs, {**shape}, feed=feed, normalizes=feed == "sound", known=False)
+
+
+def encoder_part(raw: Model, where: str) -> dict[str, Any]:
+    """The part of a config.json that the encoder is built from: of images and text, the vision tower; nothing that says
+    nothing. Explicit nulls are kept: they say something else than transformers' defaults.
+
+    Raises:
+        ValueError: no model, or a setting that is not run.
+    """
+    model = dict(vision_part(raw) or raw)
     name = model.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
-        known = did_you_mean(name, [*FAMILIES, "clip"])
-        raise ValueError(f"{where} holds a {name!r} model, which kind `hf_encoder` does not run{known}")
-    check_values(model, FAMILIES[name].only, where)
-    return {key: value for key, value in model.items() if key not in _UNUSED and value is not None}
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{where} holds a {name!r} model; expected the `model_type` of a Hugging Face config")
+    if name in FAMILIES:
+        check_values(model, FAMILIES[name].only, where)
+    return {key: value for key, value in model.items() if key not in _UNUSED}
 
 
 def check_values(model: Model, only: Mapping[str, tuple[Any, ...]], where: str) -> None:

@@ -16,6 +16,7 @@ from zippkit.model.tower import tower_states
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.families import SAMPLE_RATE
 from zippkit_towers.hf_encoder.inputs import Window
+from zippkit_towers.hf_encoder.others import one_line
 from zippkit_towers.hf_encoder.parts import parts_of, whole_encoder
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def check_parity(tower: HfEncoder, source: str) -> None:
         expected = torch.cat([own_forward(tower, example) for example in examples])
         batch = collate([[Segment("it", example) for example in examples]], {"it": tower.config})
         found = tower_states(tower, batch.to(expected.device).towers["it"])[0]
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: {_what(tower)} cannot be run layer by layer: {error}") from error
+    except Exception as error:
+        # Transformers' own code runs here.
+        raise CheckpointError(f"{source}: {_what(tower)} cannot be run layer by layer: {one_line(error)}") from error
     finally:
         tower.train(training)
     gap = float((found - expected).abs().max())
@@ -80,7 +82,7 @@ def extracted(config: HfEncoderConfig, values: NDArray[np.float32]) -> Tensor:
         extract = transformers.WhisperFeatureExtractor(feature_size=n_mels)
         n_samples = config.inputs.n_samples
         found = extract(values, sampling_rate=SAMPLE_RATE, max_length=n_samples, return_tensors="pt").input_features
-    elif config.family.audio:
+    elif config.feed_kind == "sound":
         extract = transformers.Wav2Vec2FeatureExtractor(do_normalize=config.normalize, sampling_rate=config.sample_rate)
         found = extract(values, sampling_rate=config.sample_rate, return_tensors="pt").input_values
     else:

@@ -16,6 +16,7 @@ from zippkit.errors import ZippkitError
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.families import HOP, N_FFT, SAMPLE_RATE
 from zippkit_towers.hf_encoder.inputs import Waveform, Window
+from zippkit_towers.hf_encoder.others import one_line
 
 Embed = Callable[[nn.Module, HfEncoderConfig, Tensor, Tensor], Tensor]
 """An encoder's modules, its config, (N, ...) inputs and their (N,) lengths, to (N, L, D) states at depth 0."""
@@ -70,7 +71,9 @@ def whole_encoder(config: HfEncoderConfig) -> nn.Module:
         return cast("nn.Module", getattr(module, parts.cls)(settings, **parts.arguments))
     except Exception as error:
         # transformers checks its settings in its own ways.
-        raise ZippkitError(f"transformers builds no {config.model_type!r} model of this config: {error}") from error
+        raise ZippkitError(
+            f"transformers builds no {config.model_type!r} model of this config: {one_line(error)}"
+        ) from error
 
 
 def parts_of(config: HfEncoderConfig) -> Parts:

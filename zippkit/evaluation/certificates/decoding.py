@@ -154,7 +154,7 @@ class _Whole:
 
     def __init__(self, zipped: Composition, row: Sequence[Segment]) -> None:
         self._batch = to_device(zipped, [row])
-        heads = {name for name in self._batch.towers if not zipped.graph.towers[name].continuous}
+        heads = {name for name in self._batch.towers if zipped.graph.towers[name].predicts}
         plan = zipped.plan.prune(heads=heads, sees=self._batch.sees)
         self._logits = zipped.model.run(plan, self._batch.towers, self._batch.multimodal)
         self._modalities = zipped.graph.modalities

@@ -51,7 +51,7 @@ def woken(model: ZippedModel) -> ZippedModel:
     for name in model.towers:
         tower = model.tower(name)
         tower.apart()
-        if tower.config.continuous:
+        if not tower.config.predicts:
             object.__setattr__(tower, "head", _states)
             model.plan = _ending_in(model.plan, name)
     return model
@@ -76,7 +76,7 @@ def _ending_in(plan: Plan, tower: str) -> Plan:
 
 def with_states(model: ZippedModel, batch: Batch) -> Batch:
     """The batch, asking a woken model for the states of its towers without a head too."""
-    headless = [name for name in batch.towers if model.tower(name).config.continuous]
+    headless = [name for name in batch.towers if not model.tower(name).config.predicts]
     return replace(batch, outputs=(*batch.outputs, *headless))
 
 
@@ -92,6 +92,10 @@ class Draws:
     def is_continuous(self, name: str) -> bool:
         """Whether a modality is fed with waveforms or pixels."""
         return self.towers[self.modalities[name].tower].continuous
+
+    def is_predicted(self, name: str) -> bool:
+        """Whether the modality's tower has a head."""
+        return self.towers[self.modalities[name].tower].predicts
 
     def _below(self, n: int, shape: Sequence[int] = ()) -> Tensor:
         return torch.randint(n, tuple(shape), generator=self._generator)
@@ -206,8 +210,8 @@ def batches(zipped: Composition, seed: int = 0) -> list[Batch]:
     draws = draws_for(zipped, seed)
     directions = dict.fromkeys((site.source, site.target) for site in zipped.graph.sites)
     every = [*([name] for name in draws.modalities), *directions]
-    # A batch of nothing but waveforms or pixels asks for no loss.
-    every = [layout for layout in every if not all(draws.is_continuous(name) for name in layout)]
+    # A batch of nothing but encoders' inputs asks for no loss.
+    every = [layout for layout in every if any(draws.is_predicted(name) for name in layout)]
     alike = [to_device(zipped, [draws.row(layout) for _ in range(2)], len(set(layout)) > 1) for layout in every]
     return [*alike, mixed_batch(zipped, draws)]
 

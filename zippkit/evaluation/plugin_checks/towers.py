@@ -84,12 +84,12 @@ class _Case:
 
     @torch.no_grad()
     def logits(self, inputs: TowerBatch) -> Tensor:
-        """Or the states of a continuous tower, which has no head."""
+        """Or the states of a tower that has no head."""
         return _result(self.tower, inputs)
 
 
 def _result(tower: Tower, inputs: TowerBatch) -> Tensor:
-    return tower_states(tower, inputs) if tower.config.continuous else tower_logits(tower, inputs)
+    return tower_logits(tower, inputs) if tower.config.predicts else tower_states(tower, inputs)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def _shapes(case: _Case) -> Iterator[str]:
         hidden = tower.layer(index, hidden, context)
         if hidden.shape != expected:
             yield f"layer {index} gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
-    if case.config.continuous:
+    if not case.config.predicts:
         if not hidden.isfinite().all():
             yield "the states are not finite"
         return

@@ -200,7 +200,7 @@ class _Figure:
         yield box(column.x, (top + low) / 2, column.panel, low - top, radius=10, fill=look.panel, stroke=look.edge)
         wire = f"M{number(column.x)} {number(self.base + 27)}V{number(high - 20)}"
         yield element("path", d=wire, stroke=WIRE, stroke_width=1.4, fill="none", marker_end="url(#arrow-head-wire)")
-        ends = ("inputs", "states") if config.continuous else ("tokens", "logits")
+        ends = ("inputs" if config.continuous else "tokens", "logits" if config.predicts else "states")
         yield text(column.x, self.base + 36, f"{name} {ends[0]}", 10.5, text_anchor="middle", fill=GREY)
         yield text(column.x, high - 36, f"{name} {ends[1]}", 10.5, text_anchor="middle", fill=GREY)
 

@@ -54,7 +54,7 @@ def tower_parts(spec: CompositionSpec, graph: Graph, tower: str) -> Iterator[Par
     for layers in _layers(tower, config, {depth for depth, _ in taps} | {site.target_depth for site in sites}):
         yield layers
         yield from _links_at(spec, tower, layers.depth, taps, sites)
-    yield Part("head", tower, config.n_layers, "states" if config.continuous else "head")
+    yield Part("head", tower, config.n_layers, "head" if config.predicts else "states")
 
 
 def _links_at(
