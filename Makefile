@@ -1,12 +1,12 @@
 # make demo: the whole story on the embedded data. make test: everything that must hold before a change lands.
-# make format: what ruff can set right by itself.
+# make check: what takes under a minute of it. make format: what ruff can set right by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 # As many processes as there are cores; neighbours, which share what they made, stay together.
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test check lint format docs clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -27,6 +27,9 @@ lint: .venv/installed
 
 test: lint
 	$(PYTEST)
+
+check: lint
+	$(PYTEST) -m 'not slow'
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -28,6 +28,8 @@ from zippkit.spec.recipe import Recipe
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SPEC, RECIPE = DEMO / "spec.yaml", DEMO / "recipe.yaml"
 COMMANDS = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
 

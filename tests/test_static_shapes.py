@@ -14,6 +14,8 @@ from helpers.compositions import link, randomise, tower
 from zippkit.batch.batch import Batch, Segment
 from zippkit.spec.composition_spec import CompositionSpec
 
+pytestmark = pytest.mark.slow
+
 BOTH = {"text": tower(2), "speech": tower(2)}
 CASES: dict[str, dict[str, Any]] = {
     "prefix": {"towers": BOTH, "links": [{"kind": "prefix", "from": "speech", "into": "text", "config": {"stack": 2}}]},

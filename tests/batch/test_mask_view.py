@@ -20,6 +20,8 @@ from zippkit.errors import ZippkitError
 from zippkit.plan.graph import Graph, build_graph
 from zippkit_towers.decoder.config import DecoderConfig
 
+pytestmark = pytest.mark.slow
+
 GRAPH = build_graph(
     make_spec({"text": tower(), "speech": tower()}, [link("speech", "text", every=2), link("text", "speech", every=4)])
 )

@@ -31,6 +31,8 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.step import build_step
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 START = ["zero_gates", "zero_outputs"]
 
 

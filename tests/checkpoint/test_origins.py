@@ -23,6 +23,8 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import begin
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 LINKS = [link("speech", "text", every=1)]
 RULES = {"layers.*": "freeze", "embed*": "freeze", "norm*": "train"}
 NORM = "towers.text.norm.weight"

@@ -24,6 +24,8 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 LINKS = [link("speech", "text", every=1), link("text", "speech", every=1)]
 
 

@@ -21,6 +21,8 @@ from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError
 from zippkit.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 QUICK = TrainVocoder(steps=60, batch=4, seconds=0.5, dropout=0.0)
 
 

@@ -19,6 +19,8 @@ from zippkit.evaluation.recognisers.base import MissingScorerError, extra_is_ins
 from zippkit.evaluation.recognisers.normalize import DIGITS, normalize
 from zippkit.spec.registry import SCORERS, UnknownKindError, kinds
 
+pytestmark = pytest.mark.slow
+
 with_extra = pytest.mark.skipif(not extra_is_installed(), reason="the extra speech-eval is not installed")
 KATHLEEN = SHARED_DATA / "kathleen"
 SPOKEN = sorted((DEMO / "audio").glob("*.wav"))

@@ -22,6 +22,8 @@ from zippkit.evaluation.speech_scores import SpeechScore, spoken, total_rates
 from zippkit.report.run_page import write_report
 from zippkit.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 with_extra = pytest.mark.skipif(not extra_is_installed(), reason="the extra speech-eval is not installed")
 
 

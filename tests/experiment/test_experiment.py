@@ -23,6 +23,8 @@ from zippkit.experiment.store import Store
 from zippkit.spec.recipe import Recipe
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_grid_has_every_cell_value_and_seed(tmp_path: Path) -> None:
     axis = {"key": "train.fraction", "label": "data", "values": [0.5, 1.0]}

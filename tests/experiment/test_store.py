@@ -18,6 +18,8 @@ from zippkit.experiment.store import Record, Store
 from zippkit.spec.recipe import Recipe
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 ONE = {"short": {"label": "S"}}
 
 

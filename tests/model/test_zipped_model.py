@@ -21,6 +21,8 @@ from zippkit.composition import Composition
 from zippkit.errors import DataError
 from zippkit.plan.graph import LinkSite
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = [
     [Segment("text", [1, 2, 3]), Segment("speech", [4, 5]), Segment("text", [6]), Segment("speech", [7, 8, 9])],
     [Segment("speech", [9, 8, 7, 6, 5]), Segment("text", [4, 3, 2])],

@@ -12,6 +12,8 @@ import pytest
 from zippkit.errors import ZippkitError
 from zippkit.loading import load_spec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "compositions"
 FILES = sorted(FOLDER.glob("*.yaml"))

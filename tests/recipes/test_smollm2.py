@@ -19,6 +19,8 @@ import torch
 from helpers.compositions import SHARED_DATA, link, tower
 from zippkit.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm2"
 
 

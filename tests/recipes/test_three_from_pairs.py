@@ -22,6 +22,8 @@ from zippkit.data.readers import DIGITS
 from zippkit.loading import load_recipe
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "three_from_pairs"
 FEW = [f"pretrain.{name}.{key}" for name in ("text", "speech", "image") for key in ("steps=2", "batch_size=4")]
 

@@ -30,6 +30,8 @@ from zippkit.report.plots import loss_curve
 from zippkit.report.run_page import marked, write_report
 from zippkit.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "</td><script>alert('x')</script> & \x00\x1b[31m \ud800 \ufffe"
 HTML = "{http://www.w3.org/1999/xhtml}"
 SVG = "{http://www.w3.org/2000/svg}"

@@ -27,6 +27,8 @@ from zippkit.report.sizes import Sizes, n_bytes, sizes
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Task, linked_tasks
 
+pytestmark = pytest.mark.slow
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 # Of the rest one has to be fetched.
 COMPOSITIONS = sorted(file for file in (RECIPES / "compositions").glob("*.yaml") if file.stem != "smollm2_listens")

@@ -15,6 +15,8 @@ from zippkit.errors import WriteError, ZippkitError
 from zippkit.system import files
 from zippkit.system.files import SCRATCH, appearing, inside, locked, parse_json, remove_abandoned, write_text
 
+pytestmark = pytest.mark.slow
+
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 

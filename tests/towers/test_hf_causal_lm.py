@@ -27,6 +27,8 @@ from zippkit_towers.hf_causal_lm import tower as hf_causal_lm
 from zippkit_towers.hf_causal_lm.config import KNOWN, HfCausalLmConfig
 from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
+pytestmark = pytest.mark.slow
+
 WINDOW = 5
 SIZES = {
     "vocab_size": 40,

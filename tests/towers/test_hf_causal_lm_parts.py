@@ -28,6 +28,8 @@ from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
 import families
 
+pytestmark = pytest.mark.slow
+
 EXACT = ("starcoder2", "stablelm", "opt", "cohere2", "deepseek_v3", "gpt_oss", "falcon", "gptj")
 REFUSED = {
     "bloom": "want 'alibi', which is not given to them",

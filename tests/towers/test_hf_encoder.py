@@ -36,6 +36,8 @@ from zippkit_towers.hf_encoder import parts as hf_encoder_parts
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.tower import HfEncoder
 
+pytestmark = pytest.mark.slow
+
 every_model = pytest.mark.parametrize("name", MODELS)
 
 

@@ -32,6 +32,8 @@ from zippkit_towers.hf_encoder.families import FAMILIES
 from zippkit_towers.hf_encoder.others import EXACT
 from zippkit_towers.hf_encoder.tower import HfEncoder
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 PIXELS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 PIXELS |= {"image_size": 8, "patch_size": 4, "num_channels": 1}

@@ -27,6 +27,8 @@ from zippkit.model.weights import read_tensors
 from zippkit.training.export import export_tower
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 
 def named_again(folder: Path) -> dict[str, torch.Tensor]:
     """The tower of a spec that says nothing but where its weights are."""

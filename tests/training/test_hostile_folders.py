@@ -18,6 +18,8 @@ from zippkit.report.run_page import write_report
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 DEEP = "[" * 100_000
 
 

@@ -19,6 +19,8 @@ from zippkit.training.device import CPU, backend
 from zippkit.training.optimizer import build_optimizer, set_rate
 from zippkit.training.step import Step, build_step
 
+pytestmark = pytest.mark.slow
+
 
 def small() -> Composition:
     towers = {"text": tower(1, 8, freeze=True, input_projection={}), "speech": tower(2, 8)}

@@ -37,6 +37,8 @@ from zippkit.spec.recipe import Recipe
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 RATE = 800
 TEXT = {
     "kind": "decoder",

@@ -39,6 +39,8 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.step import Step, build_step
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -226,8 +226,8 @@ class Sampling(Strict):
     repetition_penalty: float = Field(
         1.0,
         gt=0,
-        description="Logits of tokens that the row has had, begin and end included, are divided by it if positive, else "
-        "multiplied; beams multiply log-probabilities. As in transformers.",
+        description="Logits of tokens that the row has had, begin and end included, are divided by it if positive, "
+        "else multiplied; beams multiply log-probabilities. As in transformers.",
     )
     beams: int = Field(1, gt=0, le=256, description="Hypotheses of a beam search; 1 is none.")
     length_penalty: float = Field(

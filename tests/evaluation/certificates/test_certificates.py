@@ -32,6 +32,8 @@ from zippkit.spec import registry
 from zippkit_towers.decoder.config import DecoderConfig
 from zippkit_towers.decoder.tower import Context, Decoder
 
+pytestmark = pytest.mark.slow
+
 RULES = {"layers.0.*": "freeze", "layers.[1-9].*": "train", "embed*": "freeze", "norm*": "train"}
 
 
