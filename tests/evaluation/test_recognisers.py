@@ -46,6 +46,8 @@ def heard(path: str) -> Wave:
         ("three hundred and five hundred", "three zero zero and five zero zero"),
         ("three hundred and five", "three zero five"),
         ("a hundred dogs, a thousand cats", "one zero zero dogs one zero zero zero cats"),
+        ("a-hundred and one, a  thousand; not a 100", "one zero one one zero zero zero not a one zero zero"),
+        ("a dog had extra hundred", "a dog had extra hundred"),
         ("don't", "dont"),
         ("\u00c9t\u00e9", "ete"),
         ("...", ""),

@@ -23,6 +23,7 @@ from zippkit.model.tower import tower_logits
 from zippkit.spec.composition_spec import Lora
 from zippkit.spec.recipe import Phase, group_names, learning_rates
 from zippkit.training.optimizer import build_optimizer
+from zippkit_towers.decoder.config import DecoderConfig
 
 PATTERN = "layers.*.self_attn.?_proj.weight"
 TOWERS = {"text": tower(2, freeze=True, lora={"rank": 2, "alpha": 6, "pattern": PATTERN}), "speech": tower(2)}
@@ -203,8 +204,12 @@ def test_adapters_have_shapes_before_they_have_values() -> None:
     assert {n: p.shape for n, p in meta.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
 
 
-def test_weights_that_take_no_adapter_are_told() -> None:
+@pytest.mark.parametrize("shapes_known", [True, False], ids=["by check", "by compile"])
+def test_weights_that_take_no_adapter_are_told(shapes_known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shapes_known:
+        monkeypatch.setattr(DecoderConfig, "linear_shapes", lambda self: None)
     for pattern, message in (("embed_tokens.*", "is not the weight of a linear map"), (PATTERN, "rank 40 is larger")):
-        spec = make_spec({"text": tower(1, freeze=True, lora={"rank": 40, "pattern": pattern})})
-        with pytest.raises(SpecError, match=f"towers.text: lora: .*{message}"):
-            zippkit.compile(spec)
+        data = {"text": tower(1, freeze=True, lora={"rank": 40, "pattern": pattern})}
+        assert bool(check_spec({"name": "tiny", "towers": data})[1]) == shapes_known
+        with pytest.raises(SpecError, match=rf"towers.text.* ?lora: .*{message}"):
+            zippkit.compile(make_spec(data))

@@ -15,7 +15,7 @@ import zippkit
 from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.errors import SpecError, did_you_mean
 from zippkit.loading import check_spec
-from zippkit.spec.composition_spec import TAKEN_NAMES
+from zippkit.spec.composition_spec import TAKEN_NAMES, CompositionSpec
 from zippkit.spec.yaml_document import dotted
 
 
@@ -74,6 +74,26 @@ DEPTHS = ({}, {"source_every": 1}, {"source": "final"}, {"source": "embedding"})
             "expected 'relu', 'gelu' or 'silu', got 'rleu'",
         ),
         ({"towers.text.input_projection": True}, "towers.text.input_projection", "expected a mapping, got True"),
+        (
+            {"towers.text.lora": {"rank": 17, "pattern": "*.0.self_attn.q_proj.*"}},
+            "towers.text.lora",
+            "rank 17 is larger than a side of 'layers.0.self_attn.q_proj.weight', 16 x 16",
+        ),
+        (
+            {"towers.text.lora": {"rank": 9, "pattern": "*.k_proj.*"}, "towers.text.config.n_kv_heads": 1},
+            "towers.text.lora",
+            "rank 9 is larger than a side of 'layers.0.self_attn.k_proj.weight', 8 x 16; rank 9 is larger",
+        ),
+        (
+            {"towers.text.lora": {"pattern": "layers.1.*"}},
+            "towers.text.lora",
+            "'layers.1.input_layernorm.weight' is not the weight of a linear map; ",
+        ),
+        (
+            {"towers.text": None, "links": [], "towers.speech.input_projection": {}},
+            "towers.speech.input_projection",
+            "only rows of several modalities pass it, and the spec has one; remove `input_projection`",
+        ),
         ({"links.0.from": "speach"}, "links[0].from", "no tower is called 'speach'; did you mean 'speech'?"),
         ({"links.0.into": "image"}, "links[0].into", "no tower is called 'image'; valid: speech, text"),
         (
@@ -207,11 +227,15 @@ def test_freeze_rules_that_do_not_fit(freeze: dict[str, str], told: list[str]) -
 
 def test_the_decoder_tells_its_parameters_without_torch() -> None:
     """So that freeze rules are checked before anything is built."""
-    for config in ({"tied": True}, {"tied": False, "n_kv_heads": 1}):
+    for config in ({"tied": True}, {"tied": False, "n_kv_heads": 1, "head_dim": 6}):
         zipped = zippkit.compile(make_spec({"text": tower(3, config=config)}))
         told = zipped.spec.towers["text"].settings.parameter_names()
         assert told is not None
-        assert sorted(told) == sorted(name for name, _ in zipped.model.tower("text").named_parameters())
+        decoder = zipped.model.tower("text")
+        assert sorted(told) == sorted(name for name, _ in decoder.named_parameters())
+        linear = {n: tuple(m.weight.shape) for n, m in decoder.named_modules() if isinstance(m, torch.nn.Linear)}
+        shapes = zipped.spec.towers["text"].settings.linear_shapes()
+        assert shapes == {f"{name}.weight": shape for name, shape in linear.items()}
 
 
 def test_a_spec_made_in_python_is_checked_when_it_is_compiled() -> None:
@@ -245,6 +269,39 @@ def mostly_sound(draw: st.DrawFn) -> dict[str, Any]:
         projection = {"depth": draw(st.integers(1, 3)), "width": draw(st.integers(1, 5))}
         links.append(link(source, target, **keys, name=f"link{i}", config=config, projection=projection))
     return {"name": "tiny", "towers": towers, "links": links}
+
+
+LARGEST = {
+    "towers.text.config.dim": 2**20,
+    "towers.text.config.vocab_size": 2**31 - 1,
+    "towers.text.config.head_dim": 2**20,
+    "towers.text.config.ffn_dim": 2**20,
+    "towers.text.input_projection.width": 2**20,
+    "towers.text.extend_vocabulary.more.size": 2**31 - 1,
+    "links.0.projection.width": 2**20,
+    "links.0.config.ffn_mult": 1024,
+}
+
+
+def test_the_largest_sizes_have_shapes_and_larger_ones_are_told() -> None:
+    data = yaml.safe_load(SPEC)
+    data["towers"]["text"] |= {"input_projection": {}, "extend_vocabulary": {"more": {}}}
+    data["links"][0]["projection"] = {}
+
+    def enlarge(by: int) -> None:
+        for place, largest in LARGEST.items():
+            section: Any = data
+            *parents, last = place.split(".")
+            for part in parents:
+                section = section[int(part) if part.isdecimal() else part]
+            section[last] = largest + by
+
+    enlarge(0)
+    zippkit.compile(CompositionSpec.model_validate(data), device="meta")
+    enlarge(1)
+    told = {dotted(place): message for place, message in check_spec(data)[1]}
+    assert {place.replace("[0]", ".0") for place in told} == LARGEST.keys()
+    assert all(message.startswith("expected less than or equal to") for message in told.values())
 
 
 @settings(max_examples=40)

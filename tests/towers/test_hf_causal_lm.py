@@ -332,6 +332,13 @@ def test_odd_settings_are_one_sentence(why: str) -> None:
         assert why in str(told_so.value) and "\n" not in str(told_so.value)
 
 
+@pytest.mark.parametrize("window", [{"final": 6}, 0, -4, 2.5, "wide"])
+def test_a_window_that_is_no_length_is_told(window: Any) -> None:
+    text = {"kind": "hf_causal_lm", "config": {"model": settings("llama")["model"] | {"sliding_window": window}}}
+    with pytest.raises(ZippkitError, match=r"has sliding_window .*; expected a whole number above 0, or null"):
+        zippkit.compile(CompositionSpec.model_validate({"name": "alone", "towers": {"text": text}}), device="meta")
+
+
 def test_settings_stay_as_they_are_given() -> None:
     """Transformers fills in what is left out of nested settings, in place."""
     config = HfCausalLmConfig.model_validate(

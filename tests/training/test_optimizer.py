@@ -9,7 +9,7 @@ from torch import Tensor
 from helpers.compositions import link, make, tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.spec.recipe import Phase, learning_rates
+from zippkit.spec.recipe import Phase, group_names, learning_rates
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 PHASE = Phase(steps=1, learning_rate=0.5, learning_rates={"towers.speech": 0.25}, betas=(0.8, 0.9))
@@ -36,6 +36,19 @@ def test_every_trained_parameter_is_in_the_group_of_its_part() -> None:
         assert group["betas"] == (0.8, 0.9)
     assert [float(group["lr"]) for group in groups.values()] == [0.25, 0.5, 0.5]
     assert "towers.text" in {group["group"] for group in optimizer_of(zipped(freeze=False)).param_groups}
+
+
+def test_a_name_that_begins_another_has_a_group_of_its_own() -> None:
+    """Towers and links `a` and `ab`: every parameter is in the group of its own part, once, at that part's rate."""
+    towers = {name: tower(1, 8, input_projection={}) for name in ("a", "ab")}
+    links = [link("ab", "a", every=1, name="a"), link("a", "ab", every=1, name="ab")]
+    made = make(towers, links)
+    rates = {group: i + 1.0 for i, group in enumerate(group_names(made.spec))}
+    groups = build_optimizer(made.model, rates, PHASE).param_groups
+    assert {group["group"]: float(group["lr"]) for group in groups} == rates
+    for group in groups:
+        assert {".".join(name.split(".")[:2]) for name in group["names"]} == {group["group"]}
+    assert sum(len(group["params"]) for group in groups) == len(list(made.model.parameters()))
 
 
 def test_rates_are_scaled_in_place() -> None:

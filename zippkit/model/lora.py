@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.spec.composition_spec import Lora
+from zippkit.spec.composition_spec import Lora, some_of
 
 
 class Adapter(nn.Module):
@@ -81,15 +81,14 @@ def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDic
     for name in weights:
         path, _, leaf = name.rpartition(".")
         shape = _shape(modules.get(path), leaf)
-        if shape is None:
-            other = f" but of {type(modules[path]).__name__}" if leaf == "weight" else ""
-            wrong.append(f"{name!r} is not the weight of a linear map{other}")
-        elif lora.rank > min(shape[:2]):
-            wrong.append(f"rank {lora.rank} is larger than a side of {name!r}, {shape[1]} x {shape[0]}")
-        else:
+        kind = type(modules[path]).__name__ if leaf == "weight" else ""
+        misfit = lora.misfit(name, None if shape is None else (shape[1], shape[0]), kind)
+        if misfit:
+            wrong.append(misfit)
+        elif shape is not None:
             found[path] = Adapter(shape[0], shape[1], lora, transposed=shape[2])
     if wrong:
-        raise ValueError("; ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""))
+        raise ValueError(some_of(wrong))
     for path, adapter in found.items():
         _replace(tower, modules[path], adapter)
     return nn.ModuleDict({_key(path): adapter for path, adapter in found.items()})

@@ -15,7 +15,7 @@ from pydantic import Field, StringConstraints, ValidationError, field_validator,
 
 from zippkit.errors import did_you_mean
 from zippkit.spec import registry
-from zippkit.spec.kinds import Frame, LinkConfig, Strict, TowerConfig
+from zippkit.spec.kinds import MAX_IDS, MAX_WIDTH, Frame, LinkConfig, Strict, TowerConfig
 from zippkit.spec.validation import Complaint, complaints_of, validate
 from zippkit.spec.yaml_document import Place, dotted
 
@@ -43,7 +43,7 @@ class Projection(Strict):
     """The MLP on the source's states inside a link, from the source's width to the target's."""
 
     depth: int = Field(3, ge=1, le=16, description="Linear layers; 1 is a linear map. The paper's is 3.")
-    width: int | None = Field(None, gt=0, description="Hidden width; the target's width if left out.")
+    width: int | None = Field(None, gt=0, le=MAX_WIDTH, description="Hidden width; the target's width if left out.")
     activation: Activation = Field("relu", description="Between the linear layers.")
     share: Literal["none", "sites", "directions"] = Field(
         "none",
@@ -56,7 +56,7 @@ class InputProjection(Strict):
     """The MLP right after a tower's embedding. Rows pass through it, those of tasks with one modality around it."""
 
     depth: int = Field(2, ge=1, le=16, description="Linear layers. The paper's is 2.")
-    width: int | None = Field(None, gt=0, description="Hidden width; the tower's width if left out.")
+    width: int | None = Field(None, gt=0, le=MAX_WIDTH, description="Hidden width; the tower's width if left out.")
     activation: Activation = Field("relu", description="After each linear layer.")
     residual: bool = Field(
         True,
@@ -78,7 +78,7 @@ class Site(Strict):
 class Vocabulary(Strict):
     """Token ids that a tower is given besides its own."""
 
-    size: int = Field(ge=2, description="Number of ids, begin and end included.")
+    size: int = Field(ge=2, le=MAX_IDS, description="Number of ids, begin and end included.")
     begin: int | None = Field(None, ge=0, description="Id that opens a segment; the last but one if left out.")
     end: int | None = Field(None, ge=0, description="Id that closes a segment; the last if left out.")
 
@@ -111,6 +111,20 @@ class Lora(Strict):
     @property
     def patterns(self) -> list[str]:
         return [self.pattern] if isinstance(self.pattern, str) else list(self.pattern or ())
+
+    def misfit(self, name: str, shape: tuple[int, int] | None, kind: str = "") -> str:
+        """Why a weight cannot have an adapter; empty if it can.
+
+        Args:
+            name: of the weight.
+            shape: (outputs, inputs) of its linear map; None where it is of something else.
+            kind: what that is, if known.
+        """
+        if shape is None:
+            return f"{name!r} is not the weight of a linear map" + (f" but of {kind}" if kind else "")
+        if self.rank > min(shape):
+            return f"rank {self.rank} is larger than a side of {name!r}, {shape[0]} x {shape[1]}"
+        return ""
 
 
 class TowerSpec(Strict):
@@ -225,9 +239,14 @@ class TowerSpec(Strict):
                 yield ("freeze",), str(error)
                 return
             try:
-                self.adapted(names)
+                lora, adapted = self.adapted(names)
             except ValueError as error:
                 yield ("lora",), str(error)
+                return
+            shapes = config.linear_shapes()
+            wrong = [] if shapes is None else [lora.misfit(name, shapes.get(name)) for name in adapted]
+            if told := some_of(filter(None, wrong)):
+                yield ("lora",), told
 
     def frozen(self, names: Iterable[str]) -> dict[str, bool]:
         """Whether each parameter is frozen.
@@ -281,7 +300,8 @@ class TowerSpec(Strict):
         if self.lora is not None and not patterns:
             raise ValueError("expected `pattern`, or `lora` as the action of a rule in `freeze`")
         matches = {pattern: [name for name in frozen if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns}
-        found = [name for name in frozen if any(name in names for names in matches.values())]
+        named = {name for names in matches.values() for name in names}
+        found = [name for name in frozen if name in named]
         wrong = [f"pattern {p!r} matches no parameter{did_you_mean(p, frozen)}" for p in patterns if not matches[p]]
         trained = [name for name in found if not frozen[name]]
         if trained:
@@ -383,7 +403,7 @@ class Contrast(Strict):
     target_depth: int | None = Field(
         None, ge=0, description="After how many layers, before any link rewrites the state; all if left out."
     )
-    width: int = Field(64, gt=0, description="Width in which the two are compared.")
+    width: int = Field(64, gt=0, le=MAX_WIDTH, description="Width in which the two are compared.")
     weight: float = Field(1.0, gt=0, description="Of this loss beside that of the tokens.")
     name: Name | None = Field(None, description="`<from>_<into>_contrast` if left out.")
 
@@ -483,6 +503,12 @@ def _with_shared(tower: Any, towers: dict[Any, Any]) -> Any:
     if isinstance(other, TowerSpec):
         other = other.model_dump(by_alias=True, exclude_unset=True)
     return {key: other[key] for key in SHARED_KEYS if key in other} | tower if isinstance(other, dict) else tower
+
+
+def some_of(messages: Iterable[str]) -> str:
+    """The first five of several messages, in one line."""
+    listed = list(messages)
+    return "; ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
 
 
 def _some(names: list[str]) -> str:

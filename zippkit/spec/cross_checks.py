@@ -15,6 +15,7 @@ def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
     """Every complaint that needs more than one section, or more than one key of it, to be seen."""
     yield from _sharing(spec)
     yield from _hosting(spec)
+    yield from _projecting(spec)
     yield from _contrasts(spec)
     towers = {name: tower.settings for name, tower in spec.towers.items() if tower.resolved[0] is not None}
     links = [(i, link, link.settings) for i, link in enumerate(spec.links) if link.resolved[0] is not None]
@@ -93,6 +94,13 @@ def _sharing(spec: CompositionSpec) -> Iterator[Complaint]:
             differ += ["extend_vocabulary"] if tower.extend_vocabulary else []
             if differ:
                 yield place, f"the weights are {tower.share_with!r}'s, so it decides; remove {', '.join(differ)} here"
+
+
+def _projecting(spec: CompositionSpec) -> Iterator[Complaint]:
+    for name, tower in spec.towers.items():
+        if tower.input_projection is not None and len(spec.modalities) == 1:
+            place = ("towers", name, "input_projection")
+            yield place, "only rows of several modalities pass it, and the spec has one; remove `input_projection`"
 
 
 def _hosting(spec: CompositionSpec) -> Iterator[Complaint]:

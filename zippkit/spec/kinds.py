@@ -18,6 +18,11 @@ TOWER_FILE = "tower.json"
 """Beside the weights of a tower by itself: its kind, its config, and the SHA-256 of each file of weights."""
 
 
+MAX_WIDTH = 2**20
+"""Of states, heads and hidden layers: twenty times the widest model's, and no product of three of them overflows."""
+MAX_IDS = 2**31 - 1
+
+
 class Strict(BaseModel):
     """Unknown keys, converted types and infinite numbers are errors, and nothing changes after validation."""
 
@@ -86,9 +91,11 @@ class TowerConfig(Strict):
     weights_suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
     """Of the files, besides folders, that the tower's `load_weights` reads."""
 
-    dim: int = Field(gt=0, description="Width of the hidden states.")
+    dim: int = Field(gt=0, le=MAX_WIDTH, description="Width of the hidden states.")
     n_layers: int = Field(gt=0, le=10_000, description="Number of layers; depth runs from 0 (the embedding) to this.")
-    vocab_size: int | None = Field(None, gt=0, description="Number of token ids; none for continuous inputs.")
+    vocab_size: int | None = Field(
+        None, gt=0, le=MAX_IDS, description="Number of token ids; none for continuous inputs."
+    )
     max_len: int | None = Field(None, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
     frame: Frame | None = Field(None, description="Begin and end ids; the spec's `frame` goes before it.")
 
@@ -167,6 +174,11 @@ class TowerConfig(Strict):
 
     def parameter_names(self) -> list[str] | None:
         """The tower's parameter names, so that freeze rules are checked without torch; None: checked at compile."""
+        return None
+
+    def linear_shapes(self) -> Mapping[str, tuple[int, int]] | None:
+        """(outputs, inputs) of the weight of each linear map, by parameter name, so that adapters are checked without
+        torch; None: checked at compile."""
         return None
 
 

@@ -299,7 +299,8 @@ def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
 
 def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps: int = 1000) -> Recipe:
     """The recipe that follows from the spec alone: Adam, the paper's rates, one task for each linked direction."""
-    tasks = [str(task) for task in linked_tasks(spec)] or list(spec.towers)
+    alone = [name for name, tower in spec.towers.items() if not tower.settings.continuous]
+    tasks = [str(task) for task in linked_tasks(spec)] or alone
     train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=learning_rates(spec, Phase(steps=steps)))
     return Recipe(name=spec.name, spec=spec, data=data, train=train)
 

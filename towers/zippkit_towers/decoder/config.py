@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.spec.kinds import AttentionShape, Frame, TowerConfig, read_json
+from zippkit.spec.kinds import MAX_IDS, MAX_WIDTH, AttentionShape, Frame, TowerConfig, read_json
 
 # Keys of a llama config.json that change what the model computes, with the only values that the decoder implements.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -27,14 +27,14 @@ class DecoderConfig(TowerConfig):
 
     implementation: ClassVar[str] = "zippkit_towers.decoder.tower:Decoder"
 
-    vocab_size: int = Field(gt=0, description="Number of token ids, begin and end included.")
-    n_heads: int = Field(gt=0, description="Query heads.")
+    vocab_size: int = Field(gt=0, le=MAX_IDS, description="Number of token ids, begin and end included.")
+    n_heads: int = Field(gt=0, le=MAX_WIDTH, description="Query heads.")
     n_kv_heads: int | None = Field(None, gt=0, description="Key and value heads; as many as query heads if left out.")
-    head_dim: int | None = Field(None, gt=0, description="Width of a head; dim / n_heads if left out.")
+    head_dim: int | None = Field(None, gt=0, le=MAX_WIDTH, description="Width of a head; dim / n_heads if left out.")
     ffn_dim: int | None = Field(
-        None, gt=0, description="Hidden width of the SwiGLU; 8/3 dim, rounded up to 32, if left out."
+        None, gt=0, le=MAX_WIDTH, description="Hidden width of the SwiGLU; 8/3 dim, rounded up to 32, if left out."
     )
-    norm_eps: float = Field(1e-5, gt=0, description="Epsilon of the RMSNorms.")
+    norm_eps: float = Field(1e-5, ge=1e-30, description="Epsilon of the RMSNorms.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     tied: bool = Field(True, description="The head shares the embedding's weight.")
     max_len: int | None = Field(4096, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
@@ -133,8 +133,21 @@ class DecoderConfig(TowerConfig):
         return told if self.max_len is None else told | {"max_position_embeddings": self.max_len}
 
     def parameter_names(self) -> list[str]:
-        attention = [f"self_attn.{part}_proj.weight" for part in "qkvo"]
-        feed_forward = [f"mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
         norms = ["input_layernorm.weight", "post_attention_layernorm.weight"]
-        names = [f"layers.{i}.{part}" for i in range(self.n_layers) for part in (*attention, *feed_forward, *norms)]
+        names = [f"layers.{i}.{part}" for i in range(self.n_layers) for part in (*self._layer_shapes(), *norms)]
         return ["embed_tokens.weight", *names, "norm.weight", *([] if self.tied else ["lm_head.weight"])]
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        layer = self._layer_shapes().items()
+        shapes = {f"layers.{i}.{part}": shape for i in range(self.n_layers) for part, shape in layer}
+        return shapes | ({} if self.tied else {"lm_head.weight": (self.vocab_size, self.dim)})
+
+    def _layer_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of a layer's linear maps."""
+        queries, keys = self.n_heads * self.head_width, self.kv_heads * self.head_width
+        attention = {"q": (queries, self.dim), "k": (keys, self.dim), "v": (keys, self.dim), "o": (self.dim, queries)}
+        inner = (self.ffn_width, self.dim)
+        feed_forward = {"gate": inner, "up": inner, "down": inner[::-1]}
+        return {f"self_attn.{part}_proj.weight": shape for part, shape in attention.items()} | {
+            f"mlp.{part}_proj.weight": shape for part, shape in feed_forward.items()
+        }

@@ -386,9 +386,13 @@ def windows_of(hf: Any, n_layers: int) -> list[int | None]:
     """The sliding window of each layer; None where it sees everything.
 
     Raises:
-        CheckpointError: layers of a kind that is not run.
+        CheckpointError: layers of a kind that is not run, or a window that is no length.
     """
     window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
+    if window is not None and (type(window) is not int or window < 1):
+        raise CheckpointError(
+            f"a {hf.model_type!r} model has sliding_window {window!r}; expected a whole number above 0, or null"
+        )
     if not kinds:
         return [window] * n_layers
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +36,10 @@ class Family:
     """The same, of the feature extractor's file."""
     known: bool = True
     """Whether its parts are known by hand; otherwise they are guessed, and taken only if exact."""
+
+
+MAX_VALUES = 2**28
+"""Of one image, and of the sound of one state: a gibibyte of floats."""
 
 
 def number(model: Model, key: str) -> int:
@@ -74,6 +79,9 @@ def _waveform(model: Model) -> Waveform:
     if len({len(values) for values in sizes.values()}) > 1:
         counts = ", ".join(f"{key} has {len(values)}" for key, values in sizes.items())
         raise ValueError(f"model: {counts} entries; expected one for each convolution")
+    for key in ("conv_kernel", "conv_stride"):
+        if math.prod(sizes[key]) > MAX_VALUES:
+            raise ValueError(f"model: {key} {list(sizes[key])} makes one state of more than {MAX_VALUES} samples")
     return Waveform(sizes["conv_kernel"], sizes["conv_stride"])
 
 
@@ -81,7 +89,10 @@ def _pixels(model: Model) -> Pixels:
     size, patch = _height_and_width(model, "image_size"), _height_and_width(model, "patch_size")
     if size[0] < patch[0] or size[1] < patch[1]:
         raise ValueError(f"model: image_size {size} is smaller than patch_size {patch}")
-    return Pixels((number(model, "num_channels"), *size), patch)
+    shape = (number(model, "num_channels"), *size)
+    if math.prod(shape) > MAX_VALUES:
+        raise ValueError(f"model: an image of {' x '.join(map(str, shape))} has more than {MAX_VALUES} values")
+    return Pixels(shape, patch)
 
 
 _SIZE = {"hidden_size": 768, "num_hidden_layers": 12}

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from zippkit.spec.kinds import MAX_IDS
 from zippkit_towers.decoder.config import DecoderConfig
 
 
@@ -14,11 +15,11 @@ class ImageUnitsConfig(DecoderConfig):
 
     implementation: ClassVar[str] = "zippkit_towers.image_units.tower:ImageUnits"
 
-    side: int = Field(8, gt=0, description="Rows, and columns, of an image.")
+    side: int = Field(8, gt=0, le=4096, description="Rows, and columns, of an image.")
     levels: int = Field(
-        17, gt=1, description="Grey levels: ids 0 (no ink) to levels - 1; begin and end come after them."
+        17, gt=1, le=2**16, description="Grey levels: ids 0 (no ink) to levels - 1; begin and end come after them."
     )
-    vocab_size: int = Field(19, gt=0, description="Number of token ids; levels + 2 if left out.")
+    vocab_size: int = Field(19, gt=0, le=MAX_IDS, description="Number of token ids; levels + 2 if left out.")
     max_len: int | None = Field(
         1056, gt=0, description="Longest sequence of this tower's own tokens; room for 16 images if left out."
     )

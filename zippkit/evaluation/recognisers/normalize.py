@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
@@ -23,9 +24,10 @@ def normalize(text: str) -> str:
     text = "".join(c for c in text if not unicodedata.combining(c))
     text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", re.sub(r"['\u2019]", "", text))
     text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text)
+    words = re.findall(r"\d|[^\W\d_]+", text)
     # "a hundred" is a number like any other.
-    text = re.sub(rf"\ba(?= ({'|'.join(('hundred', *LARGE))})\b)", "one", text)
-    return " ".join(_spelt(re.findall(r"\d|[^\W\d_]+", text)))
+    counts = [word == "a" and after in ("hundred", *LARGE) for word, after in pairwise([*words, ""])]
+    return " ".join(_spelt(["one" if count else word for word, count in zip(words, counts, strict=True)]))
 
 
 def _spelt(words: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.spec.kinds import Acts, LinkConfig, TowerConfig
+from zippkit.spec.kinds import MAX_WIDTH, Acts, LinkConfig, TowerConfig
 
 Placement = Literal["after", "before"]
 _PLACEMENT = (
@@ -74,7 +74,7 @@ class GatedCrossAttentionConfig(AttendingConfig):
     gate_init: float | None = Field(
         None, description="Gates before their tanh, at the start of `zero_outputs`; 1 if left out."
     )
-    ffn_mult: int = Field(4, gt=0, description="Feed-forward width over the target's width.")
+    ffn_mult: int = Field(4, gt=0, le=1024, description="Feed-forward width over the target's width.")
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
@@ -104,7 +104,7 @@ class PrefixConfig(LinkConfig):
 
     implementation: ClassVar[str] = "zippkit.model.links.prefix:Prefix"
 
-    stack: int = Field(1, gt=0, description="Source tokens that one place is made of, side by side.")
+    stack: int = Field(1, gt=0, le=MAX_WIDTH, description="Source tokens that one place is made of, side by side.")
     norm_source: bool = Field(True, description="RMSNorm on the source's states before they are stacked.")
 
     @property
@@ -123,10 +123,10 @@ class ResamplerConfig(LinkConfig):
 
     implementation: ClassVar[str] = "zippkit.model.links.resampler:Resampler"
 
-    queries: int = Field(32, gt=0, description="Latents that a segment becomes, however long it is.")
-    depth: int = Field(2, gt=0, description="Layers of the resampler.")
+    queries: int = Field(32, gt=0, le=MAX_WIDTH, description="Latents that a segment becomes, however long it is.")
+    depth: int = Field(2, gt=0, le=1000, description="Layers of the resampler.")
     n_heads: int = Field(8, gt=0, description="Attention heads; must divide the target's width, which latents have.")
-    ffn_mult: int = Field(4, gt=0, description="Feed-forward width over the target's width.")
+    ffn_mult: int = Field(4, gt=0, le=1024, description="Feed-forward width over the target's width.")
     design: Literal["perceiver", "qformer"] = Field(
         "perceiver",
         description="A layer's attention: one over source and latents together (Flamingo), or one among the latents "
