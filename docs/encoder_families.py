@@ -65,8 +65,8 @@ too. What is not exact to {tolerance:g} of the largest state is refused.
 {exact} families are exact, {refused} are refused. Refused causal language models are the business of kind
 `hf_causal_lm`, and left out here. Some are refused only because their tiny config does not suit them.
 
-| family | result | reason |
-|---|---|---|
+| family | exact | what it is fed, or why it is refused |
+| --- | --- | --- |
 """
 
 
@@ -80,7 +80,7 @@ class Row:
     """What it is fed; or why it is refused."""
 
     def __str__(self) -> str:
-        return f"| {self.family} | {'exact' if self.exact else 'refused'} | {self.reason.replace('|', ' ')} |"
+        return f"| `{self.family}` | {'yes' if self.exact else 'no'} | {self.reason.replace('|', ' ')} |"
 
 
 def tiny_model(family: str) -> dict[str, Any]:
@@ -121,8 +121,9 @@ def tried(family: str) -> Row:
         words = str(error) if isinstance(error, ZippkitError) else _reason(error)
         words = re.sub(r"^(towers: |kind `hf_encoder` does not run a '\S+' model: )", "", words)
         return Row(family, False, " ".join(words.split()))
-    known = ", known by hand" if config.family.known else ""
-    return Row(family, True, f"fed {FED[config.feed_kind]}{known}")
+    part = "" if config.model_type == family else f", by its `{config.model_type}`"
+    known = "; known by hand" if config.family.known else ""
+    return Row(family, True, f"{FED[config.feed_kind]}{part}{known}")
 
 
 def _reason(error: Exception) -> str:

@@ -57,7 +57,9 @@ class InputProjection(Strict):
 
     depth: int = Field(2, ge=1, le=16, description="Linear layers. The paper's is 2.")
     width: int | None = Field(None, gt=0, le=MAX_WIDTH, description="Hidden width; the tower's width if left out.")
-    activation: Activation = Field("relu", description="After each linear layer.")
+    activation: Activation = Field(
+        "relu", description="After each linear layer; not after the last one where the MLP is residual."
+    )
     residual: bool = Field(
         True,
         description="Add the MLP to the embedding, starting at zero; false replaces the embedding, as the paper does.",
@@ -322,7 +324,10 @@ class LinkSpec(Strict):
     )
     every: int | None = Field(None, gt=0, description="Act after target layers i, 2i, 3i, ...")
     source_every: int | None = Field(
-        None, gt=0, description="Read the source after layers j, 2j, ...; the same relative depth if left out."
+        None,
+        gt=0,
+        description="Read the source after layers j, 2j, ...; the same relative depth if left out, rounded half up: of "
+        "a source of 3 layers, layer 2 for layer 1 of 2. The source's bare embedding only for the target's.",
     )
     source_depth: Literal["final", "embedding"] | None = Field(
         None,

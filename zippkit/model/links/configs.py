@@ -13,7 +13,10 @@ Placement = Literal["after", "before"]
 _PLACEMENT = (
     "Act on the target's state after the layer that a site names, as Zipper does, or before it, as Flamingo does."
 )
-_NORM_SOURCE = "RMSNorm on the source's states before the projection"
+_NORM_SOURCE = (
+    "RMSNorm on the source's states before the projection; its epsilon, as that of all norms of links, is torch's own: "
+    "the smallest step of the states' dtype, 1.2e-7 in float32"
+)
 
 
 def _heads_misfit(n_heads: int, dim: int, turned: bool) -> Iterator[str]:
@@ -104,7 +107,13 @@ class PrefixConfig(LinkConfig):
 
     implementation: ClassVar[str] = "zippkit.model.links.prefix:Prefix"
 
-    stack: int = Field(1, gt=0, le=MAX_WIDTH, description="Source tokens that one place is made of, side by side.")
+    stack: int = Field(
+        1,
+        gt=0,
+        le=MAX_WIDTH,
+        description="Source tokens that one place is made of, side by side; the segment's begin and end ids are among "
+        "them, and the last place is filled up with zeros.",
+    )
     norm_source: bool = Field(True, description="RMSNorm on the source's states before they are stacked.")
 
     @property
