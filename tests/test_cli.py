@@ -88,9 +88,29 @@ def test_every_example_is_written_as_the_command_takes_it(name: str) -> None:
 
 
 def test_check(call: Call, here: Path) -> None:
-    assert call("check", SPEC) == Said(0, f"{SPEC}: digits is sound\n", "")
+    assert call("check", RECIPE) == Said(0, f"{RECIPE}: demo is sound\n", "")
     assert call("check", RECIPE, "spec.towers.text.freeze=false") == Said(0, f"{RECIPE}: demo is sound\n", "")
-    assert json.loads(call("check", SPEC, "--json").out) == {"ok": True, "problems": []}
+    thawed = "towers.text.freeze=false"
+    assert call("check", SPEC, thawed) == Said(0, f"{SPEC}: digits is sound\n", "")
+    assert json.loads(call("check", SPEC, thawed, "--json").out) == {"ok": True, "problems": [], "warnings": []}
+
+
+def test_check_warns_of_a_tower_that_is_frozen_at_random(call: Call, here: Path) -> None:
+    line = 1 + next(i for i, line in enumerate(SPEC.read_text().split("\n")) if "freeze: true" in line)
+    told = "the tower is frozen and has no weights, so it keeps its random values, unless a recipe pre-trains it or"
+    said = call("check", SPEC)
+    assert (said.code, said.out) == (0, f"{SPEC}: digits is sound\n")
+    assert said.err.startswith(f"warning: {SPEC}:{line}: towers.text.freeze: {told}")
+    (warning,) = json.loads(call("check", SPEC, "--json").out)["warnings"]
+    assert (warning["line"], warning["key"]) == (line, "towers.text.freeze") and told in warning["message"]
+    # The demo's recipe pre-trains the tower; one that does not is told where its spec says so.
+    text = yaml.safe_load(RECIPE.read_text())
+    text |= {"pretrain": {}, "spec": str(SPEC), "data": str(SPEC.parent)}
+    Path("recipe.yaml").write_text(yaml.safe_dump(text))
+    said = call("check", "recipe.yaml")
+    assert (said.code, said.err.count("warning")) == (0, 1)
+    assert said.err.startswith(f"warning: {SPEC}:{line}: towers.text.freeze: the tower is frozen and has no weights")
+    assert "unless" not in said.err
 
 
 def test_check_tells_file_line_and_key(call: Call, here: Path) -> None:

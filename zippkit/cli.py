@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from zippkit.errors import SpecError, ZippkitError
+from zippkit.errors import Problem, SpecError, ZippkitError
 from zippkit.spec.kinds import MOST_TOKENS
 from zippkit.system.files import FULL
 
@@ -88,9 +89,10 @@ def check(
 
     Example: zippkit check recipes/demo/spec.yaml
     """
-    from zippkit.loading import load_any
+    from zippkit.loading import cautions, load_any
     from zippkit.spec.yaml_document import read_document
 
+    told: list[Problem] = []
     try:
         if "cells" in read_document(file).data:
             from zippkit.experiment.grid import check_experiment
@@ -99,14 +101,19 @@ def check(
                 raise ZippkitError(f"{file}: holds an experiment, whose overrides stand in its presets; leave them out")
             name = check_experiment(file)
         else:
-            name = load_any(file, overrides or ()).name
+            found = load_any(file, overrides or ())
+            name, told = found.name, cautions(file, found)
     except SpecError as error:
         if not as_json:
             raise
-        problems = [{"file": p.file, "line": p.line, "key": p.key, "message": p.message} for p in error.problems]
-        print(json.dumps({"ok": False, "problems": problems}, indent=2))
+        print(json.dumps({"ok": False, "problems": [asdict(problem) for problem in error.problems]}, indent=2))
         raise typer.Exit(2) from None
-    print(json.dumps({"ok": True, "problems": []}) if as_json else f"{file}: {name} is sound")
+    if as_json:
+        print(json.dumps({"ok": True, "problems": [], "warnings": [asdict(each) for each in told]}, indent=2))
+        return
+    for each in told:
+        print(f"warning: {each}", file=sys.stderr)
+    print(f"{file}: {name} is sound")
 
 
 @app.command()

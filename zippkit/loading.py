@@ -157,6 +157,37 @@ def _start_complaints(recipe: Recipe) -> Iterator[Complaint]:
             yield ("pretrain", name), f"tower {name!r} comes trained from {recipe.start_from}; remove one of the two"
 
 
+def frozen_at_random(found: CompositionSpec | Recipe) -> dict[str, str]:
+    """Towers that are frozen with the random values that they are built with, and for each what to do about it.
+
+    Sound, and hardly ever meant: such a tower knows nothing, and nothing trains it. A recipe knows more than its spec:
+    it may pre-train a tower, or take it from what it starts from.
+    """
+    spec = found.spec if isinstance(found, Recipe) else found
+    filled: set[str] = set()
+    if isinstance(found, Recipe):
+        filled |= found.pretrain.keys()
+        if found.start_from is not None:
+            there = load_spec(checkpoint_folder(found.start_from) / SPEC)
+            filled |= {part.removeprefix("towers.") for part in compare(there, spec)[0].taken}
+    where = "" if isinstance(found, Recipe) else ", unless a recipe pre-trains it or starts from a run that has it"
+    return {
+        name: f"the tower is frozen and has no weights, so it keeps its random values{where}; expected `weights`"
+        for name, tower in spec.towers.items()
+        if tower.freezes and tower.share_with is None and name not in filled and not tower.has_weights
+    }
+
+
+def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]:
+    """What `check` tells besides problems, of what `load_any` made of the file."""
+    document = read_document(path)
+    place: Place = ("spec",) if isinstance(found, Recipe) else ()
+    if place and isinstance(document.data["spec"], str):
+        document, place = read_document(beside(document.data["spec"], path)), ()
+    told = frozen_at_random(found)
+    return [document.problem((*place, "towers", name, "freeze"), message) for name, message in told.items()]
+
+
 class _Inner(NamedTuple):
     """A recipe's spec."""
 

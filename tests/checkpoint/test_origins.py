@@ -187,3 +187,17 @@ def test_a_copy_in_the_run_that_is_another_is_told(tmp_path: Path, words: Path) 
         begin(again, run)
     shutil.rmtree(run.tower("text"))
     assert begin(again, run).sources["text"] == run.tower("text")
+
+
+def test_a_run_warns_once_of_a_tower_that_is_frozen_at_random(
+    tmp_path: Path, words: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = "warning: towers.text: the tower is frozen and has no weights, so it keeps its random values; expected"
+    random = tiny_recipe(tmp_path, {"steps": 1})
+    for _ in range(2):
+        train(random, tmp_path / "random")
+    assert capsys.readouterr().err.count(told) == 1
+    train(tiny_recipe(tmp_path, {"steps": 1}, start_from=str(tmp_path / "random")), tmp_path / "next")
+    train(tiny_recipe(tmp_path, {"steps": 1}, pretrain={"text": {"steps": 1}}), tmp_path / "trained")
+    train(recipe(tmp_path, words), tmp_path / "sourced")
+    assert "warning" not in capsys.readouterr().err

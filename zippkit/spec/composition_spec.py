@@ -276,6 +276,11 @@ class TowerSpec(Strict):
         return {name: rules[found[0]] != "train" for name, found in matches.items()}
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the spec says where pre-trained weights are; only for a spec without problems."""
+        return self.weights is not None or self.settings.weights_path() is not None
+
+    @property
     def freezes(self) -> bool:
         """Whether some parameter is frozen."""
         return self.freeze if isinstance(self.freeze, bool) else set(self.freeze.values()) != {"train"}

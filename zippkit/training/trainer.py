@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from zippkit.checkpoint.references import TOWERS, Reference, find_references
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, DataError, ZippkitError
+from zippkit.loading import frozen_at_random
 from zippkit.model.weights import check_hashes
 from zippkit.plan.graph import build_graph
 from zippkit.plan.parts import MANIFEST
@@ -59,6 +61,8 @@ def train(recipe: Recipe, out: Path) -> None:
     tasks = _task_data(recipe, dataset)
     if not run.recipe_file.exists():
         check_start(recipe, dataset)
+        for name, message in frozen_at_random(recipe).items():
+            print(f"warning: towers.{name}: {message}", file=sys.stderr)
     with run.locked("trains"), _stop_signals() as stop:
         run.begin(recipe)
         run.keep_tokenizers(dataset)
