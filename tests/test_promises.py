@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -268,3 +271,30 @@ def test_what_is_promised_is_kept(
     assert case.kind.hears or told["x"] == (way in ("frozen", "lora"))
     assert torch.equal(case.logits(case.kept(load(tmp_path / "second"))), case.logits(done))
     assert [c for c in verify(grown, only=["C3", "C8"]).certificates if not c.passed] == []
+
+
+def test_a_run_that_was_killed_resumed_grown_and_exported_is_proven(tmp_path: Path, data: dict[bool, Path]) -> None:
+    """What `zippkit verify` is for: a frozen tower of Hugging Face, beside which much has happened, is its source's."""
+    case = Case(KINDS["hf_causal_lm"], "frozen", tmp_path, data[False])
+    child = os.fork()
+    if child == 0:
+        with pytest.MonkeyPatch.context() as patch:
+            on_step(patch, 2, lambda model: os.kill(os.getpid(), signal.SIGKILL))
+            train(case.recipe(), tmp_path / "first")
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert RunFolder(tmp_path / "first").checkpoints("train"), "killed in the middle"
+    train(case.recipe(), tmp_path / "first")
+    grown = case.spec(grown=True)
+    train(case.recipe(spec=grown, start_from=tmp_path / "first"), tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    export_tower(tmp_path / "second", "x", tmp_path / "out")
+    assert digests(tmp_path / "out") == digests(case.source) != []
+    report = verify(load(tmp_path / "second"))
+    assert report.passed, str(report)
+    told = {certificate.name: certificate.detail for certificate in report.certificates}
+    assert "x byte for byte as in the source" in told["C8"]
+    moved = load(tmp_path / "second")
+    moved.model.tower("x").requires_grad_(True)
+    (c3,) = verify(moved, only=["C3"]).certificates
+    assert "towers.x.model.embed_tokens.weight is trainable although the spec freezes it" in c3.detail

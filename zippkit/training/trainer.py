@@ -59,13 +59,14 @@ def train(recipe: Recipe, out: Path) -> None:
     device = backend(recipe.device)
     dataset = Dataset.open(recipe.data)
     tasks = _task_data(recipe, dataset)
-    if not run.recipe_file.exists():
+    is_new = not run.recipe_file.exists()
+    if is_new:
         check_start(recipe, dataset)
-        for name, message in frozen_at_random(recipe).items():
-            print(f"warning: towers.{name}: {message}", file=sys.stderr)
     with run.locked("trains"), _stop_signals() as stop:
         run.begin(recipe)
         run.keep_tokenizers(dataset)
+        for name, message in frozen_at_random(recipe).items() if is_new else ():
+            print(f"warning: towers.{name}: {message}", file=sys.stderr)
         for name, phase in recipe.pretrain.items():
             if (run.tower(name) / TOWER_FILE).exists():
                 _check_tower(run.tower(name))
