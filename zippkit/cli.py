@@ -468,13 +468,14 @@ def schema(
     """
     from zippkit.spec.composition_spec import CompositionSpec
     from zippkit.spec.recipe import Recipe
+    from zippkit.spec.schema import json_schema
 
     model: Any = CompositionSpec if what == "spec" else Recipe
     if what == "experiment":
         from zippkit.experiment.format import Experiment
 
         model = Experiment
-    print(json.dumps(model.model_json_schema(by_alias=True), indent=2))
+    print(json.dumps(json_schema(model), indent=2))
 
 
 if __name__ == "__main__":

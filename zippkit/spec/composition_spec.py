@@ -101,7 +101,7 @@ class Lora(Strict):
         "in `freeze` by `lora`.",
     )
 
-    @field_validator("pattern", mode="plain")
+    @field_validator("pattern", mode="plain", json_schema_input_type=str | list[str] | None)
     @classmethod
     def _pattern(cls, value: Any) -> str | list[str] | None:
         """One message instead of one for each member of the union."""
@@ -158,7 +158,7 @@ class TowerSpec(Strict):
         "behind its own (the last two are begin and end), with trained rows of their own in embedding and head.",
     )
 
-    @field_validator("extend_vocabulary", mode="before")
+    @field_validator("extend_vocabulary", mode="before", json_schema_input_type=dict[Name, int | Vocabulary])
     @classmethod
     def _sizes(cls, value: Any) -> Any:
         """A plain number is a size."""
@@ -166,7 +166,7 @@ class TowerSpec(Strict):
             return value
         return {name: {"size": given} if type(given) is int else given for name, given in value.items()}
 
-    @field_validator("freeze", mode="plain")
+    @field_validator("freeze", mode="plain", json_schema_input_type=bool | dict[str, Action])
     @classmethod
     def _freeze(cls, value: Any) -> bool | dict[str, Action]:
         """One message instead of one for each member of the union."""
