@@ -17,6 +17,7 @@ from zippkit.checkpoint.references import find_references, source_of
 from zippkit.errors import CheckpointError
 from zippkit.model import loss as _loss
 from zippkit.model.build import build_model
+from zippkit.model.dtypes import concrete
 from zippkit.model.meta_device import meta_model
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
@@ -101,6 +102,7 @@ def compile(
         SpecError: everything that is wrong with the spec.
         CheckpointError: weights that do not fit.
     """
+    spec = concrete(spec)
     if device == "meta":
         model, graph = meta_model(spec)
         return Composition(spec, graph, model)
@@ -143,6 +145,7 @@ def load(
 
 def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: int) -> Composition:
     """The composition of ``spec``, with everything of the checkpoint that is in both."""
+    spec = concrete(spec, checkpoint.sources)
     transfer, misfits = compare(checkpoint.spec, spec)
     if misfits:
         raise CheckpointError("\n".join(f"{folder}: cannot be taken over: {misfit}" for misfit in misfits))

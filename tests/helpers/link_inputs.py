@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -23,12 +24,11 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def turn(x: Tensor, position: float, theta: float) -> Tensor:
-    """Rotate the pair (x[i], x[i + K / 2]) by position * theta^(-2i / K); angles are float32, as everywhere."""
+    """Rotate the pair (x[i], x[i + K / 2]) by position * theta^(-2i / K); angles are float64."""
     out, half = x.clone(), len(x) // 2
     for i in range(half):
-        frequency = theta ** -(torch.tensor(2.0 * i) / len(x))
-        angle = torch.tensor(float(position)) * frequency
-        cos, sin = angle.cos().double(), angle.sin().double()
+        angle = position * theta ** (-2 * i / len(x))
+        cos, sin = math.cos(angle), math.sin(angle)
         out[i] = x[i] * cos - x[i + half] * sin
         out[i + half] = x[i + half] * cos + x[i] * sin
     return out

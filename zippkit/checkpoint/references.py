@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from zippkit.errors import CheckpointError
-from zippkit.model.tower import Tower, loaded_tower
+from zippkit.model.dtypes import DTYPES, dtype_of
+from zippkit.model.tower import Tower, new_tower
 from zippkit.model.weights import file_hash, state_hash, weight_files
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import MANIFEST
@@ -71,7 +72,9 @@ def refer(spec: TowerSpec, source: Path) -> Reference | None:
     """A reference to the tower that the source holds now; None where there is none that fits."""
     try:
         stamps = tuple(_stamp(file) for file in weight_files(source))
-        tensors = _loaded_hash(_Source(source, spec.kind, spec.settings.model_dump_json(), stamps, spec.settings))
+        dtype = dtype_of(spec, source)
+        how = (spec.kind, spec.settings.model_dump_json(), dtype)
+        tensors = _loaded_hash(_Source(source, *how, stamps, spec.settings))
     except (CheckpointError, OSError):
         return None
     return Reference(source, {Path(path).name: _known_hash(path, *rest) for path, *rest in stamps}, tensors)
@@ -95,6 +98,7 @@ class _Source:
     path: Path
     kind: str
     config: str
+    dtype: str
     stamps: tuple[tuple[str, int, int], ...]
     settings: TowerConfig = field(compare=False)
 
@@ -105,7 +109,7 @@ def _loaded_hash(source: _Source) -> str:
     cls: type[Tower] = registry.implementation(registry.TOWERS, source.kind)
     # Building draws new parameters, and whoever saves may be in the middle of training.
     with torch.random.fork_rng(devices=[]):
-        tower = loaded_tower(cls, source.settings, source.path)
+        tower = new_tower(cls, source.settings, DTYPES[source.dtype], source.path)
     return state_hash(tower.state_dict())
 
 

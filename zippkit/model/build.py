@@ -8,11 +8,12 @@ from torch import nn
 from zippkit.errors import Problem, SpecError
 from zippkit.model.added_vocabulary import AddedVocabulary
 from zippkit.model.contrastive import ContrastHead
+from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.layers import ResidualMLP, mlp
 from zippkit.model.links.base import Link
 from zippkit.model.lora import attach
 from zippkit.model.next_modality import NextHead
-from zippkit.model.tower import Tower, loaded_tower
+from zippkit.model.tower import Tower, new_tower
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph, build_graph
 from zippkit.plan.plan import build_plan
@@ -34,7 +35,7 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
         raise SpecError([Problem(place, 0, "config.path", str(error))]) from error
     if weights is not None and not weights.exists():
         raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
-    tower = cls(spec.settings) if weights is None else loaded_tower(cls, spec.settings, weights)
+    tower = new_tower(cls, spec.settings, DTYPES[dtype_of(spec, weights)], weights)
     tower.check()
     parameters = dict(tower.named_parameters())
     try:

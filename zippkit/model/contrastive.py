@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.batch.batch import IGNORE, TowerBatch
+from zippkit.model.layers import at_least_float32
 
 MASKED = -1e9
 """Similarity with a row that lacks one of the two towers."""
@@ -54,5 +55,6 @@ def contrast_loss(logits: Tensor) -> Tensor:
     """Mean nats to find the right row, both ways, from (B, B) logits of which the diagonal is right; 0 without rows."""
     there = logits.diagonal() > MASKED / 2
     targets = torch.where(there, torch.arange(len(logits), device=logits.device), IGNORE)
-    nats = [F.cross_entropy(each.float(), targets, ignore_index=IGNORE, reduction="sum") for each in (logits, logits.T)]
+    wide = at_least_float32(logits)
+    nats = [F.cross_entropy(each, targets, ignore_index=IGNORE, reduction="sum") for each in (wide, wide.T)]
     return torch.stack(nats).sum() / (2 * there.sum().clamp(min=1))

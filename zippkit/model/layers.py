@@ -12,6 +12,14 @@ from torch.nn import functional as F
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """float32 of what is narrower (bfloat16, under autocast or in a tower of it); float32 and float64 as they are.
+
+    What states become between layers and links, and what losses and positions are computed in.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def mlp(widths: Sequence[int], activation: str, activate_last: bool = False) -> nn.Sequential:
     """Linear layers through ``widths`` with an activation between them, and after the last one if asked.
 
@@ -46,13 +54,20 @@ class ResidualMLP(nn.Module):
         return x_BTD + projected
 
 
-def rotary_angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, 1, T, head_dim) of the rotary embedding (arXiv 2104.09864), in the half-split layout.
 
     The first half of the sines is negative, so that `rotate` has no sign to change.
+
+    Args:
+        positions: (B, T).
+        head_dim: width of a head.
+        theta: base of the frequencies.
+        dtype: of what is turned; angles are float32 at least, since bfloat16 has no odd positions above 256.
     """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim
-    angles = positions[:, None, :, None].float() * theta**-exponents
+    wide = torch.promote_types(dtype, torch.float32)
+    exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
+    angles = positions[:, None, :, None].to(wide) * theta**-exponents
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 

@@ -24,7 +24,8 @@ class Adapter(nn.Module):
         nn.init.normal_(self.down, std=n_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        added: Tensor = self.scale * F.linear(F.linear(x, self.down), self.up)
+        # Adapters are float32, in towers of another dtype too.
+        added: Tensor = self.scale * F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
         return added
 
     def change(self) -> Tensor:
@@ -49,7 +50,7 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         mapped: Tensor = super().forward(input)
-        return mapped + cast("Tensor", self.adapter(input))
+        return mapped + cast("Tensor", self.adapter(input)).to(mapped.dtype)
 
 
 class AdaptedConv1D(nn.Module):
@@ -66,7 +67,7 @@ class AdaptedConv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mapped = torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
-        return mapped + cast("Tensor", self.adapter(x))
+        return mapped + cast("Tensor", self.adapter(x)).to(mapped.dtype)
 
 
 def attach(tower: nn.Module, weights: Iterable[str], lora: Lora) -> nn.ModuleDict:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from zippkit.batch.batch import IGNORE, Batch
 from zippkit.errors import DataError
 from zippkit.model.contrastive import contrast_loss
+from zippkit.model.layers import at_least_float32
 from zippkit.model.next_modality import PREFIX, next_nats
 
 
@@ -43,7 +44,7 @@ def loss(logits: Mapping[str, Tensor], batch: Batch, weights: Mapping[str, float
             ends.append(next_nats(values, batch.towers[name.removeprefix(PREFIX)]))
             continue
         targets = batch.towers[name].targets
-        flat, wanted = values.flatten(0, 1).float(), targets.flatten()
+        flat, wanted = at_least_float32(values.flatten(0, 1)), targets.flatten()
         total = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum")
         count = (wanted != IGNORE).sum()
         losses[name] = total / count.clamp(min=1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.batch.batch import IGNORE, TowerBatch
+from zippkit.model.layers import at_least_float32
 
 PREFIX = "next."
 """Of the logits of a tower's head: `next.text`."""
@@ -30,5 +31,5 @@ class NextHead(nn.Module):
 def next_nats(logits: Tensor, tokens: TowerBatch) -> tuple[Tensor, Tensor]:
     """Nats over all ends of a tower's segments, and how many ends there are."""
     wanted = cast("Tensor", tokens.following).flatten()
-    total = F.cross_entropy(logits.flatten(0, 1).float(), wanted, ignore_index=IGNORE, reduction="sum")
+    total = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), wanted, ignore_index=IGNORE, reduction="sum")
     return total, (wanted != IGNORE).sum()

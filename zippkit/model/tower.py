@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import self_mask
+from zippkit.model.layers import at_least_float32
 from zippkit.model.weights import filled_in_place, load_into, read_tensors
 from zippkit.spec.kinds import TowerConfig
 
@@ -26,6 +29,11 @@ class Tower(nn.Module, ABC):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its parameters; `layer` and `head` are given states of it."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @abstractmethod
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
@@ -98,22 +106,53 @@ class Tower(nn.Module, ABC):
         load_into(self, read_tensors(path), str(path))
 
 
-def loaded_tower(cls: type[Tower], config: TowerConfig, weights: Path) -> Tower:
-    """A new tower with the weights of a file or folder.
+def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights: Path | None = None) -> Tower:
+    """A new tower, its parameters in ``dtype``, with the weights of a file or folder where one is given.
 
     Raises:
         CheckpointError: weights that do not fit.
         ZippkitError: its ``load_weights`` replaces what it should fill.
     """
-    if cls.made_by_weights:
-        with torch.device("meta"):
-            tower = cls(config)
-        tower.load_weights(weights)
+    with _default_dtype(dtype):
+        if weights is None:
+            return cls(config)
+        if cls.made_by_weights:
+            with torch.device("meta"):
+                tower = cls(config)
+            tower.load_weights(weights)
+            return tower
+        tower = cls(config)
+        with filled_in_place(tower, str(weights)):
+            tower.load_weights(weights)
         return tower
-    tower = cls(config)
-    with filled_in_place(tower, str(weights)):
-        tower.load_weights(weights)
-    return tower
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What new parameters are made in, so that none is ever held in a wider dtype on the way."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def run_start(tower: Tower, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
+    """`Tower.start`, as a composition runs it: states between a tower's layers, which links read and rewrite, are
+    float32 at least, whatever the tower's own dtype."""
+    hidden, context = tower.start(inputs, mask, cache)
+    return at_least_float32(hidden), context
+
+
+def run_layer(tower: Tower, index: int, hidden: Tensor, context: Any) -> Tensor:
+    """`Tower.layer`, inside the tower's own dtype; states come and go as of `run_start`."""
+    return at_least_float32(tower.layer(index, hidden.to(tower.dtype), context))
+
+
+def run_head(tower: Tower, hidden: Tensor) -> Tensor:
+    """`Tower.head`, inside the tower's own dtype; logits are float32 at least."""
+    return at_least_float32(tower.head(hidden.to(tower.dtype)))
 
 
 class Projected(NamedTuple):
@@ -146,12 +185,12 @@ class SharedAttention(ABC):
 
 def tower_states(tower: Tower, inputs: TowerBatch) -> Tensor:
     """States (B, T, D) after every layer of a tower by itself, without links or input projection."""
-    hidden, context = tower.start(inputs, self_mask(inputs, tower.config.causal))
+    hidden, context = run_start(tower, inputs, self_mask(inputs, tower.config.causal))
     for index in range(tower.config.n_layers):
-        hidden = tower.layer(index, hidden, context)
+        hidden = run_layer(tower, index, hidden, context)
     return hidden
 
 
 def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
     """Logits (B, T, V) of a tower by itself, without links or input projection; only for a tower that has a head."""
-    return tower.head(tower_states(tower, inputs))
+    return run_head(tower, tower_states(tower, inputs))

@@ -13,10 +13,11 @@ from zippkit.batch.masks import cache_mask, self_mask
 from zippkit.model.added_vocabulary import AddedVocabulary
 from zippkit.model.contrastive import ContrastHead
 from zippkit.model.decoding_state import Decoding
+from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
 from zippkit.model.next_modality import PREFIX, NextHead
-from zippkit.model.tower import Projected, SharedAttention, Tower
+from zippkit.model.tower import Projected, SharedAttention, Tower, run_head, run_layer, run_start
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
 
@@ -195,11 +196,12 @@ class _Forward:
         mask, cache = self_mask(inputs, tower.config.causal), None
         if self.decoding is not None and name in self.decoding.caches:
             mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
-        hidden, self.context[name] = tower.start(model.known(name, inputs), mask, cache)
+        hidden, self.context[name] = run_start(tower, model.known(name, inputs), mask, cache)
         if name in model.vocabularies:
             hidden = cast("AddedVocabulary", model.vocabularies[name]).start(tower, inputs, hidden)
         if name in model.input_projections and self.multimodal is not False:
-            projected, rows = model.input_projections[name](hidden), self.multimodal
+            # Under autocast its last map gives bfloat16, and without a residual all later layers would add to that.
+            projected, rows = at_least_float32(model.input_projections[name](hidden)), self.multimodal
             hidden = projected if rows is True else torch.where(rows[:, None, None], projected, hidden)
         if name in model.inserted_into:
             empty = tower.placed(torch.zeros_like(hidden), inputs)
@@ -207,19 +209,21 @@ class _Forward:
         self.hidden[name] = hidden
 
     def project(self, op: Op) -> None:
-        tower = cast("SharedAttention", self.model.towers[op.tower])
-        self.projected[op.tower] = tower.project(op.depth - 1, self.hidden[op.tower], self.context[op.tower])
+        tower, hidden = self.model.towers[op.tower], self.hidden[op.tower].to(self.model.tower(op.tower).dtype)
+        shared = cast("SharedAttention", tower)
+        self.projected[op.tower] = shared.project(op.depth - 1, hidden, self.context[op.tower])
 
     def layer(self, op: Op) -> None:
         name, index, context = op.tower, op.depth - 1, self.context[op.tower]
         if name not in self.projected:
-            self.hidden[name] = self.model.tower(name).layer(index, self.hidden[name], context)
+            self.hidden[name] = run_layer(self.model.tower(name), index, self.hidden[name], context)
             return
         tower, parts = cast("SharedAttention", self.model.towers[name]), self.projected.pop(name)
         keys, values, mask = tower.remember(index, parts, context)
         others = self.joined.pop(name, [])
         attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
-        self.hidden[name] = tower.close(index, self.hidden[name], attended, context)
+        hidden = self.hidden[name].to(self.model.tower(name).dtype)
+        self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
 
     def write(self, op: Op) -> None:
         site, tokens = _site_of(op), self.inputs[op.tower]
@@ -238,7 +242,7 @@ class _Forward:
             self.joined.setdefault(name, []).append(self.memories[site])
         else:
             link = self.model.link(site)
-            self.hidden[name] = link.read(self.hidden[name], self.inputs[name], self.memories[site])
+            self.hidden[name] = at_least_float32(link.read(self.hidden[name], self.inputs[name], self.memories[site]))
 
     def pool(self, op: Op) -> None:
         contrast, name = cast("str", op.contrast), op.tower
@@ -253,7 +257,7 @@ class _Forward:
 
     def head(self, op: Op) -> None:
         name, hidden = op.tower, self.hidden[op.tower]
-        logits = self.model.tower(name).head(hidden)
+        logits = run_head(self.model.tower(name), hidden)
         if name in self.model.vocabularies:
             logits = cast("AddedVocabulary", self.model.vocabularies[name]).head(logits, hidden)
         self.logits[name] = logits

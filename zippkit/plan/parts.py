@@ -42,7 +42,8 @@ def parts(spec: CompositionSpec) -> Parts:
     found: Parts = {}
     for name, tower in spec.towers.items():
         config = tower.settings
-        found[f"towers.{name}"] = {"kind": tower.kind, "config": config.model_dump(mode="json", exclude={"path"})}
+        about = {"kind": tower.kind, "dtype": tower.dtype, "config": config.model_dump(mode="json", exclude={"path"})}
+        found[f"towers.{name}"] = about
         given = tower.model_dump(mode="json")
         if tower.input_projection is not None:
             found[f"input_projections.{name}"] = {"dim": config.dim, **given["input_projection"]}

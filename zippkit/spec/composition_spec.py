@@ -137,6 +137,11 @@ class TowerSpec(Strict):
     weights: Annotated[Path, Field(strict=False)] | None = Field(
         None, description="A safetensors file or a folder of pre-trained weights; a folder may replace `config`."
     )
+    dtype: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="What a frozen tower is held and run in: `bf16`, of half the size, or `auto`, which is bf16 where "
+        "all of the weights' file is, else fp32. Links, projections, adapters and the states between layers are fp32.",
+    )
     frame: Frame | None = Field(None, description="Begin and end ids; the model's own bos and eos if left out.")
     freeze: bool | dict[str, Action] = Field(
         False,
@@ -146,8 +151,8 @@ class TowerSpec(Strict):
     lora: Lora | None = Field(None, description="Adapters on the frozen weights; none if left out.")
     share_with: Name | None = Field(
         None,
-        description="Another tower, all of whose weights are this one's too; kind, config, weights, frame, freeze and "
-        "lora are taken from it.",
+        description="Another tower, all of whose weights are this one's too; kind, config, weights, dtype, frame, "
+        "freeze and lora are taken from it.",
     )
     input_projection: InputProjection | None = Field(
         None, description="MLP right after the embedding; none if left out."
@@ -233,6 +238,12 @@ class TowerSpec(Strict):
         elif config.vocab_size is not None and max(config.frame.begin, config.frame.end) >= config.vocab_size:
             largest = max(config.frame.begin, config.frame.end)
             yield place, f"id {largest} is outside the vocabulary; expected less than {config.vocab_size}"
+        if self.dtype != "fp32" and not self.frozen_whole:
+            yield (
+                ("dtype",),
+                f"{self.dtype} is for a tower that is frozen as a whole: bf16 would round most steps of training away; "
+                "freeze it (`lora` adds trained weights in fp32), or leave `dtype` out",
+            )
         names = config.parameter_names()
         if names is not None:
             try:
@@ -493,7 +504,7 @@ class CompositionSpec(Strict):
                 yield ("config",), message
 
 
-SHARED_KEYS = ("kind", "config", "weights", "frame", "freeze", "lora")
+SHARED_KEYS = ("kind", "config", "weights", "dtype", "frame", "freeze", "lora")
 """What towers of one set of weights have in common."""
 
 

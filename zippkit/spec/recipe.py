@@ -308,7 +308,7 @@ def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps:
 def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
     """The composition of one tower alone, unfrozen, for pre-training it."""
     tower = spec.towers[name].model_copy(
-        update={"freeze": False, "input_projection": None, "extend_vocabulary": {}, "lora": None}
+        update={"freeze": False, "dtype": "fp32", "input_projection": None, "extend_vocabulary": {}, "lora": None}
     )
     return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
 

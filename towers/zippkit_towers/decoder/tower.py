@@ -143,8 +143,8 @@ class Decoder(Tower, SharedAttention):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5 if residual else 0.02)
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
-        angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta)
         hidden: Tensor = self.embed_tokens(inputs.tokens)
+        angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta, hidden.dtype)
         return hidden, Context(angles, mask, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:

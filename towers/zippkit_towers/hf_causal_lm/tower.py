@@ -252,9 +252,9 @@ class HfCausalLm(Tower):
         if folder:
             self.folder = path
         if empty:
-            self._take(_from_folder(path, self.config) if folder else whole_model(self.config))
+            self._take(_from_folder(path, self.config, self.dtype) if folder else whole_model(self.config))
         if folder and not empty:
-            found = _from_folder(path, self.config).state_dict()
+            found = _from_folder(path, self.config, self.dtype).state_dict()
             load_into(self, {name: found[name] for name in self.state_dict() if name in found}, str(path))
         elif not folder:
             load_into(self, read_tensors(path), str(path))
@@ -267,7 +267,7 @@ def _token_by_token(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tenso
     return torch.cat([run(experts, hidden[part], chosen[part], weights[part]) for part in parts])
 
 
-def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
+def _from_folder(path: Path, config: HfCausalLmConfig, dtype: torch.dtype) -> Any:
     transformers = _transformers()
     try:
         model, told = transformers.AutoModelForCausalLM.from_pretrained(
@@ -277,7 +277,7 @@ def _from_folder(path: Path, config: HfCausalLmConfig) -> Any:
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
-            dtype=torch.float32,
+            dtype=dtype,
             output_loading_info=True,
         )
     except Exception as error:
@@ -331,7 +331,7 @@ def whole_model(config: HfCausalLmConfig, hf: Any = None) -> Any:
     with _told_as_one(config):
         return auto.from_config(
             hf_config(config) if hf is None else hf,
-            dtype=torch.float32,
+            dtype=torch.get_default_dtype(),
             attn_implementation=_attention(config),
             trust_remote_code=False,
         )

@@ -14,7 +14,7 @@ from zippkit.model.links.configs import AttendingConfig
 
 def turned(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     """Queries or keys, rotated by their positions."""
-    return rotate(x_BHTK, rotary_angles(positions_BT, x_BHTK.shape[-1], theta))
+    return rotate(x_BHTK, rotary_angles(positions_BT, x_BHTK.shape[-1], theta, x_BHTK.dtype))
 
 
 def look(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor) -> Tensor:
@@ -44,7 +44,8 @@ class Attending(Link):
         key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
         if self.config.positions != "none":
             rotary = self.config.positions == "rotary"
-            places = tokens.positions * self.config.pace if rotary else tokens.offset
+            wide = torch.promote_types(key_BHSK.dtype, torch.float32)
+            places = tokens.positions.to(wide) * self.config.pace if rotary else tokens.offset
             key_BHSK = turned(key_BHSK, places, self.config.rope_theta)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 

@@ -53,7 +53,9 @@ def attend_jointly(
     mine = torch.ones(len(order), n, n, dtype=torch.bool, device=order.device).tril() if mask is None else mask
     theirs = [cross_mask(order, memory.order) for memory in memories]
     keys, values = (
-        torch.cat([own[i], *(memory.tensors[i].transpose(1, 2) for memory in memories)], dim=2) for i in range(2)
+        # The softmax is the tower's own, in its own dtype.
+        torch.cat([own[i], *(memory.tensors[i].transpose(1, 2).to(own[i].dtype) for memory in memories)], dim=2)
+        for i in range(2)
     )
     together = attend(queries, keys, values, torch.cat([mine, *theirs], dim=-1))
     sees = torch.cat(theirs, dim=-1).any(dim=-1, keepdim=True)
