@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LENGTH, WINDOW = 20, 7
 """Tokens that are run, and the window that layers with one are given for the check, so that it is passed."""
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference, relative to the largest logit, by the dtype in which both are run."""
+TOLERANCE, IN_BF16 = 1e-4, 5e-2
+"""Largest difference, relative to the largest logit; and where both are run in bfloat16."""
 
 
 @torch.no_grad()
@@ -67,9 +67,7 @@ def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> float:
     own = own_model(tower, changes)
     expected = own(tokens, use_cache=False).logits
     shorter = own(tokens[:, : (n + 1) // 2], use_cache=False).logits
-    if float((expected[:, : shorter.shape[1]] - shorter).abs().max()) > TOLERANCE[tower.dtype] * float(
-        expected.abs().max()
-    ):
+    if float((expected[:, : shorter.shape[1]] - shorter).abs().max()) > _tolerance(tower) * float(expected.abs().max()):
         raise CheckpointError(
             f"a {tower.config.model_type!r} model looks ahead in its own forward, so it is no decoder"
         )
@@ -84,6 +82,10 @@ def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> float:
     return max(_gap(tower, f"{what}{', past its window' if changes else ''}", *pair) for what, *pair in tries)
 
 
+def _tolerance(tower: HfCausalLm) -> float:
+    return IN_BF16 if tower.dtype == torch.bfloat16 else TOLERANCE
+
+
 def _at_the_end(tokens: Tensor, longest: int) -> TowerBatch:
     batch = TowerBatch.alone(tokens)
     return replace(batch, places=batch.places + longest - tokens.shape[1])
@@ -93,7 +95,7 @@ def _gap(tower: HfCausalLm, what: str, expected: Tensor, found: Tensor) -> float
     gap = float((found - expected).abs().max())
     largest = max(1.0, float(expected.abs().max()))
     # Written so that NaN is refused.
-    if not gap <= TOLERANCE[tower.dtype] * largest:
+    if not gap <= _tolerance(tower) * largest:
         raise CheckpointError(
             f"a {tower.config.model_type!r} model, run layer by layer ({what}), differs by {gap:.2g} from "
             "transformers' own forward; it would run wrong, so it is not run"
