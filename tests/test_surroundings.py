@@ -19,6 +19,13 @@ def test_a_process_of_a_test_runs_with_as_many_threads_as_the_test() -> None:
     assert int(done.stdout) == torch.get_num_threads() == 1
 
 
+def test_every_process_orders_sets_alike() -> None:
+    """Or names of tests that are made of sets would differ, and pytest-xdist would run none."""
+    code = "print({*'abcdefgh'})"
+    orders = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(4)}
+    assert len(orders) == 1
+
+
 def test_what_a_user_or_a_git_hook_has_set_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GIT_DIR", "FORCE_COLOR", "OMP_NUM_THREADS", "LC_ALL", "COLUMNS"):
         monkeypatch.setenv(name, "9")

@@ -15,6 +15,8 @@ ENVIRONMENT = {
     "NUMBA_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Names of tests are made of sets too, and pytest-xdist takes its processes only if all give the same names.
+    "PYTHONHASHSEED": "0",
     # Read by huggingface_hub when it is imported: no test asks a hub for anything.
     "HF_HUB_OFFLINE": "1",
     # What is printed and drawn depends on neither the terminal nor the user.
