@@ -52,8 +52,8 @@ an error.
 Unknown keys, duplicate keys and converted types (`"3"` for `3`) are errors. A *name* is made of lower-case letters,
 digits and underscores, and starts with a letter.
 
-Editors complete and check while you write: `zippkit schema spec > zippkit-spec.json` writes a JSON Schema that knows the
-installed kinds and what each one's `config` may hold, and `# yaml-language-server: $schema=zippkit-spec.json` in the
+Editors complete and check while you write: `zippkit schema spec > zippkit-spec.json` writes a JSON Schema that knows
+the installed kinds and what each one's `config` may hold; `# yaml-language-server: $schema=zippkit-spec.json` in the
 file's first line names it.
 """
 

@@ -389,6 +389,24 @@ def test_verify(call: Call, here: Path) -> None:
     assert {proof["name"] for proof in json.loads(said.out)["certificates"]} >= {"C1", "C2", "C3", "C7"}
 
 
+def test_a_recipe_stands_for_its_spec(call: Call, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("spec.yaml").write_text(yaml.safe_dump(spec()))
+    recipe = {"name": "run", "spec": "spec.yaml", "data": "data", "train": {"steps": 1}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for name in ("plan", "recipe"):
+        assert call(name, "recipe.yaml") == call(name, "spec.yaml")
+    verified: list[str] = []
+    monkeypatch.setattr("zippkit.composition.compile", lambda spec: verified.append(spec.name) or spec)
+    monkeypatch.setattr("zippkit.evaluation.certificates.verify", lambda spec: Proven())
+    assert call("verify", "recipe.yaml", "spec.name=other").code == 0
+    assert verified == ["other"]
+    assert "expected a recipe, which `zippkit recipe spec.yaml` derives from it" in call("train", "spec.yaml").err
+
+
+class Proven:
+    passed = True
+
+
 NOT_A_FILE = ["missing.yaml", "folder", "binary.yaml", "empty.yaml", "list.yaml", "words.yaml"]
 ON_FILES: dict[str, list[str | Path]] = {
     "check": [],

@@ -15,6 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zippkit
 from helpers.compositions import SPEC
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import check_spec, load_spec
@@ -397,3 +398,11 @@ def test_a_mangled_spec_is_sound_or_told(file: Path, text: str) -> None:
 @given(text=misshapen())
 def test_a_misshapen_spec_is_sound_or_told(file: Path, text: str) -> None:
     problems(file, text)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=misshapen())
+def test_a_misshapen_spec_that_is_sound_has_a_model(file: Path, text: str) -> None:
+    spec = None if problems(file, text) else load_spec(file)
+    if spec is not None and sum(tower.settings.n_layers for tower in spec.towers.values()) < 100:
+        zippkit.compile(spec, device="meta")

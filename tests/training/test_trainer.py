@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -29,6 +30,7 @@ from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.checkpoint.references import refer
 from zippkit.composition import load
 from zippkit.errors import CheckpointError, DataError, ZippkitError
+from zippkit.evaluation.evaluate import evaluate
 from zippkit.loading import load_recipe
 from zippkit.model.weights import TOWER_FILE, fingerprint, read_tensors, write_tensors
 from zippkit.model.zipped_model import ZippedModel
@@ -506,3 +508,24 @@ def test_a_folder_of_something_else_gets_no_lock(whole: Path, tmp_path: Path) ->
     with pytest.raises(ZippkitError, match="exists and is not a run"):
         train(recipe_of(whole), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_tower_that_no_task_uses_needs_no_data(tmp_path: Path) -> None:
+    """A spec of three towers on data of two; a misfit of every modality is told at once."""
+    three = spec()
+    three["towers"]["image"] = copy.deepcopy(three["towers"]["speech"])
+    three["links"].append({**three["links"][0], "from": "image"})
+    recipe = tiny_recipe(tmp_path, {"steps": 1}, spec=three)
+    train(recipe, tmp_path / "run")
+    found = evaluate(tmp_path / "run")
+    assert [task.task for task in found.tasks] == ["speech -> text"]
+    assert [each.tower for each in found.retention] == ["text", "speech"]
+    for name in ("text", "speech"):
+        three["towers"][name]["config"]["vocab_size"] = 6
+        three["towers"][name]["frame"] = {"begin": 4, "end": 5}
+    with pytest.raises(DataError) as told:
+        train(tiny_recipe(tmp_path, {"tasks": ["image -> text"]}, spec=three), tmp_path / "other")
+    assert [said in str(told.value) for said in ("text has 7 token ids", "speech has 8", "called 'image'")] == [
+        True
+    ] * 3
+    assert str(told.value).count("\n") >= 3
