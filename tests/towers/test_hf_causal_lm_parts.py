@@ -120,7 +120,8 @@ def test_experts_that_cannot_be_kept_apart_are_told() -> None:
     text = {"kind": "hf_causal_lm", "config": {"model": build("jetmoe").config.model}}
     zipped = zippkit.compile(CompositionSpec.model_validate({"name": "alone", "towers": {"text": text}}))
     (c1,) = zippkit.verify(zipped, only=["C1"]).certificates
-    assert c1.passed or "text ran experts that multiply all rows at once" in c1.detail
+    # Whether any bit moves is chance; what is said does not depend on it.
+    assert "text ran experts that multiply all rows at once, whose last bits depend on each other" in c1.detail
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from zippkit.errors import DataError
 from zippkit.model.contrastive import contrast_loss
 from zippkit.model.layers import at_least_float32
 from zippkit.model.next_modality import PREFIX, next_nats
+from zippkit.model.tower import ROUTER
 
 
 def loss(logits: Mapping[str, Tensor], batch: Batch, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
     """Mean nats per predicted token of each tower, and ``total``: the mean over the tokens of all towers, and what
-    contrastive losses add, and ``next``: the mean over segments of what comes after them.
+    contrastive losses add, and ``next``: the mean over segments of what comes after them; and ``router.<tower>``: how
+    unevenly a trained mixture of experts dealt its tokens out, which counts with its model's own weight.
 
     A tower without any target in this batch has a loss of 0.
 
@@ -37,6 +39,9 @@ def loss(logits: Mapping[str, Tensor], batch: Batch, weights: Mapping[str, float
     ends: list[tuple[Tensor, Tensor]] = []
     weights = weights or {}
     for name, values in logits.items():
+        if name.startswith(ROUTER):
+            losses[name] = values
+            continue
         if name in weights:
             losses[name] = contrast_loss(values)
             continue

@@ -17,6 +17,9 @@ from zippkit.model.layers import at_least_float32
 from zippkit.model.weights import filled_in_place, load_into, read_tensors
 from zippkit.spec.kinds import TowerConfig
 
+ROUTER = "router."
+"""Begins the name of the loss of a tower's own routing, such as `router.text`."""
+
 
 class Tower(nn.Module, ABC):
     """Base of every tower. Subclass it, name its ``Config``, write `start`, `layer` and `head`."""
@@ -25,6 +28,9 @@ class Tower(nn.Module, ABC):
     made_by_weights: ClassVar[bool] = False
     """True: where weights are to be loaded, the tower is built without values (on the meta device), and `load_weights`
     brings its first ones, as new parameters if need be; a tower that has values is always filled in place."""
+
+    router_weight: float = 0.0
+    """Weight of `router_loss` beside the loss of tokens; 0: the tower has none."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -74,6 +80,17 @@ class Tower(nn.Module, ABC):
         """Asked of a copy by certificates that compare bits: from here on, a token's result has no bit that depends on
         what else is in the batch, however slow that is; in words, what is run in another way than usual."""
         return ""
+
+    def router_loss(self, inputs: TowerBatch, context: Any) -> Tensor | None:
+        """For a mixture of experts that is trained: how unevenly the tokens that just passed the layers were dealt out,
+        as one number that counts `router_weight` times in the total loss; None where nothing is told.
+
+        Args:
+            inputs: the tokens, as `start` had them; padding does not count.
+            context: what `start` gave, and the layers saw.
+        """
+        del inputs, context
+        return None
 
     def new_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty cache of ``max_len`` slots in each row."""

@@ -17,7 +17,7 @@ from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
 from zippkit.model.next_modality import PREFIX, NextHead
-from zippkit.model.tower import Projected, SharedAttention, Tower, run_head, run_layer, run_start
+from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower, run_head, run_layer, run_start
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
 
@@ -73,7 +73,14 @@ class ZippedModel(nn.Module):
     def loss_weights(self) -> dict[str, float]:
         """Weight of each loss that is not of tokens beside that of the tokens."""
         contrasts = {name: cast("ContrastHead", head).weight for name, head in self.contrastive.items()}
-        return contrasts | ({"next": self._next_weight} if self.next else {})
+        towers = ((name, self.tower(name)) for name in self.towers)
+        routers = {ROUTER + name: tower.router_weight for name, tower in towers if self._routes(tower)}
+        return contrasts | ({"next": self._next_weight} if self.next else {}) | routers
+
+    @staticmethod
+    def _routes(tower: Tower) -> bool:
+        """Whether a tower is trained to deal its tokens out evenly."""
+        return tower.router_weight > 0 and _trainable(tower)
 
     def sites(self) -> set[tuple[str, int]]:
         """Link name and index of every link module that exists."""
@@ -105,7 +112,8 @@ class ZippedModel(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Logits (B, T, V) of each tower on which the batch asks for a loss, and (B, B) of each contrastive loss
         between towers that are there; where the model tells what comes next, (B, T, N + 1) of each tower, as
-        ``next.<tower>``. Nothing else is computed."""
+        ``next.<tower>``; of trained mixtures of experts, one number that tells how unevenly tokens were dealt out, as
+        ``router.<tower>``. Nothing else is computed."""
         missing = {op.contrast for op in self.plan.ops if op.contrast and op.tower not in batch.towers}
         contrasts = self.contrastive.keys() - missing if batch.outputs else set()
         nexts = {name for name, tower in batch.towers.items() if self.next and tower.following is not None}
@@ -138,6 +146,8 @@ class ZippedModel(nn.Module):
         for op in plan.ops:
             with torch.set_grad_enabled(with_gradient and op not in gradient_free):
                 forward.do(op)
+        if decoding is None:
+            forward.route()
         return forward.logits
 
     def commit(self, decoding: Decoding, rows: Sequence[int]) -> None:
@@ -251,6 +261,15 @@ class _Forward:
         pooled.append(head.pool(name, self.hidden[name], self.inputs[name]))
         if len(pooled) == 2:
             self.logits[contrast] = head.compare(*pooled)
+
+    def route(self) -> None:
+        """What the routers of trained towers did, once all layers are run."""
+        for name, context in self.context.items():
+            tower = self.model.tower(name)
+            if self.model._routes(tower):
+                told = tower.router_loss(self.inputs[name], context)
+                if told is not None:
+                    self.logits[ROUTER + name] = told
 
     def next(self, op: Op) -> None:
         self.logits[PREFIX + op.tower] = self.model.next[op.tower](self.hidden[op.tower])

@@ -13,7 +13,8 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.tower import tower_logits
-from zippkit_towers.hf_causal_lm.tower import own_config, whole_model, windows_of
+from zippkit_towers.hf_causal_lm.parts import windows_of
+from zippkit_towers.hf_causal_lm.tower import own_config, whole_model
 
 if TYPE_CHECKING:
     from zippkit_towers.hf_causal_lm.tower import HfCausalLm

@@ -9,7 +9,6 @@ names of the model's checkpoint.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,20 +25,13 @@ from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.tower import Tower
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
-from zippkit_towers.hf_causal_lm.parts import find_parts
+from zippkit_towers.hf_causal_lm.parts import find_parts, refuse_sparse, windows_of
+from zippkit_towers.hf_causal_lm.routing import balance_of, recorded
 
 TOKEN_BY_TOKEN = "zippkit_token_by_token"
 """How experts are run where bits are compared, by the name under which transformers finds it."""
 _RANDOM = ("dropout", "pdrop", "jitter")
 """In the names of settings that make training random; a tower gives the same for the same inputs."""
-
-_SPARSE = re.compile(r"^index_|^block_size$|(?<=[a-z])_(window|chunk|local)(_|$)|^(window|chunk|local)_")
-_NOT_SPARSE = (
-    *("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"),
-    "prefix_dense_sliding_window_pattern",
-    *("use_sliding_window", "chunk_size_feed_forward", "num_local_experts"),
-)
-"""Settings with such names that are run, or that are about something else than attention."""
 
 
 @dataclass
@@ -79,6 +71,8 @@ class Context:
     """By type of layer."""
     positions: Tensor
     cache: Slots | None
+    routed: list[Tensor] | None = None
+    """The logits (B * T, n_experts) of each router so far, where they are asked for."""
 
 
 class HfCausalLm(Tower):
@@ -99,6 +93,9 @@ class HfCausalLm(Tower):
         self.eager = self.hf._attn_implementation == "eager"
         self.windows = windows_of(self.hf, config.n_layers)
         refuse_sparse(self.hf)
+        self._balance = balance_of(whole)
+        if self._balance is not None:
+            self.router_weight = float(config.model.get("router_aux_loss_coef") or 0.0)
 
     def _take(self, whole: Any) -> None:
         """Make the modules of a whole model this tower's own; not a head that is nothing but the embedding's weight."""
@@ -143,7 +140,9 @@ class HfCausalLm(Tower):
         hidden = self.placed(hidden, inputs)
         if self.parts.embedding_norm:
             hidden = self.part("embedding_norm")(hidden)
-        return hidden, Context(masks, angles, inputs.places, cache)
+        trained = self.router_weight > 0 and any(p.requires_grad for p in self.parameters())
+        routed: list[Tensor] | None = [] if trained and cache is None else None
+        return hidden, Context(masks, angles, inputs.places, cache, routed)
 
     def _scale(self, name: str) -> float:
         return float(getattr(self.hf, name, None) or 1.0)
@@ -189,9 +188,16 @@ class HfCausalLm(Tower):
         given = {name: value for name, value in known.items() if name in self.parts.takes}
         if context.cache is not None:
             given[self.parts.cache] = context.cache
-        out = self.part("layers")[index](hidden, **given)
+        layer = self.part("layers")[index]
+        with recorded(self._balance, layer, context.routed):
+            out = layer(hidden, **given)
         states: Tensor = out[0] if isinstance(out, tuple) else out
         return states
+
+    def router_loss(self, inputs: TowerBatch, context: Context) -> Tensor | None:
+        if not context.routed or self._balance is None:
+            return None
+        return self._balance.loss(tuple(context.routed), (inputs.order >= 0).to(context.routed[0]))
 
     def head(self, hidden: Tensor) -> Tensor:
         if self.parts.norm:
@@ -367,35 +373,3 @@ def own_config(config: HfCausalLmConfig, folder: Path | None) -> Any:
 def _for_model(config: HfCausalLmConfig) -> Any:
     # A copy, because transformers fills in what is left out inside the nested settings that it is given.
     return _transformers().AutoConfig.for_model(**copy.deepcopy(config.model))
-
-
-def refuse_sparse(hf: Any) -> None:
-    """Refuse what limits attention in a way of its own: rows as short as those of the check would not show it.
-
-    Raises:
-        CheckpointError: names the setting.
-    """
-    for key, value in vars(hf).items():
-        if _SPARSE.search(key) and key not in _NOT_SPARSE and value and value is not True:
-            raise CheckpointError(
-                f"a {hf.model_type!r} model limits its attention by {key} ({str(value)[:40]}), which is not run"
-            )
-
-
-def windows_of(hf: Any, n_layers: int) -> list[int | None]:
-    """The sliding window of each layer; None where it sees everything.
-
-    Raises:
-        CheckpointError: layers of a kind that is not run, or a window that is no length.
-    """
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window is not None and (type(window) is not int or window < 1):
-        raise CheckpointError(
-            f"a {hf.model_type!r} model has sliding_window {window!r}; expected a whole number above 0, or null"
-        )
-    if not kinds:
-        return [window] * n_layers
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise CheckpointError(f"a {hf.model_type!r} model has layers of kind {', '.join(unknown)}, which are not run")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
