@@ -18,7 +18,7 @@ from helpers.tiny_encoders import saved
 from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.checkpoint.checkpoint import read_manifest
 from zippkit.composition import Composition
-from zippkit.errors import CheckpointError
+from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.evaluation.certificates import verify
 from zippkit.loading import check_spec
 from zippkit.model.dtypes import concrete
@@ -268,3 +268,15 @@ def test_a_tower_that_is_trained_is_refused(freeze: Any, dtype: str) -> None:
 def test_towers_that_share_weights_share_the_dtype(hub: Path) -> None:
     spec = concrete(make_spec({"text": text(hub), "again": {"share_with": "text"}}))
     assert [tower.dtype for tower in spec.towers.values()] == ["bf16", "bf16"]
+
+
+def test_a_tower_that_is_made_in_float32_alone_says_so(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(
+        "bert", vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "bert")
+    source = {"kind": "hf_encoder", "weights": str(tmp_path / "bert"), "freeze": True, "dtype": "bf16"}
+    with pytest.raises(
+        ZippkitError, match="a 'bert' tower is run in float32 alone, not in bfloat16; leave `dtype` out"
+    ):
+        zippkit.compile(make_spec({"it": source | {"frame": {"begin": 1, "end": 2}}}))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import self_mask
+from zippkit.errors import ZippkitError
 from zippkit.model.layers import at_least_float32
 from zippkit.model.weights import filled_in_place, load_into, read_tensors
 from zippkit.spec.kinds import TowerConfig
@@ -128,20 +129,26 @@ def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights
 
     Raises:
         CheckpointError: weights that do not fit.
-        ZippkitError: its ``load_weights`` replaces what it should fill.
+        ZippkitError: its ``load_weights`` replaces what it should fill, or it is made in float32 whatever is asked.
     """
     with _default_dtype(dtype):
-        if weights is None:
-            return cls(config)
-        if cls.made_by_weights:
-            with torch.device("meta"):
-                tower = cls(config)
-            tower.load_weights(weights)
-            return tower
-        tower = cls(config)
-        with filled_in_place(tower, str(weights)):
-            tower.load_weights(weights)
+        meta = cls.made_by_weights and weights is not None
+        with torch.device("meta") if meta else nullcontext():
+            tower = cls(config)
+        others = {p.dtype for p in tower.parameters() if p.is_floating_point()} - {dtype}
+        if dtype != torch.float32 and others:
+            raise ZippkitError(
+                f"a {getattr(config, 'model_type', cls.__name__)!r} tower is run in {_words(others)} alone, not in "
+                f"{_words([dtype])}; leave `dtype` out"
+            )
+        if weights is not None:
+            with nullcontext() if meta else filled_in_place(tower, str(weights)):
+                tower.load_weights(weights)
         return tower
+
+
+def _words(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
 @contextmanager
