@@ -219,6 +219,16 @@ def test_a_row_that_is_declared_unimodal_passes_by_the_input_projection() -> Non
     assert generate_batch(zipped, rows, ["text"], 8)[0] == [first] != [Segment("text", tokens)]
 
 
+def test_one_modality_twice_beside_a_longer_row() -> None:
+    """Each row has the room that it has alone, in caches that are as long as the longest needs."""
+    zipped = two()
+    rows = [[], [Segment("text", [i % 5 for i in range(14)])], [Segment("speech", [1, 2])]]
+    outputs = [["text", "text", "text"], ["text"], ["text", "speech", "text"]]
+    found = generate_batch(zipped, rows, outputs, 6)
+    assert found == [generate(zipped, row, names, 6) for row, names in zip(rows, outputs, strict=True)]
+    assert found == [naive(zipped, row, names, 6) for row, names in zip(rows, outputs, strict=True)]
+
+
 @pytest.mark.parametrize(
     ("declared", "told"),
     [

@@ -113,6 +113,18 @@ def test_a_penalty_is_of_the_prompt_and_of_what_was_generated() -> None:
     assert 3 * repeated(1e6) < repeated(1.0)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_row_is_penalised_for_what_it_has_had_and_for_nothing_else(beams: int) -> None:
+    """Beside others, at other turns, and in its second segment of a modality."""
+    zipped, way = two(), Sampling(beams=beams, repetition_penalty=3.0)
+    rows = [*ROWS, *([Segment("text", [i, i + 1])] for i in range(8)), [Segment("text", [11, 12, 13]), *ROWS[0]]]
+    wanted = [["text", "speech", "text"], ["speech", "text"]]
+    outputs = [wanted[i % 2] for i in range(len(rows))]
+    found = generate_batch(zipped, rows, outputs, 6, way)
+    assert found == [generate(zipped, row, names, 6, way) for row, names in zip(rows, outputs, strict=True)]
+    assert found != generate_batch(zipped, rows, outputs, 6, Sampling(beams=beams)), "or nothing is shown"
+
+
 @pytest.mark.parametrize(
     ("make_it", "words"),
     [

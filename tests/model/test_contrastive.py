@@ -74,6 +74,31 @@ def test_the_text_is_compared_before_it_sees_the_image() -> None:
     assert torch.equal(*pools)
 
 
+def test_the_similarity_is_a_cosine_times_the_learnt_scale() -> None:
+    zipped = coca()
+    head = zipped.model.contrastive["image_text_contrast"]
+    batch, found = zipped.collate(ROWS), []
+    for log_scale in (0.0, 2.0, 9.0):
+        with torch.no_grad():
+            head.log_scale.fill_(log_scale)
+        found.append(zipped.model(batch)["image_text_contrast"])
+    cosines = found[0]
+    assert cosines.abs().max() <= 1 + 1e-6
+    assert torch.allclose(found[1], cosines * torch.tensor(2.0).exp(), atol=1e-5)
+    assert torch.allclose(found[2], cosines * 100, atol=1e-4), "a scale of 100 is the largest"
+    with torch.no_grad():
+        head.log_scale.fill_(0.5)
+    contrast_loss(zipped.model(batch)["image_text_contrast"]).backward()
+    assert head.log_scale.grad is not None and head.log_scale.grad.abs() > 1e-4
+
+
+def test_padding_is_neither_averaged_nor_taken_for_the_last_token() -> None:
+    zipped = coca()
+    longer = [Segment("image", list(range(9)), loss=False), Segment("text", [1, 2, 3, 4, 5, 6, 7])]
+    together = zipped.model(zipped.collate([*ROWS, longer], multiple=8))["image_text_contrast"]
+    assert torch.allclose(together[:4, :4], zipped.model(zipped.collate(ROWS))["image_text_contrast"], atol=1e-4)
+
+
 def test_nothing_is_compared_where_nothing_is_trained_or_a_tower_is_missing() -> None:
     zipped = coca()
     assert zipped.model(zipped.collate([[Segment("text", [1])]])).keys() == {"text"}

@@ -151,6 +151,17 @@ def test_a_cycle_is_told(links: list[dict[str, Any]], cycle: str) -> None:
     assert steps in turns, f"{told}, expected a turn of {cycle}"
 
 
+def test_a_cycle_through_shared_attention_is_told() -> None:
+    """Layer 2 of text takes its keys from speech as links have left it after layer 1."""
+    towers = {"text": tower(3), "speech": tower(3)}
+    joint = {"kind": "joint_attention", "from": "speech", "into": "text", "sites": [{"from": 2, "into": 2}]}
+    for source, target in ((1, 1), (2, 2), (3, 2)):
+        assert build_graph(make_spec(towers, [joint, at("text", source, "speech", target)])).sites
+    for source in (2, 3):
+        with pytest.raises(SpecError, match=r"cannot be ordered.*: (text|speech)\[\d\] -> (text|speech)\[\d\] -> "):
+            build_graph(make_spec(towers, [joint, at("text", source, "speech", 1)]))
+
+
 NAMES = ("text", "speech", "image")
 N_LAYERS = {"text": 3, "speech": 4, "image": 2}
 

@@ -295,3 +295,25 @@ def test_cached_decoding_is_the_full_forward_for_rows_of_different_lengths(chunk
             logits = forward(decoder, new, cache_mask(positions, n_slots), cache)
             expected = full.gather(1, positions[..., None].expand(-1, -1, 20))
             assert torch.allclose(logits, expected, rtol=0, atol=1e-10)
+
+
+def test_a_tied_head_is_trained_as_embedding_and_as_head() -> None:
+    """Its gradient is the sum of what the two would have by themselves."""
+    towers = [
+        build_tower(TowerSpec.model_validate(tower(2, 8, config={"tied": tied})), "towers.it") for tied in (True, False)
+    ]
+    randomise(towers[0])
+    weights = towers[0].state_dict()
+    towers[1].load_state_dict(weights | {"lm_head.weight": weights["embed_tokens.weight"]})
+    tokens = inputs(torch.tensor([[3, 4, 5, 3]]))
+    grads: list[dict[str, Tensor]] = []
+    for each in towers:
+        hidden, context = each.start(tokens, None)
+        for index in range(2):
+            hidden = each.layer(index, hidden, context)
+        each.head(hidden).log_softmax(dim=-1)[..., 7].sum().backward()
+        grads.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
+    tied, apart = grads
+    both = apart["embed_tokens.weight"] + apart["lm_head.weight"]
+    assert torch.allclose(tied["embed_tokens.weight"], both, atol=1e-5)
+    assert apart["lm_head.weight"].abs().max() > 1e-3

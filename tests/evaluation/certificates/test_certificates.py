@@ -134,6 +134,17 @@ class WithDeadParameter(Decoder):
         self.forgotten = nn.Parameter(torch.ones(3))
 
 
+class WithParameterTimesZero(Decoder):
+    """Its gradient is there, and all zeros."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        self.multiplied = nn.Parameter(torch.ones(3))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return super().head(hidden) + 0 * self.multiplied.sum()
+
+
 class WithZeroHead(Decoder):
     """Sound: a head that starts at zero, as many do."""
 
@@ -176,6 +187,7 @@ KINDS = {
         *(
             Following,
             WithDeadParameter,
+            WithParameterTimesZero,
             WithZeroHead,
             Broken,
             SeesEverything,
@@ -332,6 +344,10 @@ FAULTS: dict[str, tuple[Callable[[], Composition], dict[str, str]]] = {
     "a frozen buffer moves": (
         lambda: two({"kind": "Counting", **FROZEN}),
         {"C3": "towers.text.calls has moved"},
+    ),
+    "a parameter's gradient is zero": (
+        lambda: two({"kind": "WithParameterTimesZero"}),
+        {"C7": "no gradient (or zero, or not finite) reaches towers.text.multiplied"},
     ),
     "a parameter is dead": (
         lambda: two({"kind": "WithDeadParameter"}),

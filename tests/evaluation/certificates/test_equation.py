@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,6 +40,24 @@ def test_random_compositions_compute_the_equation(data: st.DataObject, described
         row = data.draw(rows(zipped.graph))
         several = len({segment.tower for segment in row}) > 1
         compare(zipped, row, several or data.draw(st.booleans()))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+@given(data=st.data(), described=specs())
+def test_rows_beside_each_other_are_what_they_are_alone(data: st.DataObject, described: dict[str, Any]) -> None:
+    """One modality twice beside a longer row, rows that lack a tower, padding."""
+    spec, wrong = check_spec(described)
+    assume(spec is not None and not wrong)
+    zipped = zippkit.compile(spec)
+    randomise(zipped.model)
+    zipped.model.double().eval()
+    examples = data.draw(st.lists(rows(zipped.graph), min_size=2, max_size=3))
+    together = zipped.collate(examples, multiple=data.draw(st.sampled_from([1, 5])))
+    with torch.no_grad():
+        found = zipped.model(together)
+        for i, row in enumerate(examples):
+            for name, logits in zipped.model(zipped.collate([row])).items():
+                assert torch.allclose(found[name][i, : logits.shape[1]], logits[0], rtol=0, atol=1e-9), name
 
 
 BOTH = {"text": tower(3, 8), "speech": tower(4, 8, 30)}

@@ -67,6 +67,28 @@ def test_both_are_generated_together(kind: str) -> None:
     assert all(len(left.tokens) == len(right.tokens) for left, right in found)
 
 
+@cache
+def unlike() -> Composition:
+    """The two end with other ids, each of which is a plain token of the other."""
+    towers = {
+        "left": tower(2, 8, 8, {"tied": False}) | {"frame": {"begin": 6, "end": 3}},
+        "right": tower(2, 8, 9, {"tied": False}) | {"frame": {"begin": 2, "end": 1}},
+    }
+    both = {"kind": "cross_attention", "every": 1, "clock": "sync", "config": {"n_heads": 2}}
+    return sharp(make(towers, [{"from": a, "into": b, **both} for a, b in (("left", "right"), ("right", "left"))]))
+
+
+def test_either_s_own_end_ends_both() -> None:
+    zipped = unlike()
+    rows = [dialogue([a, b], [b, a]) for a in range(8) for b in range(8)]
+    found = generate_batch(zipped, rows, ["left", "right"], 6)
+    assert found == [greedy(zipped, row, ["left", "right"], 6) for row in rows]
+    left, right = ([token for pair in found for token in pair[k].tokens] for k in range(2))
+    assert 3 not in left and 1 not in right, "its own end ends it"
+    assert 1 in left and 3 in right, "the other's end is a token like others"
+    assert 0 < sum(len(pair[0].tokens) < 6 for pair in found) < len(found)
+
+
 TOKENS = st.lists(st.integers(0, 5), max_size=4)
 TURN = st.one_of(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=4).map(

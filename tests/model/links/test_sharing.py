@@ -72,6 +72,17 @@ def test_it_is_trained_once_by_all() -> None:
     assert torch.allclose(together, torch.stack(alone).sum(dim=0), atol=1e-6)
 
 
+def test_two_pairs_of_three_towers_share_nothing_with_each_other() -> None:
+    """One projection for a and b, another one for a and c."""
+    shared = {"every": 2, "projection": {"depth": 2, "share": "directions"}}
+    pairs = (("a", "b"), ("b", "a"), ("a", "c"), ("c", "a"))
+    zipped = make({name: tower(4) for name in "abc"}, [link(*pair, **shared) for pair in pairs])
+    found = projections(zipped)
+    assert len({id(module) for module in found.values()}) == 2
+    assert found["a_to_b.0"] is found["b_to_a.1"] is not found["a_to_c.0"]
+    assert found["a_to_c.0"] is found["c_to_a.1"]
+
+
 def test_directions_of_two_widths_have_no_projection_in_common() -> None:
     shared = {"every": 2, "projection": {"share": "directions"}}
     spec = make_spec({"a": tower(4), "b": tower(4, 24)}, [link("a", "b", **shared), link("b", "a", **shared)])
