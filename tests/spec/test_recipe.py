@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from helpers.tiny_runs import spec, write_recipe
 from zippkit.errors import SpecError, ZippkitError
@@ -174,6 +176,41 @@ train:
         "towers.speech.config",
         "links[0].from",
     ]
+
+
+ANYTHING = st.sampled_from(
+    [None, True, 0, -1, 2.5, "x", "text", "speech -> text", "", [], ["x"], [3], {}, {"x": 1}, "kind"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_misshapen_recipe_is_sound_or_told(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    recipe = {
+        "name": "tiny",
+        "spec": spec(),
+        "data": ".",
+        "seed": 1,
+        "pretrain": {"text": {"steps": 1, "tasks": ["text"]}},
+    }
+    recipe |= {"train": {"steps": 2, "tasks": ["speech -> text"], "learning_rates": {"towers.speech": 1e-3}}}
+    recipe |= {"evaluate": {"split": "test", "tasks": ["speech -> text"], "sampling": {"text": {"beams": 2}}}}
+    for _ in range(data.draw(st.integers(1, 3))):
+        section: Any = recipe
+        while True:
+            keys = list(section) if isinstance(section, dict) else list(range(len(section)))
+            key = data.draw(st.sampled_from([*keys, "more"] if isinstance(section, dict) else keys))
+            inside = section[key] if key != "more" and section[key] else None
+            if not isinstance(inside, (dict, list)) or data.draw(st.booleans()):
+                break
+            section = inside
+        section[key] = data.draw(ANYTHING)
+    file = tmp_path_factory.getbasetemp() / "misshapen.yaml"
+    file.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    try:
+        load_recipe(file)
+    except SpecError as error:
+        assert len({(problem.key, problem.message) for problem in error.problems}) == len(error.problems), "told once"
 
 
 def test_a_spec_in_place_of_a_recipe(file: Path) -> None:
