@@ -72,11 +72,25 @@ def test_what_is_loaded_is_still_frozen_and_adapted(folder: Path, tmp_path: Path
     assert not torch.allclose(logits(found), logits(made)), "its adapters act"
 
 
+def test_what_is_there_already_is_not_read_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tower that a spec's weights have filled holds what the checkpoint names."""
+    made = composed(folder)
+    made.save(tmp_path / "model")
+    reads: list[Path] = []
+    read = HfCausalLm.load_weights
+    monkeypatch.setattr(HfCausalLm, "load_weights", lambda self, path: (reads.append(path), read(self, path)))
+    zippkit.load(tmp_path / "model", spec=made.spec)
+    assert reads == [folder]
+    zippkit.load(tmp_path / "model")
+    assert reads == [folder, folder]
+
+
 def test_a_tower_that_replaces_what_it_should_fill_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def replace(self: Decoder, path: Path) -> None:
         self.norm.weight = nn.Parameter(read_tensors(path)["norm.weight"])
 
     made = zippkit.compile(make_spec({"text": tower(1, 8, freeze=True)}))
+    randomise(made.model)
     made.save(tmp_path / "model")
     source = str(tmp_path / "model" / "towers" / "text")
     spec = make_spec({"text": tower(1, 8, freeze=True, weights=source)})

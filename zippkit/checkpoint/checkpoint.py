@@ -319,6 +319,9 @@ def fill(model: ZippedModel, checkpoint: Checkpoint, source: Path, parts: Collec
     kept = {key: t for key, t in model.state_dict().items() if part_of(key) in referred or not wanted(part_of(key))}
     load_into(model, kept | {key: t for key, t in checkpoint.tensors.items() if wanted(part_of(key))}, str(source))
     for name, reference in references.items():
+        # A tower that holds the values already is not read a second time, which may take twice its memory.
+        if state_hash(model.tower(name).state_dict()) == reference.tensors:
+            continue
         with filled_in_place(model.tower(name), f"{source}: tower {name!r}"):
             model.tower(name).load_weights(reference.source)
         if state_hash(model.tower(name).state_dict()) != reference.tensors:
