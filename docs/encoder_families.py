@@ -140,7 +140,7 @@ def page(rows: Sequence[Row]) -> str:
     rows = sorted(kept, key=lambda row: (not row.exact, row.family))
     exact = sum(row.exact for row in rows)
     head = INTRODUCTION.format(
-        version=transformers.__version__, tolerance=TOLERANCE, exact=exact, refused=len(rows) - exact
+        version=transformers.__version__, tolerance=TOLERANCE[torch.float32], exact=exact, refused=len(rows) - exact
     )
     return head + "\n".join(map(str, rows)) + "\n"
 

@@ -196,6 +196,14 @@ def test_a_model_that_runs_otherwise_than_transformers_is_refused(monkeypatch: p
         zipped("bert")
 
 
+def test_a_frozen_encoder_may_be_in_bfloat16() -> None:
+    encoder = {"kind": "hf_encoder", "config": {"model": OTHERS["bert"]}, "freeze": True, "dtype": "bf16"}
+    z = zippkit.compile(make_spec({"text": tower(2, 16, 12), "given": encoder}, [link("given", "text", every=1)]))
+    assert z.model.tower("given").dtype == torch.bfloat16
+    batch = z.collate([[Segment("given", [5, 6]), Segment("text", [1])]])
+    assert z.model(batch)["text"].isfinite().all()
+
+
 def test_explicit_nulls_are_kept() -> None:
     assert config("bert", model={**OTHERS["bert"], "eos_token_id": None}).model["eos_token_id"] is None
 

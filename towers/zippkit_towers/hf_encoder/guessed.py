@@ -33,8 +33,8 @@ from zippkit_towers.hf_encoder.calls import (
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.others import one_line
 
-TOLERANCE = 1e-4
-"""Largest difference from the model's own forward, relative to the largest state."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""Largest difference from the model's own forward, relative to the largest state, by the dtype of both."""
 MAIN_INPUT = {"text": "input_ids", "image": "pixel_values", "sound": "input_values"}
 
 
@@ -178,7 +178,7 @@ def whole_model(config: HfEncoderConfig, quiet: bool) -> Any:
         settings = transformers.AutoConfig.for_model(**config.model)
         if quiet:
             _silence(settings)
-        model = transformers.AutoModel.from_config(settings, dtype=torch.float32, trust_remote_code=False)
+        model = transformers.AutoModel.from_config(settings, dtype=torch.get_default_dtype(), trust_remote_code=False)
     except Exception as error:
         # transformers checks its settings in its own ways.
         what = f"transformers builds no {config.model_type!r} model of this config"
@@ -230,28 +230,29 @@ def _is_decoder(encoder: Any, config: HfEncoderConfig) -> bool:
     if config.feed_kind != "text" or first.is_meta or type(encoder.config) not in decoders:
         return False
     ids = example(config, 6)[1:-1]
-    other = np.append(ids[:-1], (ids[-1] + 1) % (config.vocab_size or 1))
+    other = np.append(ids[:1], (ids[1:] + 1) % (config.vocab_size or 1))
     try:
         one, two = (
-            encoder(**batched(config, [each], first.device, first.dtype)).last_hidden_state[:, :-1]
+            encoder(**batched(config, [each], first.device, first.dtype)).last_hidden_state[:, :1]
             for each in (ids, other)
         )
     except Exception:
         # What it fails at is told when its parts are looked for.
         return False
     # Experts that share a batch of tokens change each other's last bits.
-    return gap(one, two) <= TOLERANCE
+    return gap(one, two) <= 1e-5
 
 
 def _takes_padding(encoder: Any, config: HfEncoderConfig) -> bool:
     """Whether a segment of token ids gives the same states beside a longer one as it does alone."""
-    if config.feed_kind != "text" or next(encoder.parameters()).is_meta:
+    first = next(encoder.parameters())
+    if config.feed_kind != "text" or first.is_meta:
         return True
     short, long = (torch.from_numpy(example(config, n))[None].long() for n in (4, 9))
     padded = torch.nn.functional.pad(short, (0, long.shape[1] - short.shape[1]), value=config.padding)
     mask = torch.ones(2, long.shape[1], dtype=torch.long)
     mask[0, short.shape[1] :] = 0
-    device = next(encoder.parameters()).device
+    device = first.device
     with torch.no_grad():
         try:
             both = encoder(input_ids=torch.cat([padded, long]).to(device), attention_mask=mask.to(device))
@@ -259,7 +260,7 @@ def _takes_padding(encoder: Any, config: HfEncoderConfig) -> bool:
             # What it is asked here need not be in its power: its segments are run by their length then.
             return False
         alone = encoder(input_ids=short.to(device)).last_hidden_state[0]
-    return gap(both.last_hidden_state[0, : len(alone)], alone) <= TOLERANCE
+    return gap(both.last_hidden_state[0, : len(alone)], alone) <= TOLERANCE[first.dtype]
 
 
 def example(config: HfEncoderConfig, size: int) -> Any:

@@ -32,7 +32,7 @@ def read_folder(tower: Tower, path: Path) -> Any:
     whole_class = type(_on_meta(config_of(tower)))
     try:
         whole, told = whole_class.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            path, local_files_only=True, use_safetensors=True, dtype=tower.dtype, output_loading_info=True
         )
     except Exception as error:
         # Transformers raises whatever its readers raise.
@@ -56,7 +56,7 @@ def own_encoder(tower: Tower) -> Any:
     """The encoder of the tower's config with the tower's weights, its settings untouched."""
     encoder = encoder_of(whole_model(config_of(tower), quiet=False))
     encoder.load_state_dict(tower.state_dict(), strict=False)
-    return encoder.to(next(tower.parameters()).device)
+    return encoder.to(next(tower.parameters()).device, tower.dtype)
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def check_parity(tower: Tower, own: Any, source: str) -> None:
             found = tower_states(tower, batch)
             largest = max(gap(found[b, : len(states)], states) for b, states in enumerate(expected))
             # Written so that NaN is refused.
-            if not largest <= TOLERANCE:
+            if not largest <= TOLERANCE[tower.dtype]:
                 how = "run layer by layer" + (" in training" if mode else "")
                 raise CheckpointError(
                     f"{what}, {how}, differs by {largest:.2g} from transformers' own forward; it would run wrong, so "
