@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias
 
+from zippkit.data.checksums import Checksums, write_checksums
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.manifest import (
     MANIFEST,
@@ -31,7 +32,8 @@ __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "write_dataset"]
 Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | SpeechTokenizer | PixelTokenizer
 
 _HASH_AT_OPEN = 50 * 1024**2
-"""A folder of fewer bytes is hashed whenever it is opened; that takes well under a second."""
+"""A folder of fewer bytes is hashed whenever it is opened; that takes well under a second. The row groups of a larger
+one are compared with their checksums as they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,8 @@ class Dataset:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read the manifest and compare the folder with it: sizes always, contents if it is under 50 MB.
+        """Read the manifest and compare the folder with it: sizes, tokenizers, and all contents if it is under 50 MB;
+        what is read of a larger split is compared with its checksums then.
 
         Raises:
             DataError: not a dataset, or a file is missing, cut short or changed; names each.
@@ -75,7 +78,9 @@ class Dataset:
         if name not in self.manifest.splits:
             raise DataError(f"{self.path}: no split {name!r}{did_you_mean(name, self.splits)}")
         file = self.manifest.splits[name]
-        return Split(self.path / file, self.modalities, self.manifest.files[file].rows or 0)
+        entry = self.manifest.files[file]
+        sums = None if entry.checksums is None else Checksums(self.path / file, self.path / entry.checksums)
+        return Split(self.path / file, self.modalities, entry.rows or 0, sums)
 
     def tokenizer(self, modality: str) -> Tokenizer:
         """The tokenizer that the modality's ids are of.
@@ -177,7 +182,10 @@ def write_dataset(
         for name, examples in splits.items():
             written[name] = write_rows(folder / f"{name}.parquet", examples, kinds, partial)
             _check_alike(next(iter(written.values())), written[name], name)
-            files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", written[name].n_examples)
+            sums = f"{name}.crc32"
+            write_checksums(folder / f"{name}.parquet", folder / sums)
+            files[f"{name}.parquet"] = _entry(folder / f"{name}.parquet", written[name].n_examples, sums)
+            files[sums] = _entry(folder / sums)
         largest = _over_all(written.values())
         unused = [name for name in kinds if name not in largest]
         if unused:
@@ -290,8 +298,8 @@ def _of_speech(folder: Path, name: str, tokenizer: SpeechTokenizer) -> dict[str,
     return {"tokenizer": None if tokenizer.kind == UnitTokenizer.kind else tokenizer.kind, "vocoder": vocoder}
 
 
-def _entry(path: Path, rows: int | None = None) -> FileEntry:
-    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows)
+def _entry(path: Path, rows: int | None = None, checksums: str | None = None) -> FileEntry:
+    return FileEntry(sha256=sha256_of(path), bytes=path.stat().st_size, rows=rows, checksums=checksums)
 
 
 def _card(splits: Iterable[str]) -> str:

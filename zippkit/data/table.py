@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zippkit.data.checksums import Checksums
 from zippkit.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Split:
     path: Path
     modalities: tuple[str, ...]
     n_examples: int
+    checksums: Checksums | None = None
+    """By which whatever is read is compared with what was written; older datasets have none."""
 
     def __len__(self) -> int:
         return self.n_examples
@@ -149,6 +152,8 @@ class Split:
         import pyarrow.parquet
 
         with self._reading():
+            if self.checksums is not None:
+                self.checksums.check_footer()
             file = pyarrow.parquet.ParquetFile(self.path)
         names, n_rows = file.schema_arrow.names, file.metadata.num_rows
         expected = [*OWN_COLUMNS, *self.modalities]
@@ -160,13 +165,17 @@ class Split:
     def _waves(self) -> dict[str, _Waves]:
         types = {name: str(self._file.schema_arrow.field(name).type) for name in self.modalities}
         # As in `list<element: int16>`; ids have no sign.
-        return {name: _Waves(self._file, name) for name, type_ in types.items() if type_.endswith(" int16>")}
+        names = [name for name, type_ in types.items() if type_.endswith(" int16>")]
+        return {name: _Waves(self._file, name, self.checksums) for name in names}
 
     @cached_property
     def _columns(self) -> dict[str, pyarrow.Array]:
         """Every column but the waveforms."""
         wanted = [name for name in self._file.schema_arrow.names if name not in self._waves]
         with self._reading():
+            if self.checksums is not None:
+                places = [self._file.schema_arrow.names.index(name) for name in wanted]
+                self.checksums.check(self._file.metadata, range(self._file.num_row_groups), places)
             table = self._file.read(columns=wanted)
         # One chunk per column makes access by index a lookup instead of a search.
         return {name: table.column(name).combine_chunks() for name in table.column_names}
@@ -175,8 +184,8 @@ class Split:
 class _Waves:
     """A column of waveforms, of which only one group of rows is kept at a time."""
 
-    def __init__(self, file: pyarrow.parquet.ParquetFile, name: str) -> None:
-        self._file, self._name = file, name
+    def __init__(self, file: pyarrow.parquet.ParquetFile, name: str, checksums: Checksums | None) -> None:
+        self._file, self._name, self._checksums = file, name, checksums
         self._ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         # Neighbours are asked for one after the other where a split is gone through in order.
         self._group = lru_cache(maxsize=1)(self._read)
@@ -188,6 +197,9 @@ class _Waves:
         return wave
 
     def _read(self, group: int) -> pyarrow.Array:
+        if self._checksums is not None:
+            place = self._file.schema_arrow.names.index(self._name)
+            self._checksums.check(self._file.metadata, range(group, group + 1), [place])
         return self._file.read_row_group(group, columns=[self._name]).column(0).combine_chunks()
 
 
