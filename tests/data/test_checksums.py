@@ -62,9 +62,7 @@ def test_what_is_damaged_is_named(folder: Path) -> None:
     broken = bytearray(file.read_bytes())
     broken[-20] ^= 1
     file.write_bytes(broken)
-    with pytest.raises(
-        DataError, match=r"the footer: not what was written \(its CRC-32 is not that in train.crc32\)"
-    ):
+    with pytest.raises(DataError, match=r"the footer: not what was written \(its CRC-32 is not that in train.crc32\)"):
         _everything(folder)
 
 

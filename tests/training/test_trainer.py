@@ -25,7 +25,7 @@ from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_
 from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
 from helpers.tiny_runs import zippkit as in_a_process
 from zippkit.batch.batch import Batch
-from zippkit.checkpoint.checkpoint import read_checkpoint
+from zippkit.checkpoint.checkpoint import read_checkpoint, write_tower
 from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.checkpoint.references import refer
 from zippkit.composition import load
@@ -529,3 +529,46 @@ def test_a_tower_that_no_task_uses_needs_no_data(tmp_path: Path) -> None:
         True
     ] * 3
     assert str(told.value).count("\n") >= 3
+
+
+@pytest.mark.parametrize("what", ["run", "data", "weights"])
+def test_a_run_goes_on_after_it_or_its_inputs_were_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    composition = spec()
+    composition["towers"]["speech"]["weights"] = "speech"
+    recipe_file = write_recipe(tmp_path / "in", spec=composition)
+    speech = zippkit.training.trainer.compile(tiny_recipe(tmp_path / "plain").spec).model.tower("speech")
+    write_tower(tmp_path / "in" / "speech", speech, "decoder")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):
+        on_step(patch, 4, interrupt)
+        train(load_recipe(recipe_file), run)
+    changed = yaml.safe_load(recipe_file.read_text())
+    if what == "run":
+        (tmp_path / "other").mkdir()
+        run = run.rename(tmp_path / "other" / "run")
+    elif what == "data":
+        (tmp_path / "in" / "data").rename(tmp_path / "in" / "moved")
+        changed["data"] = "moved"
+    else:
+        (tmp_path / "in" / "speech").rename(tmp_path / "in" / "moved")
+        changed["spec"]["towers"]["speech"]["weights"] = "moved"
+    recipe_file.write_text(yaml.safe_dump(changed))
+    recipe = load_recipe(recipe_file)
+    train(recipe, run)
+    train(recipe, tmp_path / "whole")
+    assert_same_run(run, tmp_path / "whole")
+    assert RunFolder(run).recipe() == recipe.model_copy(update={"spec": RunFolder(run).recipe().spec})
+    assert RunFolder(run).recipe().data.resolve() == recipe.data.resolve()
+
+
+def test_a_path_to_something_else_is_another_recipe(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    write_data(tmp_path / "copy" / "other", n=25)
+    changed = yaml.safe_load((tmp_path / "copy" / "recipe.yaml").read_text()) | {"data": "other"}
+    (tmp_path / "copy" / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    before = (tmp_path / "copy" / "run" / "recipe.yaml").read_bytes()
+    with pytest.raises(ZippkitError, match=r"another recipe \('data: ../data' there, 'data: ../other' here"):
+        train(load_recipe(tmp_path / "copy" / "recipe.yaml"), tmp_path / "copy" / "run")
+    assert (tmp_path / "copy" / "run" / "recipe.yaml").read_bytes() == before

@@ -86,6 +86,11 @@ def _stamp(file: Path) -> tuple[str, int, int]:
     return str(file), stat.st_size, stat.st_mtime_ns
 
 
+def known_hash(file: Path) -> str:
+    """SHA-256 of a file, which is read once as long as it stays the same."""
+    return _known_hash(*_stamp(file))
+
+
 @lru_cache(maxsize=256)
 def _known_hash(path: str, *_stamp: int) -> str:
     return file_hash(Path(path))

@@ -21,7 +21,7 @@ from pydantic import Field
 from zippkit.experiment.hashes import tower_hash
 from zippkit.spec.kinds import Strict
 from zippkit.spec.recipe import Recipe
-from zippkit.system.files import appearing, locked, scratch
+from zippkit.system.files import appearing, locked
 from zippkit.training.run_folder import RunFolder
 
 
@@ -71,11 +71,7 @@ class Store:
         """A run, started now or before; equal keys are one run, so paths in its recipe follow what was moved since."""
         run = self.run(key)
         if run.recipe_file.exists():
-            # Beside the run, so that paths are relative to the same folder.
-            with scratch(run.path) as folder:
-                moved = RunFolder(folder)
-                moved.begin(recipe)
-                moved.recipe_file.replace(run.recipe_file)
+            run.rewrite(recipe)
         run.begin(recipe)
         return run
 

@@ -3,6 +3,7 @@
 ::
 
     recipe.yaml           the recipe with its spec, as it was started
+    inputs.json           what its paths led to, by hash
     tokenizers/           what turned the data into tokens, and turns tokens back
     towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
     checkpoints/<phase>/  step-000200, ... (the last two)
@@ -22,10 +23,13 @@ from typing import Any
 
 import yaml
 
+from zippkit.checkpoint.references import known_hash
 from zippkit.data.dataset import Dataset, Tokenizer
 from zippkit.data.manifest import MANIFEST, read_manifest
 from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
+from zippkit.model.weights import weight_files
+from zippkit.plan.parts import checkpoint_folder
 from zippkit.spec.recipe import Recipe, dump
 from zippkit.system.files import (
     LOCK,
@@ -110,31 +114,42 @@ class RunFolder:
         Raises:
             ZippkitError: the folder holds something else; nothing is written over.
         """
-        text = yaml.safe_dump(self._written(recipe), sort_keys=False)
         if self.recipe_file.exists():
-            there = self.recipe_file.read_text(errors="replace")
-            if there != text:
-                differs = _first_difference(there, text)
+            there, here = self.recipe_file.read_text(errors="replace"), self._text(recipe)
+            if there == here:
+                return
+            if not self._was_moved(there, recipe):
+                differs = _first_difference(there, here)
                 raise ZippkitError(f"{self.path}: holds the run of another recipe ({differs}); choose another --out")
+            self.rewrite(recipe)
             return
         self._refuse_another_folder()
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.recipe_file, text)
+        self.rewrite(recipe)
+        self.write_json("inputs.json", {place: _meaning(path) for place, path in _paths(recipe).items()})
 
-    def _written(self, recipe: Recipe) -> dict[str, Any]:
-        """The recipe as plain data, its paths relative to the run: equal from any working directory."""
+    def rewrite(self, recipe: Recipe) -> None:
+        """Write the recipe as it is now: the run or what its paths lead to was moved."""
+        write_text(self.recipe_file, self._text(recipe))
 
-        def relative(path: Path) -> str:
-            return os.path.relpath(path.resolve(), self.path.resolve())
-
+    def _text(self, recipe: Recipe) -> str:
+        """The recipe as YAML, its paths relative to the run: equal from any working directory."""
         data = dump(recipe)
-        data["data"] = relative(recipe.data)
-        if recipe.start_from is not None:
-            data["start_from"] = relative(recipe.start_from)
-        for name, tower in recipe.spec.towers.items():
-            if tower.weights is not None:
-                data["spec"]["towers"][name]["weights"] = relative(tower.weights)
-        return data
+        for place, path in _paths(recipe).items():
+            _set(data, place, os.path.relpath(path.resolve(), self.path.resolve()))
+        return yaml.safe_dump(data, sort_keys=False)
+
+    def _was_moved(self, there: str, recipe: Recipe) -> bool:
+        """Whether the recipe that is there differs in paths alone, and what they led to is what they lead to now."""
+        try:
+            found, data = yaml.safe_load(there), yaml.safe_load(self._text(recipe))
+            moved = {place: path for place, path in _paths(recipe).items() if _get(found, place) != _get(data, place)}
+            for place in moved:
+                _set(found, place, _get(data, place))
+        except (yaml.YAMLError, LookupError, TypeError):
+            return False
+        known = self.read_json("inputs.json") or {}
+        return bool(found == data and all(known.get(place) == _meaning(path) != "" for place, path in moved.items()))
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the run; None where it has not been written yet.
@@ -199,6 +214,36 @@ class RunFolder:
         """Modalities that were waveforms in the training data, and their samples a second."""
         modalities = read_manifest(self._tokenizers).modalities
         return {name: column.sample_rate for name, column in modalities.items() if column.sample_rate is not None}
+
+
+def _paths(recipe: Recipe) -> dict[str, Path]:
+    """The paths of a recipe by their places in it, as in ``spec.towers.text.weights``."""
+    found = {"data": recipe.data}
+    if recipe.start_from is not None:
+        found["start_from"] = recipe.start_from
+    towers = recipe.spec.towers.items()
+    return found | {f"spec.towers.{name}.weights": tower.weights for name, tower in towers if tower.weights is not None}
+
+
+def _get(data: Any, place: str) -> Any:
+    for key in place.split("."):
+        data = data[key]
+    return data
+
+
+def _set(data: Any, place: str, value: str) -> None:
+    *above, last = place.split(".")
+    (_get(data, ".".join(above)) if above else data)[last] = value
+
+
+def _meaning(path: Path) -> str:
+    """What a path leads to, by hash: a dataset or checkpoint by its manifest, which holds the hashes of its files; else
+    the files of weights. Empty where nothing of the kind is there."""
+    try:
+        manifest = checkpoint_folder(path) / MANIFEST
+        return " ".join(sorted(map(known_hash, [manifest] if manifest.is_file() else weight_files(path))))
+    except (ZippkitError, OSError):
+        return ""
 
 
 def _is_temporary(file: Path) -> bool:
