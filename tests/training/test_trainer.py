@@ -554,7 +554,7 @@ def test_a_run_goes_on_after_it_or_its_inputs_were_moved(
     else:
         (tmp_path / "in" / "speech").rename(tmp_path / "in" / "moved")
         changed["spec"]["towers"]["speech"]["weights"] = "moved"
-    recipe_file.write_text(yaml.safe_dump(changed))
+    recipe_file.write_text(yaml.safe_dump(changed, sort_keys=False))
     recipe = load_recipe(recipe_file)
     train(recipe, run)
     train(recipe, tmp_path / "whole")
@@ -567,7 +567,7 @@ def test_a_path_to_something_else_is_another_recipe(whole: Path, tmp_path: Path)
     shutil.copytree(whole, tmp_path / "copy")
     write_data(tmp_path / "copy" / "other", n=25)
     changed = yaml.safe_load((tmp_path / "copy" / "recipe.yaml").read_text()) | {"data": "other"}
-    (tmp_path / "copy" / "recipe.yaml").write_text(yaml.safe_dump(changed))
+    (tmp_path / "copy" / "recipe.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     before = (tmp_path / "copy" / "run" / "recipe.yaml").read_bytes()
     with pytest.raises(ZippkitError, match=r"another recipe \('data: ../data' there, 'data: ../other' here"):
         train(load_recipe(tmp_path / "copy" / "recipe.yaml"), tmp_path / "copy" / "run")
