@@ -339,6 +339,15 @@ def test_a_window_that_is_no_length_is_told(window: Any) -> None:
         zippkit.compile(CompositionSpec.model_validate({"name": "alone", "towers": {"text": text}}), device="meta")
 
 
+@pytest.mark.parametrize("dropout", [-3, 2, None])
+def test_dropout_is_none_whatever_it_is_said_to_be(dropout: int | None) -> None:
+    """Transformers takes whole numbers and null, and torch does not."""
+    text = {"kind": "hf_causal_lm", "config": {"model": settings("llama")["model"] | {"attention_dropout": dropout}}}
+    spec = CompositionSpec.model_validate({"name": "alone", "towers": {"text": text}})
+    assert zippkit.compile(spec).model.tower("text").hf.attention_dropout == 0
+    assert not any(task.problem for task in sizes(spec).tasks)
+
+
 def test_settings_stay_as_they_are_given() -> None:
     """Transformers fills in what is left out of nested settings, in place."""
     config = HfCausalLmConfig.model_validate(

@@ -30,7 +30,7 @@ import families
 
 pytestmark = pytest.mark.slow
 
-EXACT = ("starcoder2", "stablelm", "opt", "cohere2", "deepseek_v3", "gpt_oss", "falcon", "gptj")
+EXACT = ("starcoder2", "stablelm", "opt", "cohere2", "deepseek_v3", "gpt_oss", "falcon", "gptj", "qwen2_moe")
 REFUSED = {
     "bloom": "want 'alibi', which is not given to them",
     "bert": "looks ahead in its own forward, so it is no decoder",

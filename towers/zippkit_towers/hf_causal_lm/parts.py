@@ -167,14 +167,14 @@ def windows_of(hf: Any, n_layers: int) -> list[int | None]:
     Raises:
         CheckpointError: layers of a kind that is not run, or a window that is no length.
     """
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window is not None and (type(window) is not int or window < 1):
-        raise CheckpointError(
-            f"a {hf.model_type!r} model has sliding_window {window!r}; expected a whole number above 0, or null"
-        )
-    if not kinds:
-        return [window] * n_layers
+    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None) or []
     unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
     if unknown:
         raise CheckpointError(f"a {hf.model_type!r} model has layers of kind {', '.join(unknown)}, which are not run")
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    windows = [window if kind == "sliding_attention" else None for kind in kinds or ["sliding_attention"] * n_layers]
+    # A window that no layer has may be anything: Qwen2-MoE says 0 for none.
+    if any(each is not None and (type(each) is not int or each < 1) for each in windows):
+        raise CheckpointError(
+            f"a {hf.model_type!r} model has sliding_window {window!r}; expected a whole number above 0, or null"
+        )
+    return windows

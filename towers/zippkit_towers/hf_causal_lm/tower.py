@@ -318,7 +318,7 @@ def hf_config(config: HfCausalLmConfig) -> Any:
     with _told_as_one(config):
         hf = _for_model(config)
     for key, value in vars(hf).items():
-        if isinstance(value, float) and any(part in key for part in _RANDOM):
+        if (value is None or type(value) in (int, float)) and any(part in key for part in _RANDOM):
             setattr(hf, key, 0.0)
     return hf
 
