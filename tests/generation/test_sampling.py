@@ -122,6 +122,8 @@ def test_a_row_is_penalised_for_what_it_has_had_and_for_nothing_else(beams: int)
     outputs = [wanted[i % 2] for i in range(len(rows))]
     found = generate_batch(zipped, rows, outputs, 6, way)
     assert found == [generate(zipped, row, names, 6, way) for row, names in zip(rows, outputs, strict=True)]
+    for row, (*before, last) in zip(rows, found, strict=True):
+        assert [last] == generate(zipped, [*row, *before], [last.tower], 6, way), "as if it all had been given"
     assert found != generate_batch(zipped, rows, outputs, 6, Sampling(beams=beams)), "or nothing is shown"
 
 
