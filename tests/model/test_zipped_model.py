@@ -51,9 +51,9 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def turn(x_TK: Tensor, positions: Tensor, theta: float) -> Tensor:
     half = x_TK.shape[-1] // 2
-    frequencies = theta ** -(torch.arange(half).float() * 2 / (2 * half))
-    angles = positions.float()[:, None] * frequencies
-    cos, sin = angles.cos().double(), angles.sin().double()
+    frequencies = theta ** -(torch.arange(half).double() * 2 / (2 * half))
+    angles = positions.double()[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
     first, second = x_TK[:, :half], x_TK[:, half:]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
