@@ -13,8 +13,10 @@ import ast
 import re
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import mean
 from textwrap import wrap
 
 import networkx as nx
@@ -92,16 +94,15 @@ def picture(root: Path) -> str:
     for room in reversed(list(nx.topological_sort(graph))):
         floors[room] = 1 + max((floors[below] for below in graph.successors(room)), default=-1)
     top = max(floors.values())
-    by_floor: dict[int, list[str]] = {}
-    for room in rooms(root):
-        by_floor.setdefault(floors[room], []).append(room)
-    widest = max(map(len, by_floor.values()))
-    at = {
-        room: (COLUMN * (widest / 2 + i - (len(row) - 1) / 2), ROW * (top - floor + 0.6))
-        for floor, row in by_floor.items()
-        for i, room in enumerate(row)
-    }
-    width, height = COLUMN * (widest + 0.8), ROW * (top + 1.2)
+    widest = max(Counter(floors.values()).values())
+    at: dict[str, tuple[float, float]] = {}
+    for floor in range(top, -1, -1):
+        row = [room for room in rooms(root) if floors.get(room) == floor]
+        # Below those that import it, so that arrows cross seldom.
+        row.sort(key=lambda room: mean([at[above][0] for above in drawn.predecessors(room)] or [0]))
+        for i, room in enumerate(row):
+            at[room] = (COLUMN * (widest / 2 + 0.5 + i - (len(row) - 1) / 2), ROW * (top - floor + 0.6))
+    width, height = COLUMN * (widest + 1.4), ROW * (top + 1.2)
     head = '<path d="M0 0L8 4L0 8Z"/>'
     tip = f'<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">{head}'
     marker = f"<defs>{tip}</marker></defs>"
