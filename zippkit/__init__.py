@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zippkit.loading import load_spec as load_spec
     from zippkit.model.links.base import Link as Link
     from zippkit.model.links.base import Memory as Memory
+    from zippkit.model.part_group import TowerParts as TowerParts
     from zippkit.model.tower import Tower as Tower
     from zippkit.report.model_diff import diff as diff
     from zippkit.report.sizes import sizes as sizes
@@ -45,6 +46,7 @@ _HOMES = {
     "Tower": "model.tower",
     "TowerBatch": "batch.batch",
     "TowerConfig": "spec.kinds",
+    "TowerParts": "model.part_group",
     "ZippkitError": "errors",
     "compile": "composition",
     "diff": "report.model_diff",

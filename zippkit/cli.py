@@ -128,7 +128,7 @@ def plan(
     """
     from zippkit.loading import spec_at
     from zippkit.plan.graph import build_graph
-    from zippkit.plan.plan import build_plan
+    from zippkit.plan.plan import Wanted, build_plan
     from zippkit.spec.recipe import Task
 
     graph = build_graph(spec_at(file, overrides or ()))
@@ -136,7 +136,7 @@ def plan(
     if task is not None:
         wanted, host = Task.parse(task).check(graph.modalities), {m: at.tower for m, at in graph.modalities.items()}
         sees = {(host[later], host[earlier]) for later, earlier in wanted.sees()}
-        whole = whole.prune(heads={host[name] for name in wanted.targets}, sees=sees)
+        whole = whole.prune(Wanted(heads={host[name] for name in wanted.targets}, sees=sees))
     print(whole)
 
 

@@ -70,7 +70,7 @@ class Composition:
 
     def loss(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Nats per predicted token, of each tower and ``total`` (see `zippkit.model.loss.loss`)."""
-        return _loss.loss(logits, batch, self.model.loss_weights)
+        return _loss.loss(logits, batch, self.model.added_losses(logits, batch))
 
     def save(self, folder: str | Path, *, copy_towers: bool = False) -> None:
         """Write weights, standalone spec and manifest; complete or not at all.

@@ -20,6 +20,7 @@ from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
 from zippkit.model.tower import tower_logits
+from zippkit.plan.plan import Wanted
 from zippkit.spec.kinds import Sampling
 from zippkit_towers.decoder.config import DecoderConfig
 
@@ -49,7 +50,7 @@ def naive(zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str]
         while len(tokens) < room:
             # The end that closes the segment comes after the place that is looked at.
             batch = zipped.collate([[*row, Segment(name, tokens)]])
-            plan = zipped.plan.prune(heads={name}, sees=batch.sees)
+            plan = zipped.plan.prune(Wanted(heads={name}, sees=batch.sees))
             logits = zipped.model.run(plan, batch.towers, batch.multimodal)[name][0]
             token = int(logits[-2].argmax())
             if token == config.frame.end:

@@ -23,6 +23,7 @@ from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.generation.api import generate, generate_batch
 from zippkit.generation.sampling import choose, penalised
+from zippkit.plan.plan import Wanted
 from zippkit.spec.kinds import Sampling
 
 N_DRAWS = 20_000
@@ -148,6 +149,6 @@ def test_numbers_of_a_row_are_those_of_its_seed() -> None:
     draw = float(torch.rand((), generator=torch.Generator().manual_seed(3), dtype=torch.float64))
     batch = zipped.collate([[Segment("text", [])]])
     with torch.no_grad():
-        logits = zipped.model.run(zipped.plan.prune({"text"}, set()), batch.towers, False)["text"][0, 0]
+        logits = zipped.model.run(zipped.plan.prune(Wanted({"text"})), batch.towers, False)["text"][0, 0]
     order = logits.argsort(descending=True)
     assert segment.tokens == [int(order[int(np.floor(draw * 20))])]

@@ -10,6 +10,7 @@ import torch
 from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
+from zippkit.plan.plan import Wanted
 from zippkit.plan.sequence_layout import turns
 
 
@@ -41,7 +42,7 @@ def greedy(zipped: Composition, prompt: Sequence[Segment], outputs: Sequence[str
         new: dict[str, list[int]] = {name: [] for name in turn}
         for _ in range(max_tokens):
             batch = zipped.collate([[*row, *(Segment(name, tokens) for name, tokens in new.items())]])
-            plan = zipped.plan.prune(heads=set(turn), sees=batch.sees)
+            plan = zipped.plan.prune(Wanted(heads=set(turn), sees=batch.sees))
             logits = zipped.model.run(plan, batch.towers, batch.multimodal)
             # The end that closes the segment comes after the place that is looked at.
             chosen = {name: int(logits[name][0, -2].argmax()) for name in turn}

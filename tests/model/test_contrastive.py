@@ -11,6 +11,7 @@ from helpers.compositions import link, make, tower
 from zippkit.batch.batch import Segment
 from zippkit.loading import check_spec
 from zippkit.model.contrastive import MASKED, contrast_loss
+from zippkit.plan.plan import Wanted
 from zippkit.spec.composition_spec import CompositionSpec
 
 TOWERS = {"text": tower(4), "image": tower(2, 24)}
@@ -104,7 +105,7 @@ def test_nothing_is_compared_where_nothing_is_trained_or_a_tower_is_missing() ->
     assert zipped.model(zipped.collate([[Segment("text", [1])]])).keys() == {"text"}
     silent = zipped.collate([[Segment("image", [1], loss=False), Segment("text", [1], loss=False)]])
     assert zipped.model(silent) == {}
-    assert not any(op.kind == "pool" for op in zipped.plan.prune(heads={"text"}, sees={("text", "image")}).ops)
+    assert not any(op.kind == "pool" for op in zipped.plan.prune(Wanted(heads={"text"}, sees={("text", "image")})).ops)
 
 
 def test_wrong_ends_are_told() -> None:
@@ -121,4 +122,4 @@ def test_wrong_ends_are_told() -> None:
 
 def test_a_composition_without_contrast_has_none() -> None:
     zipped = make(TOWERS, LINKS)
-    assert zipped.model.loss_weights == {}
+    assert not zipped.model.groups["contrastive"]

@@ -19,6 +19,7 @@ from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch
 from zippkit.generation.engine import MAX_SEGMENTS
+from zippkit.plan.plan import Wanted
 from zippkit.spec.composition_spec import Next
 from zippkit.spec.kinds import Sampling
 
@@ -84,14 +85,14 @@ def told(zipped: Composition, row: Sequence[Segment]) -> int:
     """What the model tells after a whole sequence."""
     batch = zipped.collate([row])
     name = row[-1].tower
-    plan = zipped.plan.prune(heads=set(), sees=batch.sees, nexts={name})
+    plan = zipped.plan.prune(Wanted(sees=batch.sees, parts={f"next.{name}"}))
     logits = zipped.model.run(plan, batch.towers, True)[f"next.{name}"][0]
     return int(logits[int((batch.towers[name].order >= 0).sum()) - 1].argmax())
 
 
 def next_token(zipped: Composition, row: Sequence[Segment]) -> int:
     batch, name = zipped.collate([row]), row[-1].tower
-    logits = zipped.model.run(zipped.plan.prune({name}, batch.sees), batch.towers, True)[name][0]
+    logits = zipped.model.run(zipped.plan.prune(Wanted({name}, batch.sees)), batch.towers, True)[name][0]
     return int(logits[int((batch.towers[name].order >= 0).sum()) - 2].argmax())
 
 

@@ -17,7 +17,7 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph, build_graph
-from zippkit.plan.plan import Op, Plan, build_plan
+from zippkit.plan.plan import Op, Plan, Wanted, build_plan
 
 NAMES = ("text", "speech", "image")
 
@@ -101,7 +101,7 @@ def test_pruning_keeps_exactly_the_ancestors(graph: Graph, data: st.DataObject) 
     writes = data.draw(st.sets(st.sampled_from(sites))) if sites else set()
     already = data.draw(st.sets(st.sampled_from(sites))) if sites else set()
     layers = data.draw(st.sets(st.sampled_from(names)))
-    pruned = build_plan(graph).prune(heads, sees, writes, already, layers)
+    pruned = build_plan(graph).prune(Wanted(heads, sees, writes, already, layers))
     values = states(graph, sees, already)
     wanted = [("logits", name) for name in heads] + [("memory", site) for site in writes]
     wanted += [("u", name, graph.towers[name].n_layers) for name in layers]
@@ -130,7 +130,7 @@ def zipper(**more: Any) -> Composition:
 def test_the_plan_of_a_recognition_batch_reads_as_it_runs() -> None:
     zipped = zipper()
     batch = zipped.collate([ASR])
-    plan = zipped.plan.prune(set(batch.outputs), batch.sees)
+    plan = zipped.plan.prune(Wanted(set(batch.outputs), batch.sees))
     assert str(plan).splitlines() == [
         "  0  start text",
         "  1  start speech",
@@ -242,7 +242,7 @@ def test_gradients_equal_those_of_the_whole_plan_with_gradients_everywhere(
 ) -> None:
     zipped = zipper(speech={"freeze": freeze, "input_projection": {"depth": 2}}, text={"freeze": freeze})
     batch = zipped.collate(examples)
-    pruned = zipped.plan.prune(set(batch.outputs), batch.sees)
+    pruned = zipped.plan.prune(Wanted(set(batch.outputs), batch.sees))
     assert len(pruned.ops) < len(zipped.plan.ops) or len(batch.outputs) == 2
     thrifty = gradients(zipped, batch, pruned)
     monkeypatch.setattr(Plan, "gradient_free", lambda self, trains: frozenset())

@@ -11,7 +11,7 @@ import pytest
 
 from zippkit.loading import load_spec
 from zippkit.plan.graph import build_graph
-from zippkit.plan.plan import Plan, build_plan
+from zippkit.plan.plan import Plan, Wanted, build_plan
 from zippkit.spec.recipe import linked_tasks
 
 HERE = Path(__file__).parent
@@ -32,7 +32,7 @@ def planned(name: str) -> str:
     pages = [str(plan), needs(plan)]
     for task in linked_tasks(load_spec(COMPOSITIONS / f"{name}.yaml")):
         sees = {(towers[later], towers[earlier]) for later, earlier in task.sees()}
-        pages += [str(task), needs(plan.prune({towers[each] for each in task.targets}, sees))]
+        pages += [str(task), needs(plan.prune(Wanted({towers[each] for each in task.targets}, sees)))]
     return "\n\n".join(pages) + "\n"
 
 

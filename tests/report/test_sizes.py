@@ -23,6 +23,7 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.errors import DataError, SpecError, ZippkitError
 from zippkit.loading import load_spec
 from zippkit.model.decoding_state import Decoding
+from zippkit.plan.plan import Wanted
 from zippkit.report.sizes import Sizes, n_bytes, sizes
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Task, linked_tasks
@@ -75,7 +76,7 @@ def really_kept(zipped: zippkit.Composition, batch: Batch) -> dict[str, float]:
     sites = {site for site in zipped.graph.sites if site.source in batch.towers}
     decoding = Decoding(batch.size)
     with torch.no_grad():
-        plan = zipped.plan.prune(heads=set(), sees=batch.sees, writes=sites)
+        plan = zipped.plan.prune(Wanted(sees=batch.sees, writes=sites))
         zipped.model.run(plan, batch.towers, multimodal=False, decoding=decoding)
         zipped.model.commit(decoding, decoding.rows)
     found: dict[str, float] = {}

@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.plugins import install
 from zippkit.model.links.base import Link
 from zippkit.model.tower import Tower
 from zippkit.spec import registry
 from zippkit.spec.kinds import LinkConfig, TowerConfig
 from zippkit.spec.registry import LINKS, TOWERS, Kind, UnknownKindError, config_class, implementation, kinds
-
-
-def install(folder: Path, package: str, group: str, **entries: str) -> None:
-    """A distribution that registers ``entries``, as pip would leave it in a folder on the path."""
-    info = folder / f"{package}-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    lines = [f"{name} = {value}" for name, value in entries.items()]
-    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
 
 
 @pytest.fixture

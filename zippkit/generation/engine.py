@@ -25,7 +25,7 @@ from zippkit.generation.sampling import choose, penalised
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.links.base import Memory
 from zippkit.model.next_modality import PREFIX
-from zippkit.plan.plan import Plan
+from zippkit.plan.plan import Plan, Wanted
 from zippkit.plan.sequence_layout import turns
 from zippkit.spec.kinds import Frame, Sampling
 
@@ -265,7 +265,9 @@ class Generation(Iterator[Piece]):
         last = [self._modalities[prompt[-1].tower].tower for prompt in prompts] if self._auto else []
         writes = {s for s in self._graph.sites if s.source in batch.towers and s.target in advancing}
         layers = set(advancing) & set(batch.towers)
-        plan = self._plan.prune(heads=set(), sees=batch.sees, writes=writes, layers=layers, nexts=set(last))
+        plan = self._plan.prune(
+            Wanted(sees=batch.sees, writes=writes, layers=layers, parts={PREFIX + name for name in last})
+        )
         logits = self._model.run(plan, batch.towers, self._multimodal, self._decoding)
         self._model.commit(self._decoding, self._decoding.rows)
         return {i: logits[PREFIX + name][i, self._rows[i].positions[name] - 1] for i, name in enumerate(last)}
@@ -325,10 +327,10 @@ class Generation(Iterator[Piece]):
             s for s in self._decoding.memories if s.target in towers and (s.target, s.source) not in together
         )
         heads, layers = (set(towers), set[str]()) if with_heads else (set[str](), later.intersection(towers))
-        nexts = set(towers[:1]) if tells else set[str]()
+        parts = {PREFIX + towers[0]} if tells else set[str]()
         key = (turn, with_heads, tells, writes, given, frozenset(layers))
         if key not in self._plans:
-            self._plans[key] = self._plan.prune(heads, together, writes, given, layers, nexts=nexts)
+            self._plans[key] = self._plan.prune(Wanted(heads, together, writes, given, layers, parts))
         return self._plans[key]
 
     def _step(self, turn: Turn, rows: list[int]) -> list[Piece]:
@@ -506,7 +508,7 @@ class Generation(Iterator[Piece]):
         read = {name for i in rows for name in self._towers(self._rows[i].turns[:1]) + self._later(i)}
         writes = {s for s in self._graph.sites if s.source == tower and s.target in read}
         given = {s for s in self._decoding.memories if s.target == tower}
-        plan = self._plan.prune(heads=set(), sees=frozenset(), writes=writes, given=given, layers={tower})
+        plan = self._plan.prune(Wanted(writes=writes, given=given, layers={tower}))
         self._run(plan, {tower: inputs}, rows, {i: len(taken) for i, taken in places.items()})
         self._model.commit(self._decoding, rows)
 
@@ -573,9 +575,10 @@ class _Beams:
         self._state, self._rows, self._name = generation, rows, name
         self._tower = generation._modalities[name].tower
         self._plan = generation._plan.prune(
-            heads={self._tower},
-            sees=frozenset(),
-            given={site for site in generation._decoding.memories if site.target == self._tower},
+            Wanted(
+                heads={self._tower},
+                given={site for site in generation._decoding.memories if site.target == self._tower},
+            )
         )
         self._owners: list[int] | None = None
 

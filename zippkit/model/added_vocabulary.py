@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
+from zippkit.plan.graph import Graph
+from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
 
 
 class AddedVocabulary(nn.Module):
@@ -36,3 +41,34 @@ class AddedVocabulary(nn.Module):
     def head(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Logits (B, T, V + added): the tower's own, and behind them those of the new ids."""
         return torch.cat([logits, nn.functional.linear(self.norm(hidden), self.embedding.weight)], dim=-1)
+
+
+class Vocabularies(PartGroup):
+    """Added ids of each tower that hosts a modality besides its own."""
+
+    @classmethod
+    def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        del graph, towers
+        return cls(group, {name: _added(tower) for name, tower in spec.towers.items() if tower.extend_vocabulary})
+
+    def of(self, name: str) -> AddedVocabulary:
+        """The ids that were added to a tower."""
+        return cast("AddedVocabulary", self[name])
+
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
+        return self.of(name).known(inputs)
+
+    def embedded(
+        self, name: str, tower: Tower, inputs: TowerBatch, hidden: Tensor, multimodal: Tensor | bool
+    ) -> Tensor:
+        del multimodal
+        return self.of(name).start(tower, inputs, hidden)
+
+    def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor:
+        del multimodal
+        return self.of(name).head(logits, hidden)
+
+
+def _added(spec: TowerSpec) -> AddedVocabulary:
+    config = spec.settings
+    return AddedVocabulary(config.vocab_size or 0, sum(v.size for v in spec.extend_vocabulary.values()), config.dim)

@@ -3,12 +3,21 @@ arXiv 2205.01917)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Self, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zippkit.batch.batch import IGNORE, TowerBatch
+from zippkit.batch.batch import IGNORE, Batch, TowerBatch
+from zippkit.model.forward import Forward
 from zippkit.model.layers import at_least_float32
+from zippkit.model.part_group import Loss, PartGroup
+from zippkit.model.tower import Tower
+from zippkit.plan.graph import Graph
+from zippkit.plan.plan import Op
+from zippkit.spec.composition_spec import CompositionSpec, Contrast
 
 MASKED = -1e9
 """Similarity with a row that lacks one of the two towers."""
@@ -58,3 +67,31 @@ def contrast_loss(logits: Tensor) -> Tensor:
     wide = at_least_float32(logits)
     nats = [F.cross_entropy(each, targets, ignore_index=IGNORE, reduction="sum") for each in (wide, wide.T)]
     return torch.stack(nats).sum() / (2 * there.sum().clamp(min=1))
+
+
+class ContrastiveLosses(PartGroup):
+    """Losses by name; each pools a state of two towers, and gives (B, B) logits under its name."""
+
+    @classmethod
+    def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        del towers
+        return cls(group, {contrast.label: _head(contrast, graph) for contrast in spec.contrastive})
+
+    def of(self, name: str) -> ContrastHead:
+        """The head of a loss."""
+        return cast("ContrastHead", self[name])
+
+    def run(self, name: str, op: Op, forward: Forward) -> None:
+        head, pooled = self.of(name), forward.scratch.setdefault(op.part, [])
+        pooled.append(head.pool(op.tower, forward.hidden[op.tower], forward.inputs[op.tower]))
+        if len(pooled) == 2:
+            forward.outputs[name] = head.compare(*pooled)
+
+    def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        del batch
+        return {name: Loss(contrast_loss(outputs[name]), self.of(name).weight) for name in self if name in outputs}
+
+
+def _head(spec: Contrast, graph: Graph) -> ContrastHead:
+    dims = (graph.towers[spec.source].dim, graph.towers[spec.target].dim)
+    return ContrastHead(spec.source, dims, spec.width, spec.weight)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zippkit.errors import Problem, SpecError
+from zippkit.model.part_group import PartGroup
+from zippkit.model.tower import Tower
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.spec.composition_spec import Lora, some_of
+from zippkit.plan.graph import Graph
+from zippkit.plan.plan import Op
+from zippkit.spec.composition_spec import CompositionSpec, Lora, some_of
 
 
 class Adapter(nn.Module):
@@ -118,11 +123,38 @@ def _shape(module: nn.Module | None, leaf: str) -> tuple[int, int, bool] | None:
     return None
 
 
+class Adapters(PartGroup):
+    """The adapters of each tower that owns its weights, by the paths of the maps that they add to."""
+
+    @classmethod
+    def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        del graph
+        found: dict[str, nn.Module] = {}
+        for name, tower in spec.towers.items():
+            if tower.share_with is None:
+                try:
+                    lora, weights = tower.adapted(parameter for parameter, _ in towers[name].named_parameters())
+                    adapters = attach(towers[name], weights, lora)
+                except ValueError as error:
+                    raise SpecError([Problem(f"towers.{name}", 0, "lora", str(error))]) from error
+                found |= {name: adapters} if adapters else {}
+        return cls(group, found)
+
+    def around(self, tower: str, owner: str) -> bool:
+        del tower
+        return owner in self
+
+    def trains(self, op: Op) -> bool:
+        """Any operation of an adapted tower may use its maps."""
+        del op
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+
 def merged_state(model: ZippedModel, tower: str) -> dict[str, Tensor]:
     """A tower's state with its adapters added into the weights; it computes the same without them."""
     state = {name: tensor.detach().clone() for name, tensor in model.tower(tower).state_dict().items()}
-    owner = model.owner(tower)
-    adapters = cast("nn.ModuleDict", model.adapters[owner]) if owner in model.adapters else nn.ModuleDict()
+    owner, group = model.owner(tower), model.groups["adapters"]
+    adapters = cast("nn.ModuleDict", group[owner]) if owner in group else nn.ModuleDict()
     for path, _ in model.tower(tower).named_modules():
         if _key(path) in adapters:
             state[f"{path}.weight"] += cast("Adapter", adapters[_key(path)]).change().detach()

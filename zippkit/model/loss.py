@@ -1,4 +1,4 @@
-"""The loss: nats per predicted token, of each tower and of all."""
+"""The loss: nats per predicted token, of each tower and of all, and what the model's parts add."""
 
 from __future__ import annotations
 
@@ -10,57 +10,38 @@ from torch.nn import functional as F
 
 from zippkit.batch.batch import IGNORE, Batch
 from zippkit.errors import DataError
-from zippkit.model.contrastive import contrast_loss
 from zippkit.model.layers import at_least_float32
-from zippkit.model.next_modality import PREFIX, next_nats
-from zippkit.model.tower import ROUTER
+from zippkit.model.part_group import Loss
 
 
-def loss(logits: Mapping[str, Tensor], batch: Batch, weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
-    """Mean nats per predicted token of each tower, and ``total``: the mean over the tokens of all towers, and what
-    contrastive losses add, and ``next``: the mean over segments of what comes after them; and ``router.<tower>``: how
-    unevenly a trained mixture of experts dealt its tokens out, which counts with its model's own weight.
+def loss(outputs: Mapping[str, Tensor], batch: Batch, added: Mapping[str, Loss] | None = None) -> dict[str, Tensor]:
+    """Mean nats per predicted token of each tower, the losses that are added, and ``total``: the mean over the tokens
+    of all towers, and the others by their weights.
 
     A tower without any target in this batch has a loss of 0.
 
     Args:
-        logits: what the model gave.
+        outputs: what the model gave.
         batch: what it was given.
-        weights: of the losses that are not of tokens, by name.
+        added: losses that are not of tokens (`zippkit.model.zipped_model.ZippedModel.added_losses`).
 
     Raises:
         DataError: there are no logits at all, because no segment of the batch asks for a loss.
     """
-    if not logits:
+    if not outputs:
         raise DataError("no segment of this batch asks for a loss (`Segment.loss`), so there are no logits to score")
     losses: dict[str, Tensor] = {}
     nats: list[Tensor] = []
     counts: list[Tensor] = []
-    ends: list[tuple[Tensor, Tensor]] = []
-    weights = weights or {}
-    for name, values in logits.items():
-        if name.startswith(ROUTER):
-            losses[name] = values
-            continue
-        if name in weights:
-            losses[name] = contrast_loss(values)
-            continue
-        if name.startswith(PREFIX):
-            ends.append(next_nats(values, batch.towers[name.removeprefix(PREFIX)]))
-            continue
-        targets = batch.towers[name].targets
-        flat, wanted = at_least_float32(values.flatten(0, 1)), targets.flatten()
-        total = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum")
-        count = (wanted != IGNORE).sum()
-        losses[name] = total / count.clamp(min=1)
-        nats.append(total)
-        counts.append(count)
+    for name, values in outputs.items():
+        if name in batch.towers:
+            flat, wanted = at_least_float32(values.flatten(0, 1)), batch.towers[name].targets.flatten()
+            nats.append(F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum"))
+            counts.append((wanted != IGNORE).sum())
+            losses[name] = nats[-1] / counts[-1].clamp(min=1)
     total = torch.stack(nats).sum() / torch.stack(counts).sum().clamp(min=1)
-    if ends:
-        told, n_told = (torch.stack(each).sum() for each in zip(*ends, strict=True))
-        losses["next"] = told / n_told.clamp(min=1)
-    for name, weight in weights.items():
-        if name in losses:
-            total = total + weight * losses[name]
+    for name, each in (added or {}).items():
+        losses[name] = each.value
+        total = total + each.weight * each.value
     losses["total"] = total
     return losses

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Self, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zippkit.batch.batch import IGNORE, TowerBatch
+from zippkit.batch.batch import IGNORE, Batch, TowerBatch
+from zippkit.model.forward import Forward
 from zippkit.model.layers import at_least_float32
+from zippkit.model.part_group import Loss, PartGroup
+from zippkit.model.tower import Tower
+from zippkit.plan.graph import Graph
+from zippkit.plan.plan import Op
+from zippkit.spec.composition_spec import CompositionSpec
 
 PREFIX = "next."
 """Of the logits of a tower's head: `next.text`."""
@@ -33,3 +41,34 @@ def next_nats(logits: Tensor, tokens: TowerBatch) -> tuple[Tensor, Tensor]:
     wanted = cast("Tensor", tokens.following).flatten()
     total = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), wanted, ignore_index=IGNORE, reduction="sum")
     return total, (wanted != IGNORE).sum()
+
+
+class NextModality(PartGroup):
+    """A head on each tower's last states, which gives (B, T, N + 1) logits as ``next.<tower>``."""
+
+    weight: float = 0.0
+    """Of the loss: the mean over segments of all towers."""
+
+    @classmethod
+    def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        names, n = spec.towers if spec.next is not None else (), len(graph.modalities)
+        heads = cls(group, {name: NextHead(graph.towers[name].dim, n) for name in towers if name in names})
+        heads.weight = spec.next.weight if spec.next is not None else 0.0
+        return heads
+
+    def answers(self, name: str, batch: Batch) -> bool:
+        return batch.towers[name].following is not None
+
+    def around(self, tower: str, owner: str) -> bool:
+        del tower, owner
+        return False
+
+    def run(self, name: str, op: Op, forward: Forward) -> None:
+        forward.outputs[PREFIX + name] = self[name](forward.hidden[op.tower])
+
+    def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        ends = [next_nats(outputs[PREFIX + name], batch.towers[name]) for name in self if PREFIX + name in outputs]
+        if not ends:
+            return {}
+        nats, n_ends = (torch.stack(each).sum() for each in zip(*ends, strict=True))
+        return {"next": Loss(nats / n_ends.clamp(min=1), self.weight)}

@@ -1,90 +1,83 @@
-"""The zipped model: one module that runs a plan, operation by operation."""
+"""The zipped model: one module that holds towers, links and other parts, and runs a plan over them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import Batch, TowerBatch
-from zippkit.batch.masks import cache_mask, self_mask
-from zippkit.model.added_vocabulary import AddedVocabulary
-from zippkit.model.contrastive import ContrastHead
 from zippkit.model.decoding_state import Decoding
-from zippkit.model.layers import at_least_float32
-from zippkit.model.links.base import Link, Memory
-from zippkit.model.links.joint_attention import attend_jointly
-from zippkit.model.next_modality import PREFIX, NextHead
-from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower, run_head, run_layer, run_start
+from zippkit.model.forward import Forward
+from zippkit.model.links.base import Link
+from zippkit.model.part_group import Loss, PartGroup
+from zippkit.model.tower import ROUTER, Tower
 from zippkit.plan.graph import LinkSite
-from zippkit.plan.plan import Op, Plan
+from zippkit.plan.plan import Op, Plan, Wanted
 
 
 class ZippedModel(nn.Module):
-    """Towers, links and what goes with them, run in the plan's order.
+    """Towers and the parts that go with them, run in the plan's order.
 
-    State-dict keys are ``towers.<name>.…`` (the tower's own names), ``input_projections.<name>.…``,
-    ``vocabularies.<tower>.…``, ``adapters.<tower>.…``, ``links.<name>.<site>.…``, ``contrastive.<name>.…`` and
-    ``next.<tower>.…``.
+    State-dict keys are ``towers.<name>.…`` (the tower's own names) and ``<group>.<name>.…`` of each part: the groups
+    are ``input_projections``, ``adapters``, ``vocabularies``, ``links`` (``links.<name>.<site>.…``), ``contrastive``,
+    ``next``, and those of other packages.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        towers: Mapping[str, Tower],
-        input_projections: Mapping[str, nn.Module],
-        links: Mapping[LinkSite, Link],
-        vocabularies: Mapping[str, AddedVocabulary] | None = None,
-        contrasts: Mapping[str, ContrastHead] | None = None,
-        adapters: Mapping[str, nn.ModuleDict] | None = None,
-        next_heads: Mapping[str, NextHead] | None = None,
-        next_weight: float = 0.0,
-    ) -> None:
+    def __init__(self, plan: Plan, towers: Mapping[str, Tower], groups: Mapping[str, PartGroup]) -> None:
         super().__init__()
         self.plan = plan
         self.towers = nn.ModuleDict(towers)
-        self.input_projections = nn.ModuleDict(input_projections)
-        by_name: dict[str, nn.ModuleList] = {}
-        for site, link in links.items():
-            by_name.setdefault(site.link, nn.ModuleList()).append(link)
-        self.links = nn.ModuleDict(by_name)
-        self.vocabularies = nn.ModuleDict(vocabularies or {})
-        self.contrastive = nn.ModuleDict(contrasts or {})
-        self.adapters = nn.ModuleDict(adapters or {})
-        self.next = nn.ModuleDict(next_heads or {})
-        self._next_weight = next_weight
-        self.inserted_into = {site.target for site in links if site.acts == "embedding"}
-        self._adapted = {name for name in towers if self.owner(name) in self.adapters}
+        for name, group in groups.items():
+            self.add_module(name, group)
+        inside_out = list(groups.values())[::-1]
+        self._around = {name: [g for g in inside_out if g.around(name, self.owner(name))] for name in towers}
+        self.inserted_into = {op.site.target for op in plan.ops if op.site is not None and op.site.acts == "embedding"}
+
+    @property
+    def groups(self) -> dict[str, PartGroup]:
+        """All parts, by their group; around a tower, from the outside in."""
+        return {name: child for name, child in self.named_children() if isinstance(child, PartGroup)}
 
     def link(self, site: LinkSite) -> Link:
         """The module that acts at a site."""
-        return cast("Link", cast("nn.ModuleList", self.links[site.link])[site.index])
+        links = cast("PartGroup", self.get_submodule("links"))
+        return cast("Link", cast("nn.ModuleList", links[site.link])[site.index])
 
     def tower(self, name: str) -> Tower:
+        """A tower by its name."""
         return cast("Tower", self.towers[name])
 
     def owner(self, name: str) -> str:
         """The tower under whose name a tower's weights and adapters stand: another one where it shares its weights."""
         return next(other for other, _ in self.towers.named_children() if self.towers[other] is self.towers[name])
 
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """Weight of each loss that is not of tokens beside that of the tokens."""
-        contrasts = {name: cast("ContrastHead", head).weight for name, head in self.contrastive.items()}
-        towers = ((name, self.tower(name)) for name in self.towers)
-        routers = {ROUTER + name: tower.router_weight for name, tower in towers if self._routes(tower)}
-        return contrasts | ({"next": self._next_weight} if self.next else {}) | routers
+    def around(self, tower: str) -> list[PartGroup]:
+        """The groups with a part that acts inside the operations of a tower, from the inside out."""
+        return self._around[tower]
 
-    @staticmethod
-    def _routes(tower: Tower) -> bool:
-        """Whether a tower is trained to deal its tokens out evenly."""
-        return tower.router_weight > 0 and _trainable(tower)
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
+        """A tower's tokens as it is to be given them: without ids that it does not know itself."""
+        for part in reversed(self.around(name)):
+            inputs = part.known(name, inputs)
+        return inputs
+
+    def routes(self, tower: str) -> bool:
+        """Whether a tower is a mixture of experts that is trained to deal its tokens out evenly."""
+        return self.tower(tower).router_weight > 0 and _trainable(self.tower(tower))
+
+    def added_losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        """The losses that are not of tokens, from what the model gave."""
+        parts = {name: each for group in self.groups.values() for name, each in group.losses(outputs, batch).items()}
+        routed = [name for name in self.towers if ROUTER + name in outputs]
+        return parts | {ROUTER + name: Loss(outputs[ROUTER + name], self.tower(name).router_weight) for name in routed}
 
     def sites(self) -> set[tuple[str, int]]:
         """Link name and index of every link module that exists."""
-        return {(name, i) for name, sites in self.links.items() for i in range(len(cast("nn.ModuleList", sites)))}
+        links = cast("PartGroup", self.get_submodule("links"))
+        return {(name, i) for name, sites in links.items() for i in range(len(cast("nn.ModuleList", sites)))}
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a tower that is frozen as a whole stays in evaluation mode, so that its buffers rest."""
@@ -96,16 +89,15 @@ class ZippedModel(nn.Module):
 
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:
         # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
-        towers = {name: _trainable(tower) or name in self._adapted for name, tower in self.towers.items()}
-        projected = {name for name, projection in self.input_projections.items() if _trainable(projection)}
+        towers = {name: _trainable(tower) for name, tower in self.towers.items()}
+        around = {name: self.around(name) for name in self.towers}
 
         def trains(op: Op) -> bool:
             if op.site is not None:
                 return _trainable(self.link(op.site))
-            if op.kind in ("pool", "next"):
+            if op.part is not None:
                 return True
-            added = op.tower in self.vocabularies and op.kind in ("start", "head")
-            return towers[op.tower] or added or (op.kind == "start" and op.tower in projected)
+            return towers[op.tower] or any(part.trains(op) for part in around[op.tower])
 
         return plan.gradient_free(trains)
 
@@ -114,13 +106,14 @@ class ZippedModel(nn.Module):
         between towers that are there; where the model tells what comes next, (B, T, N + 1) of each tower, as
         ``next.<tower>``; of trained mixtures of experts, one number that tells how unevenly tokens were dealt out, as
         ``router.<tower>``. Nothing else is computed."""
-        missing = {op.contrast for op in self.plan.ops if op.contrast and op.tower not in batch.towers}
-        contrasts = self.contrastive.keys() - missing if batch.outputs else set()
-        nexts = {name for name, tower in batch.towers.items() if self.next and tower.following is not None}
-        plan = self.plan.prune(
-            heads=set(batch.outputs), sees=batch.sees, contrasts=contrasts, nexts=nexts if batch.outputs else set()
-        )
-        return self.run(plan, batch.towers, batch.multimodal)
+        return self.run(self.plan.prune(self.wanted(batch)), batch.towers, batch.multimodal)
+
+    def wanted(self, batch: Batch) -> Wanted:
+        """What a loss on a batch needs."""
+        missing = {op.part for op in self.plan.ops if op.tower not in batch.towers}
+        parts = {op.part for op in self.plan.ops if op.part is not None and batch.outputs} - missing
+        answering = {part for part in parts if self._part(part)[0].answers(self._part(part)[1], batch)}
+        return Wanted(heads=set(batch.outputs), sees=batch.sees, parts=answering)
 
     def run(
         self,
@@ -138,9 +131,9 @@ class ZippedModel(nn.Module):
             decoding: caches to extend and memories to read and extend; None for a whole sequence at once.
 
         Returns:
-            Logits (B, T, V) of each tower whose head the plan runs.
+            Logits (B, T, V) of each tower whose head the plan runs, and what parts give.
         """
-        forward = _Forward(self, plan, inputs, multimodal, decoding)
+        forward = Forward(self, plan, inputs, multimodal, decoding)
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:
@@ -148,7 +141,17 @@ class ZippedModel(nn.Module):
                 forward.do(op)
         if decoding is None:
             forward.route()
-        return forward.logits
+        return forward.outputs
+
+    def run_part(self, op: Op, forward: Forward) -> None:
+        """Run an operation that belongs to a part."""
+        group, name = self._part(op.part or "")
+        group.run(name, op, forward)
+
+    def _part(self, part: str) -> tuple[PartGroup, str]:
+        """The group and the name of ``group.name``."""
+        group, _, name = part.partition(".")
+        return cast("PartGroup", self.get_submodule(group)), name
 
     def commit(self, decoding: Decoding, rows: Sequence[int]) -> None:
         """The segments of some rows are finished: the towers that advance there from now on see them."""
@@ -156,140 +159,6 @@ class ZippedModel(nn.Module):
             finished = [row for row in rows if row in pending.since]
             if finished:
                 decoding.keep(site, self.link(site).write(*pending.take(finished)), finished)
-
-    def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
-        """A tower's tokens without ids that it does not know itself."""
-        if name not in self.vocabularies:
-            return inputs
-        return cast("AddedVocabulary", self.vocabularies[name]).known(inputs)
-
-
-class _Forward:
-    """One run of a plan: what stands between its operations, and what each of them does."""
-
-    def __init__(
-        self,
-        model: ZippedModel,
-        plan: Plan,
-        inputs: Mapping[str, TowerBatch],
-        multimodal: Tensor | bool,
-        decoding: Decoding | None,
-    ) -> None:
-        self.model, self.inputs, self.multimodal, self.decoding = model, inputs, multimodal, decoding
-        self.read_here = {op.site for op in plan.ops if op.kind == "read"}
-        self.hidden: dict[str, Tensor] = {}
-        self.context: dict[str, Any] = {}
-        self.logits: dict[str, Tensor] = {}
-        self.memories = dict(decoding.memories) if decoding else {}
-        self.projected: dict[str, Projected] = {}
-        """What the next layer's attention is made of, where it is shared."""
-        self.joined: dict[str, list[Memory]] = {}
-        """What that attention sees of other towers."""
-        self.pooled: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def do(self, op: Op) -> None:
-        """Run one operation."""
-        {
-            "start": self.start,
-            "project": self.project,
-            "layer": self.layer,
-            "write": self.write,
-            "read": self.read,
-            "pool": self.pool,
-            "head": self.head,
-            "next": self.next,
-        }[op.kind](op)
-
-    def start(self, op: Op) -> None:
-        name, inputs, model = op.tower, self.inputs[op.tower], self.model
-        tower = model.tower(name)
-        mask, cache = self_mask(inputs, tower.config.causal), None
-        if self.decoding is not None and name in self.decoding.caches:
-            mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
-        hidden, self.context[name] = run_start(tower, model.known(name, inputs), mask, cache)
-        if name in model.vocabularies:
-            hidden = cast("AddedVocabulary", model.vocabularies[name]).start(tower, inputs, hidden)
-        if name in model.input_projections and self.multimodal is not False:
-            # Under autocast its last map gives bfloat16, and without a residual all later layers would add to that.
-            projected, rows = at_least_float32(model.input_projections[name](hidden)), self.multimodal
-            hidden = projected if rows is True else torch.where(rows[:, None, None], projected, hidden)
-        if name in model.inserted_into:
-            empty = tower.placed(torch.zeros_like(hidden), inputs)
-            hidden = torch.where(inputs.inserted[:, :, None], empty, hidden)
-        self.hidden[name] = hidden
-
-    def project(self, op: Op) -> None:
-        tower, hidden = self.model.towers[op.tower], self.hidden[op.tower].to(self.model.tower(op.tower).dtype)
-        shared = cast("SharedAttention", tower)
-        self.projected[op.tower] = shared.project(op.depth - 1, hidden, self.context[op.tower])
-
-    def layer(self, op: Op) -> None:
-        name, index, context = op.tower, op.depth - 1, self.context[op.tower]
-        if name not in self.projected:
-            self.hidden[name] = run_layer(self.model.tower(name), index, self.hidden[name], context)
-            return
-        tower, parts = cast("SharedAttention", self.model.towers[name]), self.projected.pop(name)
-        keys, values, mask = tower.remember(index, parts, context)
-        others = self.joined.pop(name, [])
-        attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
-        hidden = self.hidden[name].to(self.model.tower(name).dtype)
-        self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
-
-    def write(self, op: Op) -> None:
-        site, tokens = _site_of(op), self.inputs[op.tower]
-        states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
-        if self.decoding is None:
-            self.memories[site] = self.model.link(site).write(states, tokens)
-        elif site in self.read_here:
-            everywhere = range(self.decoding.n_rows)
-            self.memories[site] = self.decoding.keep(site, self.model.link(site).write(states, tokens), everywhere)
-        else:
-            self.decoding.write_later(site, states, tokens)
-
-    def read(self, op: Op) -> None:
-        site, name = _site_of(op), op.tower
-        if op.inside:
-            self.joined.setdefault(name, []).append(self.memories[site])
-        else:
-            link = self.model.link(site)
-            self.hidden[name] = at_least_float32(link.read(self.hidden[name], self.inputs[name], self.memories[site]))
-
-    def pool(self, op: Op) -> None:
-        contrast, name = cast("str", op.contrast), op.tower
-        head = cast("ContrastHead", self.model.contrastive[contrast])
-        pooled = self.pooled.setdefault(contrast, [])
-        pooled.append(head.pool(name, self.hidden[name], self.inputs[name]))
-        if len(pooled) == 2:
-            self.logits[contrast] = head.compare(*pooled)
-
-    def route(self) -> None:
-        """What the routers of trained towers did, once all layers are run."""
-        for name, context in self.context.items():
-            tower = self.model.tower(name)
-            if self.model._routes(tower):
-                told = tower.router_loss(self.inputs[name], context)
-                if told is not None:
-                    self.logits[ROUTER + name] = told
-
-    def next(self, op: Op) -> None:
-        self.logits[PREFIX + op.tower] = self.model.next[op.tower](self.hidden[op.tower])
-
-    def head(self, op: Op) -> None:
-        name, hidden = op.tower, self.hidden[op.tower]
-        logits = run_head(self.model.tower(name), hidden)
-        if name in self.model.vocabularies:
-            logits = cast("AddedVocabulary", self.model.vocabularies[name]).head(logits, hidden)
-        self.logits[name] = logits
-
-
-def _site_of(op: Op) -> LinkSite:
-    assert op.site is not None, "only links write and read"
-    return op.site
-
-
-def _keys_and_values(projected: Projected) -> Tensor:
-    """(B, T, 2, H, K), as `zippkit.model.links.joint_attention` keeps them."""
-    return torch.stack([projected.keys, projected.values], dim=1).permute(0, 3, 1, 2, 4)
 
 
 def _trainable(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from zippkit.plan.sequence_layout import Insert, Layout, Modality
 from zippkit.spec.composition_spec import CompositionSpec, LinkSpec
 from zippkit.spec.cross_checks import misfits
 from zippkit.spec.kinds import Acts, TowerConfig
+from zippkit.spec.part_kinds import Operation, part_kinds
 from zippkit.spec.validation import Complaint
 from zippkit.spec.yaml_document import dotted
 
@@ -47,8 +48,8 @@ class Graph:
     """In spec order; several sites of one target depth act in this order."""
     layout: Layout
     """What the composition asks of a sequence."""
-    contrasts: tuple[tuple[str, tuple[str, int]], ...] = ()
-    """Each contrastive loss, and a tower and depth whose state it compares; two entries for each."""
+    operations: tuple[Operation, ...] = ()
+    """What parts do with the towers' states, besides links."""
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -149,12 +150,8 @@ def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
     complaints += _circle(towers, [site for site in sites if site.link in labels])
     if complaints:
         return None, complaints
-    contrasts = tuple(
-        (contrast.label, (name, towers[name].n_layers if depth is None else depth))
-        for contrast in spec.contrastive
-        for name, depth in ((contrast.source, contrast.source_depth), (contrast.target, contrast.target_depth))
-    )
-    return Graph(towers, tuple(sites), _layout(spec, towers), contrasts), []
+    operations = tuple(operation for kind in part_kinds(spec) for operation in kind.operations(spec))
+    return Graph(towers, tuple(sites), _layout(spec, towers), operations), []
 
 
 def _circle(towers: Mapping[str, TowerConfig], sites: Iterable[LinkSite]) -> Iterator[Complaint]:

@@ -10,6 +10,7 @@ from typing import Any
 from zippkit.errors import CheckpointError
 from zippkit.plan.graph import build_graph
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_kinds import part_kinds
 
 MANIFEST = "manifest.json"
 SPEC = "spec.yaml"
@@ -38,44 +39,16 @@ def part_of(key: str) -> str:
 
 
 def parts(spec: CompositionSpec) -> Parts:
-    """The parts of a sound spec's model."""
+    """The parts of a sound spec's model, towers among them."""
     found: Parts = {}
     for name, tower in spec.towers.items():
-        config = tower.settings
-        about = {"kind": tower.kind, "dtype": tower.dtype, "config": config.model_dump(mode="json", exclude={"path"})}
-        found[f"towers.{name}"] = about
-        given = tower.model_dump(mode="json")
-        if tower.input_projection is not None:
-            found[f"input_projections.{name}"] = {"dim": config.dim, **given["input_projection"]}
-        if tower.extend_vocabulary:
-            found[f"vocabularies.{name}"] = {"extend_vocabulary": given["extend_vocabulary"]}
-        if tower.adapts and tower.share_with is None:
-            rules = {} if isinstance(tower.freeze, bool) else tower.freeze
-            adapted = sorted(pattern for pattern, action in rules.items() if action == "lora")
-            found[f"adapters.{name}"] = {"lora": given["lora"], "rules": adapted}
-    if spec.next is not None:
-        given = {"modalities": list(spec.modalities)}
-        found |= {f"next.{name}": {"dim": tower.settings.dim, **given} for name, tower in spec.towers.items()}
-    return found | _links(spec) | {f"contrastive.{c.label}": c.model_dump(by_alias=True) for c in spec.contrastive}
-
-
-def _links(spec: CompositionSpec) -> Parts:
-    """Links by where they act and how, however the spec writes that down."""
-    sites: dict[str, list[tuple[int, int]]] = {}
+        config = tower.settings.model_dump(mode="json", exclude={"path"})
+        found[f"towers.{name}"] = {"kind": tower.kind, "dtype": tower.dtype, "config": config}
+    for kind in part_kinds(spec):
+        found |= {f"{kind.group}.{name}": kind.made_of(spec, name) for name in kind.names(spec)}
     for site in build_graph(spec).sites:
-        sites.setdefault(site.link, []).append((site.source_depth, site.target_depth))
-    return {
-        f"links.{link.label}": {
-            "kind": link.kind,
-            "from": link.source,
-            "into": link.target,
-            "clock": link.clock,
-            "sites": sites.get(link.label, []),
-            "projection": link.projection.model_dump(),
-            "config": link.settings.model_dump(mode="json"),
-        }
-        for link in spec.links
-    }
+        found[f"links.{site.link}"].setdefault("sites", []).append((site.source_depth, site.target_depth))
+    return found
 
 
 def compare(old: CompositionSpec, new: CompositionSpec) -> tuple[Transfer, list[str]]:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Set
 from dataclasses import dataclass
-from typing import Literal
 
 import networkx as nx
 
 from zippkit.plan.graph import Graph, LinkSite
+from zippkit.spec.part_kinds import Operation
 
-Kind = Literal["start", "project", "layer", "write", "read", "pool", "head", "next"]
-_RANK: dict[Kind, int] = {"start": 0, "project": 1, "layer": 4, "write": 5, "read": 6, "pool": 7, "head": 8, "next": 9}
+ORDER = (
+    "start",
+    "project",
+    "write inside",
+    "read inside",
+    "layer",
+    "write",
+    "read",
+    "pool",
+    "head",
+    "next",
+)
+"""The operations of one depth, in the order in which they run where nothing else decides; "inside" a layer's attention.
+What parts of other packages do comes last."""
+_RANK = {name: rank for rank, name in enumerate(ORDER)}
 
 
 @dataclass(frozen=True)
@@ -22,15 +35,15 @@ class Op:
     ``depth`` layers into a link's memory, ``read`` rewrites a target's state after ``depth`` layers, and ``head`` gives
     logits. Where towers share the attention of their layers ``depth``, ``project`` makes a tower's own queries, keys
     and values, ``write`` hands keys and values on, ``read`` takes another tower's, and ``layer`` attends over them all.
-    ``pool`` takes the state after ``depth`` layers for the contrastive loss ``contrast``, and ``next`` tells from the
-    last state at a segment's end what comes after it.
+    Any other kind belongs to a ``part`` (``group.name``), which does it: ``pool`` takes the state after ``depth``
+    layers for a contrastive loss, and ``next`` tells from the last state at a segment's end what comes after it.
     """
 
-    kind: Kind
+    kind: str
     tower: str
     depth: int
     site: LinkSite | None = None
-    contrast: str | None = None
+    part: str | None = None
 
     @property
     def inside(self) -> bool:
@@ -40,17 +53,44 @@ class Op:
     @property
     def rank(self) -> int:
         """Its place among the operations of one depth."""
-        return _RANK[self.kind] - (3 if self.site is not None and self.inside else 0)
+        inside = " inside" if self.site is not None and self.inside else ""
+        return _RANK.get(self.kind + inside, len(ORDER))
 
     def __str__(self) -> str:
-        if self.contrast is not None:
-            return f"{self.kind:<5} {self.tower}[{self.depth}] for {self.contrast}"
+        owner = (self.part or "").partition(".")[2]
+        if owner not in ("", self.tower):
+            return f"{self.kind:<5} {self.tower}[{self.depth}] for {owner}"
         if self.site is None:
             return f"{self.kind:<5} {self.tower}" + (f"[{self.depth}]" if self.kind in ("layer", "project") else "")
         other = (
             f"for {self.site.target}" if self.kind == "write" else f"from {self.site.source}[{self.site.source_depth}]"
         )
         return f"{self.kind:<5} {self.tower}[{self.depth}] {other} by {self.site.link}.{self.site.index}"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run of the plan is for; whatever none of this depends on is not run."""
+
+    heads: Set[str] = frozenset()
+    """Towers whose logits are wanted."""
+    sees: Set[tuple[str, str]] = frozenset()
+    """(target, source) pairs in which some target token has a source token before it; the links of other pairs are
+    blind everywhere and are not run."""
+    writes: Set[LinkSite] = frozenset()
+    """Sites whose memory is wanted, for a tower that reads it later."""
+    given: Set[LinkSite] = frozenset()
+    """Sites whose memory is there already."""
+    layers: Set[str] = frozenset()
+    """Towers whose every layer is to run, to fill its cache, without logits."""
+    parts: Set[str] = frozenset()
+    """Parts (``group.name``) whose own operations are wanted: contrastive losses, heads that tell what comes next."""
+
+    def asks_for(self, op: Op) -> bool:
+        """Whether an operation is wanted for its own sake."""
+        if op.part is not None:
+            return op.part in self.parts
+        return (op.kind == "head" and op.tower in self.heads) or (op.kind == "write" and op.site in self.writes)
 
 
 @dataclass(frozen=True)
@@ -63,56 +103,28 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(f"{i:>3}  {op}" for i, op in enumerate(self.ops))
 
-    def prune(
-        self,
-        heads: Set[str],
-        sees: Set[tuple[str, str]],
-        writes: Set[LinkSite] = frozenset(),
-        given: Set[LinkSite] = frozenset(),
-        layers: Set[str] = frozenset(),
-        contrasts: Set[str] = frozenset(),
-        nexts: Set[str] = frozenset(),
-    ) -> Plan:
-        """Only the operations that some wanted output depends on.
-
-        Args:
-            heads: towers whose logits are wanted.
-            sees: (target, source) pairs in which some target token has a source token before it; the links of
-                other pairs are blind everywhere and are not run.
-            writes: sites whose memory is wanted, for a tower that reads it later.
-            given: sites whose memory is there already.
-            layers: towers whose every layer is to run, to fill its cache, without logits.
-            contrasts: contrastive losses that are wanted.
-            nexts: towers that are to tell what comes after their segments.
-        """
+    def prune(self, wanted: Wanted) -> Plan:
+        """Only the operations that some wanted output depends on."""
         needs: dict[Op, set[Op]] = {}
         dropped: dict[Op, Op] = {}
         for op, before in self.needs:
             kept = {dropped.get(b, b) for b in before}
             if op.site is not None and op.kind == "read":
-                if op.site in given:
+                if op.site in wanted.given:
                     kept = {b for b in kept if b.kind != "write"}
-                elif (op.site.target, op.site.source) not in sees:
+                elif (op.site.target, op.site.source) not in wanted.sees:
                     # The state passes through: whoever needs this read needs what the read would have rewritten.
                     (dropped[op],) = (b for b in kept if b.kind != "write")
                     continue
             needs[op] = kept
         last = {op.tower: op for op in needs if op.kind == "layer"}
-        wanted = [
-            op
-            for op in needs
-            if (op.kind == "head" and op.tower in heads)
-            or (op.kind == "write" and op.site in writes)
-            or (op.kind == "next" and op.tower in nexts)
-            or op.contrast in contrasts
-        ]
-        wanted += [last[tower] for tower in layers]
+        open_ops = [op for op in needs if wanted.asks_for(op)] + [last[tower] for tower in wanted.layers]
         reached: set[Op] = set()
-        while wanted:
-            op = wanted.pop()
+        while open_ops:
+            op = open_ops.pop()
             if op not in reached:
                 reached.add(op)
-                wanted.extend(needs[op])
+                open_ops.extend(needs[op])
         return Plan(
             tuple(op for op in self.ops if op in reached),
             tuple((op, frozenset(needs[op])) for op, _ in self.needs if op in reached),
@@ -162,9 +174,9 @@ class _Sites:
 def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
     inside = _Sites(site for site in graph.sites if site.acts == "attention")
     outside = _Sites(site for site in graph.sites if site.acts != "attention")
-    contrasts: dict[State, list[str]] = {}
-    for contrast, taken in graph.contrasts:
-        contrasts.setdefault(taken, []).append(contrast)
+    added: dict[tuple[str, int | None], list[Operation]] = {}
+    for operation in graph.operations:
+        added.setdefault((operation.tower, operation.depth), []).append(operation)
     for tower, config in graph.towers.items():
         state = Op("start", tower, 0)
         yield state, set()
@@ -176,13 +188,13 @@ def _dependencies(graph: Graph) -> Iterator[tuple[Op, set[Op]]]:
             if depth:
                 before, state = state, Op("layer", tower, depth)
                 yield state, {before}
-            for contrast in contrasts.get((tower, depth), ()):
-                yield Op("pool", tower, depth, contrast=contrast), {state}
+            for operation in added.get((tower, depth), ()):
+                yield Op(operation.kind, tower, depth, part=operation.part), {state}
             state = yield from outside.ops(tower, depth, state)
         if config.predicts:
             yield Op("head", tower, config.n_layers), {state}
-        if graph.layout.tells_next:
-            yield Op("next", tower, config.n_layers), {state}
+        for operation in added.get((tower, None), ()):
+            yield Op(operation.kind, tower, config.n_layers, part=operation.part), {state}
 
 
 def build_plan(graph: Graph) -> Plan:
@@ -191,9 +203,10 @@ def build_plan(graph: Graph) -> Plan:
     program: nx.DiGraph[Op] = nx.DiGraph()
     program.add_nodes_from(needs)
     program.add_edges_from((before, op) for op, all_before in needs.items() for before in all_before)
+    early = {(operation.tower, operation.depth, operation.part) for operation in graph.operations}
     taps: dict[tuple[str, int, bool], list[Op]] = {}
     for op in needs:
-        if op.kind in ("write", "pool"):
+        if op.kind == "write" or (op.part is not None and (op.tower, op.depth, op.part) in early):
             taps.setdefault((op.tower, op.depth, op.inside), []).append(op)
     for read in (op for op in needs if op.kind == "read"):
         # A source is read as it was before any link rewrote it.

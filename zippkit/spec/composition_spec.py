@@ -37,6 +37,8 @@ TAKEN_NAMES = frozenset(
     """.split()  # noqa: SIM905 (sixty lines of one word each otherwise)
 )
 """What `torch.nn.ModuleDict` calls its own attributes, and what a step calls its own losses."""
+PART_GROUPS = frozenset(("towers", "input_projections", "adapters", "vocabularies", "links", "contrastive", "next"))
+"""What a model calls its own parts."""
 
 
 class Projection(Strict):
@@ -163,6 +165,12 @@ class TowerSpec(Strict):
         "behind its own (the last two are begin and end), with trained rows of their own in embedding and head.",
     )
 
+    parts: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Parts around the tower that other packages bring (entry points of `zippkit.parts`), by their "
+        "kind, and their settings, such as `logit_scale: {init: 2.0}`.",
+    )
+
     @field_validator("extend_vocabulary", mode="before", json_schema_input_type=dict[Name, int | Vocabulary])
     @classmethod
     def _sizes(cls, value: Any) -> Any:
@@ -224,9 +232,10 @@ class TowerSpec(Strict):
         return config
 
     def complaints(self) -> Iterator[Complaint]:
-        """What is wrong inside this tower: its kind, config, weights, frame and freeze rules."""
+        """What is wrong inside this tower: its kind, config, weights, frame, freeze rules and parts."""
         config, complaints = self.resolved
         yield from complaints
+        yield from self._part_complaints()
         if config is None:
             return
         place: Place = ("frame",) if self.frame else ()
@@ -260,6 +269,16 @@ class TowerSpec(Strict):
             wrong = [] if shapes is None else [lora.misfit(name, shapes.get(name)) for name in adapted]
             if told := some_of(filter(None, wrong)):
                 yield ("lora",), told
+
+    def _part_complaints(self) -> Iterator[Complaint]:
+        for kind, given in self.parts.items():
+            if kind in TAKEN_NAMES | PART_GROUPS:
+                yield ("parts", kind), f"{kind!r} means something else in a model; its package must call it otherwise"
+                continue
+            try:
+                yield from validate(registry.config_class(registry.PARTS, kind), given, ("parts", kind))[1]
+            except registry.UnknownKindError as error:
+                yield ("parts", kind), str(error)
 
     def frozen(self, names: Iterable[str]) -> dict[str, bool]:
         """Whether each parameter is frozen.

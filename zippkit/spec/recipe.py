@@ -12,6 +12,7 @@ from pydantic import Field
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.spec.composition_spec import CompositionSpec, Name, TowerSpec
 from zippkit.spec.kinds import MOST_TOKENS, Sampling, Strict
+from zippkit.spec.part_kinds import part_names
 from zippkit.spec.validation import Complaint
 from zippkit.spec.yaml_document import Place
 
@@ -278,16 +279,8 @@ def linked_tasks(spec: CompositionSpec) -> list[Task]:
 
 
 def group_names(spec: CompositionSpec) -> list[str]:
-    """Names of the parameter groups: one for each tower, its input projection, adapters and added vocabulary, and one
-    for each link, contrastive loss and head that tells what comes next."""
-    towers = [f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None]
-    adapters = [f"adapters.{name}" for name, tower in spec.towers.items() if tower.share_with is None and tower.adapts]
-    projected = [f"input_projections.{name}" for name, tower in spec.towers.items() if tower.input_projection]
-    added = [f"vocabularies.{name}" for name, tower in spec.towers.items() if tower.extend_vocabulary]
-    links = [f"links.{link.label}" for link in spec.links]
-    contrasts = [f"contrastive.{contrast.label}" for contrast in spec.contrastive]
-    nexts = [f"next.{name}" for name in spec.towers] if spec.next is not None else []
-    return [*towers, *projected, *adapters, *added, *links, *contrasts, *nexts]
+    """Names of the parameter groups: one for each tower with weights of its own, and one for each part."""
+    return [*(f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None), *part_names(spec)]
 
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
@@ -307,9 +300,9 @@ def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps:
 
 def single_tower(spec: CompositionSpec, name: str) -> CompositionSpec:
     """The composition of one tower alone, unfrozen, for pre-training it."""
-    tower = spec.towers[name].model_copy(
-        update={"freeze": False, "dtype": "fp32", "input_projection": None, "extend_vocabulary": {}, "lora": None}
-    )
+    alone = {"freeze": False, "dtype": "fp32", "lora": None}
+    without: dict[str, Any] = {"input_projection": None, "extend_vocabulary": {}, "parts": {}}
+    tower = spec.towers[name].model_copy(update=alone | without)
     return CompositionSpec(name=name, towers={name: TowerSpec(**tower.model_dump(exclude_unset=True))})
 
 

@@ -48,7 +48,7 @@ def export_tower(run: Path, name: str, out: Path, *, merge: bool = False) -> lis
     spec = zipped.spec.towers.get(name)
     if spec is None:
         raise ZippkitError(f"{run}: no tower is called {name!r}{did_you_mean(name, zipped.spec.towers)}")
-    if merge and (spec.share_with or name) not in zipped.model.adapters:
+    if merge and (spec.share_with or name) not in zipped.model.groups["adapters"]:
         raise ZippkitError(f"{run}: tower {name!r} has no adapters that could be merged; leave out --merge")
     out.parent.mkdir(parents=True, exist_ok=True)
     with appearing(out) as new:
@@ -124,7 +124,7 @@ def _keep_tokenizer(run: Path, name: str, folder: Path) -> None:
 def _left_out(zipped: Composition, name: str, out: Path, merge: bool) -> Iterator[str]:
     """What the folder does not hold."""
     spec = zipped.spec.towers[name]
-    if (spec.share_with or name) in zipped.model.adapters and not merge:
+    if (spec.share_with or name) in zipped.model.groups["adapters"] and not merge:
         yield "its adapters are left out; --merge adds them into the weights"
     if spec.extend_vocabulary:
         yield f"the ids that were added to its vocabulary ({', '.join(spec.extend_vocabulary)}) are left out"

@@ -26,7 +26,8 @@ def build_step(model: ZippedModel, optimizer: torch.optim.Optimizer, phase: Phas
 
     def forward(batch: Batch) -> dict[str, Tensor]:
         with backend.autocast(phase.precision):
-            return loss(model(batch), batch, model.loss_weights)
+            outputs = model(batch)
+            return loss(outputs, batch, model.added_losses(outputs, batch))
 
     losses_of = backend.compile(forward) if phase.compile else forward
 

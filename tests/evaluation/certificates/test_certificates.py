@@ -21,10 +21,11 @@ from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates import verify
 from zippkit.evaluation.certificates.probe import Draws
+from zippkit.model.forward import Forward
 from zippkit.model.links.base import Memory
 from zippkit.model.links.gated_cross_attention import GatedCrossAttention
 from zippkit.model.weights import fingerprint
-from zippkit.model.zipped_model import ZippedModel, _Forward
+from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.diagram import diagram
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
@@ -487,12 +488,12 @@ def test_a_frozen_parameter_that_follows_a_trained_one_is_caught() -> None:
 
 @pytest.mark.parametrize("residual", [True, False])
 def test_an_input_projection_that_is_not_bypassed_is_named(residual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Careless(_Forward):
+    class Careless(Forward):
         def start(self, op: Op) -> None:
             self.multimodal = True
             super().start(op)
 
-    monkeypatch.setattr(zippkit.model.zipped_model, "_Forward", Careless)
+    monkeypatch.setattr(zippkit.model.zipped_model, "Forward", Careless)
     name, detail = only_failure(two(speech={"input_projection": {"residual": residual}}))
     assert name == "C2"
     assert detail.startswith("speech position 0 (order 0), in a batch of unimodal rows, differs from speech alone")
@@ -500,12 +501,12 @@ def test_an_input_projection_that_is_not_bypassed_is_named(residual: bool, monke
 
 
 def test_an_input_projection_that_only_mixed_batches_do_not_bypass_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Careless(_Forward):
+    class Careless(Forward):
         def start(self, op: Op) -> None:
             self.multimodal = self.multimodal is not False
             super().start(op)
 
-    monkeypatch.setattr(zippkit.model.zipped_model, "_Forward", Careless)
+    monkeypatch.setattr(zippkit.model.zipped_model, "Forward", Careless)
     name, detail = only_failure(two({"input_projection": {}}))
     assert name == "C2"
     assert "beside multimodal rows, differs from text alone: its input projection is not bypassed" in detail

@@ -39,7 +39,7 @@ from zippkit.evaluation.certificates.probe import (
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import LinkSite
-from zippkit.plan.plan import Plan
+from zippkit.plan.plan import Plan, Wanted
 from zippkit.plan.sequence_layout import turns
 
 
@@ -167,7 +167,7 @@ def _changes(model: ZippedModel, before: Batch, after: Batch, plan: Plan | None)
 
 def _first_violation(model: ZippedModel, trial: Trial) -> str | None:
     """Run ever more of the plan, with the heads right behind it, until something changes that must not."""
-    plan = model.plan.prune(heads=set(with_states(model, trial.before).outputs), sees=trial.before.sees)
+    plan = model.plan.prune(Wanted(heads=set(with_states(model, trial.before).outputs), sees=trial.before.sees))
     body = [op for op in plan.ops if op.kind != "head"]
     for n, op in enumerate(body, start=1):
         started = {op.tower for op in body[:n] if op.kind == "start"}

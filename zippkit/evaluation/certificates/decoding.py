@@ -16,6 +16,7 @@ from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.generation.api import stream
 from zippkit.generation.engine import Piece, Prompt
 from zippkit.model.tower import Tower
+from zippkit.plan.plan import Wanted
 from zippkit.plan.sequence_layout import turns
 from zippkit.spec.kinds import Sampling
 
@@ -170,7 +171,7 @@ class _Whole:
     def __init__(self, zipped: Composition, row: Sequence[Segment]) -> None:
         self._batch = to_device(zipped, [row])
         heads = {name for name in self._batch.towers if zipped.graph.towers[name].predicts}
-        plan = zipped.plan.prune(heads=heads, sees=self._batch.sees)
+        plan = zipped.plan.prune(Wanted(heads=heads, sees=self._batch.sees))
         self._logits = zipped.model.run(plan, self._batch.towers, self._batch.multimodal)
         self._modalities = zipped.graph.modalities
 

@@ -11,7 +11,7 @@ from zippkit.composition import Composition
 from zippkit.evaluation.certificates.probe import draws_for, knows, orders, position, real
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.plan.graph import LinkSite
-from zippkit.plan.plan import Op, Plan
+from zippkit.plan.plan import Op, Plan, Wanted
 
 
 def check_order(zipped: Composition) -> None:
@@ -22,7 +22,7 @@ def check_order(zipped: Composition) -> None:
     """
     _check_order(zipped.plan)
     for target, source in dict.fromkeys((site.target, site.source) for site in zipped.graph.sites):
-        _check_order(zipped.plan.prune(heads={target}, sees={(target, source)}))
+        _check_order(zipped.plan.prune(Wanted(heads={target}, sees={(target, source)})))
 
 
 def _check_order(plan: Plan) -> None:
@@ -60,7 +60,7 @@ def check_dependence(zipped: Composition) -> None:
     # A segment of a waveform or of an image can have a thousand states, whose pairs are all looked at.
     rounds = 2 if any(config.continuous for config in zipped.graph.towers.values()) else 4
     batch = zipped.collate([draws.row(names) for names in orders(zipped, rounds)])
-    plan = zipped.plan.prune(heads=set(batch.outputs), sees=batch.sees)
+    plan = zipped.plan.prune(Wanted(heads=set(batch.outputs), sees=batch.sees))
     future = _future(zipped, batch)
     known: dict[str, Tensor] = {}
     memories: dict[LinkSite, Tensor] = {}

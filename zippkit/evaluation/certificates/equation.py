@@ -24,7 +24,7 @@ from zippkit.evaluation.certificates.reference_layers import Array, Decoder, Lay
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.added_vocabulary import AddedVocabulary
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.plan.plan import Op, Plan
+from zippkit.plan.plan import Op, Plan, Wanted
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import Frame
 
@@ -66,6 +66,9 @@ def compare(zipped: Composition, row: Sequence[Segment], multimodal: bool) -> tu
 
 def _missing(spec: CompositionSpec) -> str:
     """What the reference has no equation for."""
+    for name, tower in spec.towers.items():
+        if tower.parts:
+            return f"the reference knows no part {sorted(tower.parts)[0]!r} of {name}"
     for link in spec.links:
         if link.kind not in KINDS:
             return f"the reference knows no link of kind {link.kind!r}"
@@ -94,7 +97,7 @@ class _Case:
             elif name in self.batch.towers:
                 layers[name] = _Own(self.model, name, self.batch)
         self.reference = Reference(zipped.spec, layers, weights, _runs(zipped, row), multimodal)
-        self.plan = self.model.plan.prune(heads=set(self.batch.towers), sees=self.batch.sees)
+        self.plan = self.model.plan.prune(Wanted(heads=set(self.batch.towers), sees=self.batch.sees))
 
     def demand_equal(self) -> float:
         """The largest difference, over the largest logit.
@@ -176,8 +179,8 @@ class _Own:
 
     def __init__(self, model: ZippedModel, name: str, batch: Batch) -> None:
         self._tower, self._inputs = model.tower(name), batch.towers[name]
-        known = name in model.vocabularies
-        self._added = cast("AddedVocabulary", model.vocabularies[name]) if known else None
+        known = name in model.groups["vocabularies"]
+        self._added = cast("AddedVocabulary", model.groups["vocabularies"][name]) if known else None
         config = self._tower.config
         self.n_layers, self.causal = config.n_layers, config.causal
         mask = self_mask(self._inputs, config.causal)

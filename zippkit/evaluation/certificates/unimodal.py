@@ -84,7 +84,7 @@ class _Case:
         if self._differing(tower_logits(model.tower(name), model.known(name, changed)), expected).any():
             return f"{name} mixes the rows of a batch"
         if self._differs(through(model.plan, name), expected):
-            projected = name in model.input_projections
+            projected = name in model.groups["input_projections"]
             return "its input projection is not bypassed" if projected else "two runs of the tower do not agree"
         for site in acting_sites(model.plan):
             reads = site.target == name and site.source in self.batch.towers

@@ -83,7 +83,8 @@ def _link_words(link: LinkSpec, n_sites: int) -> str:
 
 def _contrast_words(contrast: Contrast, graph: Graph) -> str:
     """A contrastive loss's line in the legend."""
-    depths = {name: depth for label, (name, depth) in graph.contrasts if label == contrast.label}
+    part = f"contrastive.{contrast.label}"
+    depths = {operation.tower: operation.depth for operation in graph.operations if operation.part == part}
     ends = " and ".join(f"{name} after layer {depth}" for name, depth in depths.items())
     return f"{contrast.label}: contrastive loss, {ends}, weight {contrast.weight:g}"
 

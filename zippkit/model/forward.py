@@ -1,0 +1,186 @@
+"""One forward pass: the plan's operations, one after the other, and what stands between them.
+
+With ``E`` a tower's embedding, ``P`` its input projection, ``L_k`` its layers and ``G`` its head, and a link's site
+that reads the source ``s`` after ``l`` layers::
+
+    start   h_0 = P(E(x))       P in multimodal rows; added ids have rows of their own
+    layer   u_k = L_k(h_(k-1))
+    write   m = W(u_l of s)     before any link rewrites that state, so two towers may read each other at one depth
+    read    h_k = R(u_k, m)     several sites of one depth one after the other; the identity on blind positions
+    head    logits = G(h_n)     and those of added ids behind them
+
+Where towers share the attention of a layer, ``project`` makes queries, keys and values of ``h_(k-1)``, ``write`` hands
+keys and values on, ``read`` takes another tower's, and ``layer`` attends over them all. Other operations belong to
+parts, which run them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.batch.masks import cache_mask, self_mask
+from zippkit.model.decoding_state import Decoding
+from zippkit.model.layers import at_least_float32
+from zippkit.model.links.base import Link, Memory
+from zippkit.model.links.joint_attention import attend_jointly
+from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower, run_head, run_layer, run_start
+from zippkit.plan.graph import LinkSite
+from zippkit.plan.plan import Op, Plan
+
+
+class Around(Protocol):
+    """What stands around a tower (`zippkit.model.part_group.PartGroup`)."""
+
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch: ...
+    def embedded(
+        self, name: str, tower: Tower, inputs: TowerBatch, hidden: Tensor, multimodal: Tensor | bool
+    ) -> Tensor: ...
+    def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor: ...
+
+
+class Modules(Protocol):
+    """The modules that a plan's operations use (`zippkit.model.zipped_model.ZippedModel`)."""
+
+    inserted_into: set[str]
+    """Towers into whose sequence links insert places."""
+
+    def tower(self, name: str) -> Tower: ...
+    def link(self, site: LinkSite) -> Link: ...
+    def around(self, tower: str) -> Sequence[Around]:
+        """From the inside out."""
+
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch: ...
+    def routes(self, tower: str) -> bool: ...
+    def run_part(self, op: Op, forward: Forward) -> None: ...
+
+
+class Forward:
+    """The state of one run of a plan, and what each kind of operation does with it."""
+
+    def __init__(
+        self,
+        modules: Modules,
+        plan: Plan,
+        inputs: Mapping[str, TowerBatch],
+        multimodal: Tensor | bool,
+        decoding: Decoding | None,
+    ) -> None:
+        self.modules, self.inputs, self.multimodal, self.decoding = modules, inputs, multimodal, decoding
+        self.outputs: dict[str, Tensor] = {}
+        """Logits (B, T, V) by tower, and what parts give, under names of their own."""
+        self.hidden: dict[str, Tensor] = {}
+        """(B, T, D) by tower: its state after the operations that have run."""
+        self.context: dict[str, Any] = {}
+        """By tower, what `Tower.layer` needs besides the state."""
+        self.memories = dict(decoding.memories) if decoding else {}
+        self.projected: dict[str, Projected] = {}
+        """What the next layer's attention is made of, where it is shared."""
+        self.joined: dict[str, list[Memory]] = {}
+        """What that attention sees of other towers."""
+        self.scratch: dict[str | None, Any] = {}
+        """What a part keeps between two of its operations, by its name."""
+        self._read_here = {op.site for op in plan.ops if op.kind == "read"}
+
+    def do(self, op: Op) -> None:
+        """Run one operation."""
+        match op.kind:
+            case "start":
+                self.start(op)
+            case "project":
+                self.project(op)
+            case "layer":
+                self.layer(op)
+            case "write":
+                self.write(op)
+            case "read":
+                self.read(op)
+            case "head":
+                self.head(op)
+            case _:
+                self.modules.run_part(op, self)
+
+    def start(self, op: Op) -> None:
+        """Embed a tower's new tokens."""
+        name, inputs, modules = op.tower, self.inputs[op.tower], self.modules
+        tower = modules.tower(name)
+        mask, cache = self_mask(inputs, tower.config.causal), None
+        if self.decoding is not None and name in self.decoding.caches:
+            mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
+        hidden, self.context[name] = run_start(tower, modules.known(name, inputs), mask, cache)
+        for part in modules.around(name):
+            hidden = part.embedded(name, tower, inputs, hidden, self.multimodal)
+        if name in modules.inserted_into:
+            empty = tower.placed(torch.zeros_like(hidden), inputs)
+            hidden = torch.where(inputs.inserted[:, :, None], empty, hidden)
+        self.hidden[name] = hidden
+
+    def project(self, op: Op) -> None:
+        """Queries, keys and values of a layer whose attention is shared."""
+        tower, context = self.modules.tower(op.tower), self.context[op.tower]
+        hidden = self.hidden[op.tower].to(tower.dtype)
+        self.projected[op.tower] = cast("SharedAttention", tower).project(op.depth - 1, hidden, context)
+
+    def layer(self, op: Op) -> None:
+        """One layer of a tower."""
+        name, index, context = op.tower, op.depth - 1, self.context[op.tower]
+        if name not in self.projected:
+            self.hidden[name] = run_layer(self.modules.tower(name), index, self.hidden[name], context)
+            return
+        tower, parts = cast("SharedAttention", self.modules.tower(name)), self.projected.pop(name)
+        keys, values, mask = tower.remember(index, parts, context)
+        others = self.joined.pop(name, [])
+        attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
+        hidden = self.hidden[name].to(self.modules.tower(name).dtype)
+        self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
+
+    def write(self, op: Op) -> None:
+        """Put a source's state into a link's memory; while decoding, for whoever reads it now or later."""
+        site, tokens = _site_of(op), self.inputs[op.tower]
+        states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
+        if self.decoding is None:
+            self.memories[site] = self.modules.link(site).write(states, tokens)
+        elif site in self._read_here:
+            everywhere = range(self.decoding.n_rows)
+            self.memories[site] = self.decoding.keep(site, self.modules.link(site).write(states, tokens), everywhere)
+        else:
+            self.decoding.write_later(site, states, tokens)
+
+    def read(self, op: Op) -> None:
+        """Rewrite a target's state by a link's memory."""
+        site, name = _site_of(op), op.tower
+        if op.inside:
+            self.joined.setdefault(name, []).append(self.memories[site])
+        else:
+            link = self.modules.link(site)
+            self.hidden[name] = at_least_float32(link.read(self.hidden[name], self.inputs[name], self.memories[site]))
+
+    def head(self, op: Op) -> None:
+        """A tower's logits."""
+        name, hidden = op.tower, self.hidden[op.tower]
+        logits = run_head(self.modules.tower(name), hidden)
+        for part in self.modules.around(name):
+            logits = part.logits(name, logits, hidden, self.multimodal)
+        self.outputs[name] = logits
+
+    def route(self) -> None:
+        """What the routers of trained mixtures of experts did, once all layers are run."""
+        for name, context in self.context.items():
+            if self.modules.routes(name):
+                told = self.modules.tower(name).router_loss(self.inputs[name], context)
+                if told is not None:
+                    self.outputs[ROUTER + name] = told
+
+
+def _site_of(op: Op) -> LinkSite:
+    assert op.site is not None, "only links write and read"
+    return op.site
+
+
+def _keys_and_values(projected: Projected) -> Tensor:
+    """(B, T, 2, H, K), as `zippkit.model.links.joint_attention` keeps them."""
+    return torch.stack([projected.keys, projected.values], dim=1).permute(0, 3, 1, 2, 4)
