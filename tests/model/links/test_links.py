@@ -151,7 +151,7 @@ STARTS: list[tuple[Callable[..., Attending], dict[str, Any], set[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("make", "config", "expected"), STARTS, ids=lambda given: getattr(given, "__name__", str(given))
+    ("make", "config", "expected"), STARTS, ids=lambda given: given.__name__ if callable(given) else str(sorted(given))
 )
 def test_it_starts_as_the_identity_and_still_learns(
     make: Callable[..., Attending], config: dict[str, Any], expected: set[str]
