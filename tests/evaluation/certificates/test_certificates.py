@@ -423,7 +423,7 @@ def test_a_self_mask_that_is_off_is_caught(place: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(place, everything)
     if "self_mask" in place:
-        monkeypatch.setattr("zippkit.model.zipped_model.self_mask", everything)
+        monkeypatch.setattr("zippkit.model.forward.self_mask", everything)
         monkeypatch.setattr("zippkit.model.tower.self_mask", everything)
     name, detail = only_failure(two())
     assert name == "C1"
@@ -650,7 +650,7 @@ def test_a_cache_that_is_one_slot_behind_is_caught(monkeypatch: pytest.MonkeyPat
         return torch.arange(length) < positions[:, :, None].clamp(min=1)
 
     zipped = two()
-    monkeypatch.setattr(zippkit.model.zipped_model, "cache_mask", behind)
+    monkeypatch.setattr(zippkit.model.forward, "cache_mask", behind)
     assert "the logits with caches and those of the whole sequence differ by" in decoded(zipped)
 
 
