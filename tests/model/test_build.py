@@ -123,12 +123,18 @@ def test_a_saved_tower_is_loaded_with_its_config_and_frame(tmp_path: Path) -> No
     assert not torch.equal(without.embed_tokens.weight, second.model.tower("text").embed_tokens.weight)
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-def test_weights_that_are_none(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"\x80\x04K\x01.")
-    (tmp_path / "spec.yaml").write_text(SPEC.replace("freeze: true", f"weights: {name}"))
+def test_a_pickle_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"\x80\x04K\x01.")
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("freeze: true", "weights: weights.pt"))
+    with pytest.raises(SpecError, match=r"weights\.pt' is no file of weights"):
+        load_spec(tmp_path / "spec.yaml")
+
+
+def test_weights_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"\x80\x04K\x01.")
+    (tmp_path / "spec.yaml").write_text(SPEC.replace("freeze: true", "weights: weights.safetensors"))
     spec = load_spec(tmp_path / "spec.yaml")
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
         zippkit.compile(spec)
 
 

@@ -49,7 +49,7 @@ def compositions(draw: st.DrawFn) -> tuple[CompositionSpec, Graph]:
     depths = dict(zip(NAMES, draw(st.lists(st.integers(1, 8), min_size=1, max_size=4)), strict=False))
     towers = {}
     for name, n_layers in depths.items():
-        more = {"input_projection": {"depth": 1}} if draw(st.booleans()) else {}
+        more = {"input_projection": {"depth": 1}} if len(depths) > 1 and draw(st.booleans()) else {}
         towers[name] = tower(n_layers, freeze=draw(st.sampled_from(FREEZING)), **more)
     states: nx.DiGraph[Any] = nx.DiGraph()
     for name, n_layers in depths.items():
