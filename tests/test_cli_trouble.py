@@ -24,7 +24,7 @@ Told = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Told:
-    """Run a command in this process: its exit code, and what it says on standard error, without progress."""
+    """Run a command in this process: its exit code, and its standard error without progress and warnings."""
 
     def run(*arguments: str | Path) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["zippkit", *map(str, arguments)])
@@ -32,7 +32,8 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             cli.main()
         said = capsys.readouterr().err
         assert "Traceback" not in said
-        return int(ended.value.code or 0), "\n".join(line for line in said.splitlines() if "s left" not in line)
+        lines = (line for line in said.splitlines() if "s left" not in line and not line.startswith("warning: "))
+        return int(ended.value.code or 0), "\n".join(lines)
 
     return run
 
