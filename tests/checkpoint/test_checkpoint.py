@@ -25,7 +25,7 @@ from zippkit.checkpoint.checkpoint import (
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, WriteError, ZippkitError
 from zippkit.model.weights import write_tensors
-from zippkit.plan.parts import MANIFEST
+from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.standalone import difference, spec_text
 
 LINKS = [link("speech", "text", every=1)]
@@ -83,7 +83,7 @@ def lose_weights(folder: Path) -> None:
 
 
 def lose_manifest(folder: Path) -> None:
-    (folder / MANIFEST).unlink()
+    (folder / CHECKPOINT_MANIFEST).unlink()
 
 
 def put_pickle(folder: Path) -> None:
@@ -93,10 +93,10 @@ def put_pickle(folder: Path) -> None:
 
 def rehash(folder: Path) -> None:
     """Make the manifest agree with whatever is there, as somebody would who means harm."""
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / CHECKPOINT_MANIFEST).read_text())
     for name in manifest["files"]:
         manifest["files"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / CHECKPOINT_MANIFEST).write_text(json.dumps(manifest))
 
 
 def change_spec(folder: Path) -> None:
@@ -135,7 +135,7 @@ def folder_instead(folder: Path) -> None:
 
 def manifest_says(text: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        (folder / MANIFEST).write_text(text)
+        (folder / CHECKPOINT_MANIFEST).write_text(text)
 
     write.__name__ = f"manifest {text}"
     return write
@@ -197,13 +197,13 @@ def test_only_a_checkpoint_is_written_over(folder: Path, tmp_path: Path) -> None
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("all of it")
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / MANIFEST).write_text('{"format_version": 1, "files": {}}')
+    (tmp_path / "data" / CHECKPOINT_MANIFEST).write_text('{"format_version": 1, "files": {}}')
     (tmp_path / "file").write_text("all of it")
     for place in ("thesis", "data", "file"):
         with pytest.raises(CheckpointError):
             zipped().save(tmp_path / place)
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == (tmp_path / "file").read_text() == "all of it"
-    assert (tmp_path / "data" / MANIFEST).exists()
+    assert (tmp_path / "data" / CHECKPOINT_MANIFEST).exists()
     other = make({"text": tower(1, 8)})
     other.save(folder)
     assert list(load(folder).graph.towers) == ["text"]
@@ -214,7 +214,7 @@ def test_only_a_checkpoint_is_written_over(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_write_that_fails_leaves_the_earlier_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (folder / MANIFEST).read_text()
+    before = (folder / CHECKPOINT_MANIFEST).read_text()
 
     def full(path: Path, tensors: object) -> None:
         path.write_bytes(b"half")
@@ -223,7 +223,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(folder: Path, monkeypa
     monkeypatch.setattr("zippkit.checkpoint.checkpoint.write_tensors", full)
     with pytest.raises(WriteError, match=f"{folder.name}: cannot be written: No space left"):
         make({"text": tower(1, 8)}).save(folder)
-    assert (folder / MANIFEST).read_text() == before
+    assert (folder / CHECKPOINT_MANIFEST).read_text() == before
     assert set(load(folder).graph.towers) == {"text", "speech"}
 
 

@@ -20,7 +20,7 @@ from zippkit.evaluation.evaluate import evaluate
 from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.training.export import export_tower
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.starting_point import begin
+from zippkit.training.starting_point import composition_to_train
 from zippkit.training.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -184,9 +184,9 @@ def test_a_copy_in_the_run_that_is_another_is_told(tmp_path: Path, words: Path) 
     other = zippkit.compile(again.spec, seed=5, load_weights=False).model.tower("text")
     write_tower(run.tower("text"), other, "decoder")
     with pytest.raises(CheckpointError, match=r"b/towers/text: differs from .*alone/towers/text, of which it is a"):
-        begin(again, run)
+        composition_to_train(again, run)
     shutil.rmtree(run.tower("text"))
-    assert begin(again, run).sources["text"] == run.tower("text")
+    assert composition_to_train(again, run).sources["text"] == run.tower("text")
 
 
 def test_a_run_warns_once_of_a_tower_that_is_frozen_at_random(

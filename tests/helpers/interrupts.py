@@ -16,7 +16,7 @@ from helpers.tiny_runs import saved
 from zippkit.batch.batch import Batch
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.training.metrics import read_metrics
-from zippkit.training.step import Step, build_step
+from zippkit.training.step import TrainingStep, build_step
 
 At = Callable[[int, ZippedModel], None]
 
@@ -24,7 +24,7 @@ At = Callable[[int, ZippedModel], None]
 def before_each_step(monkeypatch: pytest.MonkeyPatch, act: At) -> None:
     """Call ``act`` with the number of steps that were taken since the start, and the model."""
 
-    def build(model: ZippedModel, *arguments: Any) -> Step:
+    def build(model: ZippedModel, *arguments: Any) -> TrainingStep:
         step = build_step(model, *arguments)
         n_steps = 0
 

@@ -16,7 +16,7 @@ import zippkit
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_encoders import saved
 from zippkit.batch.batch import Segment, TowerBatch
-from zippkit.checkpoint.checkpoint import read_manifest
+from zippkit.checkpoint.checkpoint import read_checkpoint_manifest
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.evaluation.certificates import verify
@@ -217,7 +217,7 @@ def test_a_wrong_cache_in_bf16_is_noticed(hub: Path, monkeypatch: pytest.MonkeyP
 def test_saving_loading_and_exporting_keep_the_bytes(hub: Path, tmp_path: Path) -> None:
     made = zipped(text(hub))
     made.save(tmp_path / "model")
-    assert read_manifest(tmp_path / "model")["towers"]["text"]["source"] == str(hub)
+    assert read_checkpoint_manifest(tmp_path / "model")["towers"]["text"]["source"] == str(hub)
     found = zippkit.load(tmp_path / "model")
     assert own(found) == {torch.bfloat16}
     assert found.spec.towers["text"].dtype == "bf16", "it needs no file to know"

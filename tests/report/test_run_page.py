@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Path:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     loaded = load_recipe(tmp_path / "recipe.yaml")
     folder = RunFolder(tmp_path / "run")
-    folder.begin(loaded)
+    folder.keep_recipe(loaded)
     folder.keep_tokenizers(Dataset.open(loaded.data))
     compile(loaded.spec, seed=7).save(folder.model)
     lines = [{"phase": "pretrain.text", "step": 1, "text": 3.0, "total": 3.0}]

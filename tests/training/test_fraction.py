@@ -10,7 +10,7 @@ import pytest
 from helpers.tiny_runs import tiny_recipe, write_data
 from zippkit.data.dataset import Dataset
 from zippkit.spec.recipe import Task
-from zippkit.training.batch_order import Sampler
+from zippkit.training.batch_order import BatchOrder
 from zippkit.training.task_data import TaskData
 from zippkit.training.trainer import train
 
@@ -51,9 +51,9 @@ def test_a_part_holds_its_own_texts_and_units(data: Dataset) -> None:
 
 def test_training_draws_from_the_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    build = Sampler.__init__
+    build = BatchOrder.__init__
     monkeypatch.setattr(
-        Sampler,
+        BatchOrder,
         "__init__",
         lambda self, lengths, *more: (sizes.append(len(lengths[0])), build(self, lengths, *more))[1],
     )

@@ -17,7 +17,7 @@ from zippkit.model.loss import loss
 from zippkit.spec.recipe import Phase, learning_rates
 from zippkit.training.device import CPU, backend
 from zippkit.training.optimizer import build_optimizer, set_rate
-from zippkit.training.step import Step, build_step
+from zippkit.training.step import TrainingStep, build_step
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +27,7 @@ def small() -> Composition:
     return make(towers, [link("speech", "text", every=1), link("text", "speech", every=2)])
 
 
-def prepared(zipped: Composition, **more: Any) -> tuple[torch.optim.Adam, Step]:
+def prepared(zipped: Composition, **more: Any) -> tuple[torch.optim.Adam, TrainingStep]:
     phase = Phase(steps=10, learning_rate=1e-2, **more)
     optimizer = build_optimizer(zipped.model, learning_rates(zipped.spec, phase), phase)
     return optimizer, build_step(zipped.model.train(), optimizer, phase, CPU())

@@ -38,7 +38,7 @@ from zippkit.spec.recipe import Recipe
 from zippkit.system.files import LOCK
 from zippkit.training.metrics import read_metrics
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.step import Step, build_step
+from zippkit.training.step import TrainingStep, build_step
 from zippkit.training.trainer import InterruptedRunError, train
 
 pytestmark = pytest.mark.slow
@@ -263,7 +263,7 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_named(
     """Even where the host looks only steps later."""
     batches: list[tuple[str, ...]] = []
 
-    def build(*arguments: Any) -> Step:
+    def build(*arguments: Any) -> TrainingStep:
         step = build_step(*arguments)
 
         def spoilt(batch: Batch) -> dict[str, torch.Tensor]:
@@ -390,7 +390,7 @@ def test_a_run_goes_on_from_another_working_directory(
     (tmp_path / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "deeper")
     run = RunFolder(Path("../copy"))
-    run.begin(run.recipe())
+    run.keep_recipe(run.recipe())
 
 
 def test_a_sequence_past_the_longest_is_refused_before_anything_is_written(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ from zippkit.model.weights import (
     write_tensors,
 )
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.plan.parts import MANIFEST, SPEC, part_of
+from zippkit.plan.parts import CHECKPOINT_MANIFEST, SPEC, part_of
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TOWER_FILE, TowerConfig
@@ -91,7 +91,7 @@ def write_checkpoint(
         WriteError: the disk is full or read-only.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        read_manifest(folder)
+        read_checkpoint_manifest(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with appearing(folder) as new:
         new.mkdir()
@@ -101,7 +101,7 @@ def write_checkpoint(
                 write_tensors(new / f"{name}.safetensors", tensors)
         write_text(new / SPEC, spec_text(checkpoint.spec))
         manifest = {"format": FORMAT, "files": _hashes(new, towers), "towers": towers, **checkpoint.extra}
-        write_json(new / MANIFEST, manifest)
+        write_json(new / CHECKPOINT_MANIFEST, manifest)
 
 
 def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -182,7 +182,7 @@ def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None
     Raises:
         CheckpointError: not a checkpoint, cut short, or changed since it was written.
     """
-    manifest = read_manifest(folder)
+    manifest = read_checkpoint_manifest(folder)
     _check_files(manifest["files"], folder)
     try:
         spec = load_spec(folder / SPEC)
@@ -212,12 +212,12 @@ def _check_files(files: Mapping[str, str], folder: Path) -> None:
         try:
             file = inside(folder, name)
         except ValueError as error:
-            raise CheckpointError(f"{folder / MANIFEST}: files: {error}") from error
+            raise CheckpointError(f"{folder / CHECKPOINT_MANIFEST}: files: {error}") from error
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if file_hash(file) != digest:
             raise CheckpointError(
-                f"{file}: differs from its hash in {MANIFEST}; cut short or changed since it was written"
+                f"{file}: differs from its hash in {CHECKPOINT_MANIFEST}; cut short or changed since it was written"
             )
 
 
@@ -244,10 +244,12 @@ def _read_entries(
             else:
                 references[name] = from_json(entry, folder)
         except ValueError as error:
-            raise CheckpointError(f"{folder / MANIFEST}: towers.{name}: {error}") from error
+            raise CheckpointError(f"{folder / CHECKPOINT_MANIFEST}: towers.{name}: {error}") from error
     for name, other in same.items():
         if other not in own and other not in references:
-            raise CheckpointError(f"{folder / MANIFEST}: towers.{name}: the same as {other!r}, which is not there")
+            raise CheckpointError(
+                f"{folder / CHECKPOINT_MANIFEST}: towers.{name}: the same as {other!r}, which is not there"
+            )
     return references, own, same
 
 
@@ -266,27 +268,27 @@ def check_whole(folder: Path) -> None:
     Raises:
         CheckpointError: not a checkpoint, cut short, or changed since it was written.
     """
-    _check_files(read_manifest(folder)["files"], folder)
+    _check_files(read_checkpoint_manifest(folder)["files"], folder)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
     Raises:
         CheckpointError: none there, or of another format.
     """
     try:
-        manifest = parse_json((folder / MANIFEST).read_bytes())
+        manifest = parse_json((folder / CHECKPOINT_MANIFEST).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{folder}: not a checkpoint ({MANIFEST} is missing)") from error
+        raise CheckpointError(f"{folder}: not a checkpoint ({CHECKPOINT_MANIFEST} is missing)") from error
     except ValueError as error:
-        raise CheckpointError(f"{folder / MANIFEST}: not JSON: {error}") from error
+        raise CheckpointError(f"{folder / CHECKPOINT_MANIFEST}: not JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         seen = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(f"{folder / MANIFEST}: not a checkpoint's; format {seen!r}, expected {FORMAT}")
+        raise CheckpointError(f"{folder / CHECKPOINT_MANIFEST}: not a checkpoint's; format {seen!r}, expected {FORMAT}")
     hashes, towers = manifest.get("files"), manifest.get("towers")
     if not isinstance(hashes, dict) or SPEC not in hashes or not isinstance(towers, dict):
-        raise CheckpointError(f"{folder / MANIFEST}: tells no hash of {SPEC}, or nothing of towers")
+        raise CheckpointError(f"{folder / CHECKPOINT_MANIFEST}: tells no hash of {SPEC}, or nothing of towers")
     return manifest
 
 

@@ -17,7 +17,7 @@ from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.tower import Tower, new_tower
 from zippkit.model.weights import file_hash, state_hash, weight_files
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.plan.parts import MANIFEST
+from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
 from zippkit.spec.kinds import TOWER_FILE, TowerConfig
@@ -120,7 +120,7 @@ def _loaded_hash(source: _Source) -> str:
 
 def in_a_checkpoint(source: Path) -> bool:
     """Whether a tower stands inside a checkpoint, which may be replaced or dropped at any time."""
-    return source.parent.name == TOWERS and (source.parent.parent / MANIFEST).is_file()
+    return source.parent.name == TOWERS and (source.parent.parent / CHECKPOINT_MANIFEST).is_file()
 
 
 def in_a_run(source: Path) -> bool:

@@ -10,13 +10,13 @@ from typing import Any, Self, TypeAlias
 from zippkit.data.checksums import Checksums, write_checksums
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.manifest import (
-    MANIFEST,
+    DATASET_MANIFEST,
+    Column,
+    DatasetManifest,
     FileEntry,
-    Manifest,
-    Modality,
     Skipped,
     check_files,
-    read_manifest,
+    read_dataset_manifest,
     sha256_of,
 )
 from zippkit.data.rows import Columns, Kind, write_rows
@@ -41,7 +41,7 @@ class Dataset:
     """An opened dataset folder."""
 
     path: Path
-    manifest: Manifest
+    manifest: DatasetManifest
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -52,7 +52,7 @@ class Dataset:
             DataError: not a dataset, or a file is missing, cut short or changed; names each.
         """
         folder = Path(path)
-        manifest = read_manifest(folder)
+        manifest = read_dataset_manifest(folder)
         check_files(folder, manifest, contents=sum(f.bytes for f in manifest.files.values()) < _HASH_AT_OPEN)
         return cls(folder, manifest)
 
@@ -66,7 +66,7 @@ class Dataset:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """Modality to its tokenizer's fingerprint; None where there is no tokenizer: plain ids, and waveforms."""
+        """Column to its tokenizer's fingerprint; None where there is no tokenizer: plain ids, and waveforms."""
         return {name: modality.fingerprint for name, modality in self.manifest.modalities.items()}
 
     def split(self, name: str) -> Split:
@@ -192,7 +192,7 @@ def write_dataset(
             what = "tokenizer" if unused[0] in tokenizers else "sample rate"
             raise DataError(f"{what} for {unused[0]!r}, which no example has{did_you_mean(unused[0], largest)}")
         modalities = {
-            name: Modality(kind="waveform", sample_rate=waveforms[name])
+            name: Column(kind="waveform", sample_rate=waveforms[name])
             if waveforms and name in waveforms
             else _save_modality(folder, name, tokenizers.get(name), most)
             for name, most in largest.items()
@@ -200,14 +200,14 @@ def write_dataset(
         write_text(folder / "README.md", _card(splits))
         # The card is for people to edit, so it is not among the files that are hashed.
         files |= {file: _entry(folder / file) for m in modalities.values() for file in m.all_files}
-        manifest = Manifest(
+        manifest = DatasetManifest(
             splits={name: f"{name}.parquet" for name in splits},
             modalities=modalities,
             files=files,
             source=dict(source or {}),
             skipped=[Skipped(id=id_, reason=reason) for id_, reason in skipped],
         )
-        write_text(folder / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+        write_text(folder / DATASET_MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return Dataset(target, manifest)
 
 
@@ -243,10 +243,10 @@ def _is_text(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, ByteTokenizer | FileTokenizer)
 
 
-def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Modality:
+def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest: int | None) -> Column:
     """Write the tokenizer's file, if it needs one; ``largest`` is the modality's largest id, None for text."""
     if tokenizer is None and largest is not None:
-        return Modality(kind="ids", vocab_size=max(1, largest + 1))
+        return Column(kind="ids", vocab_size=max(1, largest + 1))
     tokenizer = tokenizer or ByteTokenizer()
     if (largest is None) != _is_text(tokenizer):
         raise DataError(f"{name} is {'text' if largest is None else 'ids'}, its tokenizer a {type(tokenizer).__name__}")
@@ -258,7 +258,7 @@ def _save_modality(folder: Path, name: str, tokenizer: Tokenizer | None, largest
     if file:
         (folder / file).parent.mkdir(exist_ok=True)
         tokenizer.save(folder / file)
-    return Modality.model_validate(
+    return Column.model_validate(
         {
             "kind": kind,
             "file": file,
@@ -314,7 +314,7 @@ def refuse_to_overwrite(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise DataError(f"{target} exists already; overwrite=True (--overwrite) replaces it")
-    if not (target / MANIFEST).is_file():
+    if not (target / DATASET_MANIFEST).is_file():
         raise DataError(
-            f"{target} is not a dataset ({MANIFEST} is missing), so it is not overwritten; remove it yourself"
+            f"{target} is not a dataset ({DATASET_MANIFEST} is missing), so it is not overwritten; remove it yourself"
         )

@@ -12,7 +12,7 @@ from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
 from zippkit.system.files import inside
 
-MANIFEST = "manifest.json"
+DATASET_MANIFEST = "manifest.json"
 
 
 class FileEntry(Strict):
@@ -26,7 +26,7 @@ class FileEntry(Strict):
     )
 
 
-class Modality(Strict):
+class Column(Strict):
     """One column of the splits, and what its ids or samples mean."""
 
     kind: Literal["bytes", "tokenizer_json", "units", "pixels", "ids", "waveform"] = Field(
@@ -71,30 +71,30 @@ class Skipped(Strict):
     reason: str
 
 
-class Manifest(Strict):
+class DatasetManifest(Strict):
     """The whole file."""
 
     format_version: Literal[1] = 1
     splits: dict[str, str] = Field(description="Name of a split to its file.")
-    modalities: dict[str, Modality]
+    modalities: dict[str, Column]
     files: dict[str, FileEntry] = Field(description="Splits and tokenizers, relative to the folder.")
     source: dict[str, Any] = Field(default_factory=dict, description="Where the examples came from.")
     skipped: list[Skipped] = Field(default_factory=list)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_dataset_manifest(folder: Path) -> DatasetManifest:
     """The folder's manifest.
 
     Raises:
         DataError: there is none, it is broken, or it names files that it does not describe.
     """
-    path = folder / MANIFEST
+    path = folder / DATASET_MANIFEST
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if not path.is_file():
-        raise DataError(f"{folder}: not a dataset, or one half written: {MANIFEST} is missing")
+        raise DataError(f"{folder}: not a dataset, or one half written: {DATASET_MANIFEST} is missing")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        manifest = DatasetManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         where = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False))
         raise DataError(f"{path}: not a dataset's manifest ({where})") from None
@@ -111,7 +111,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_files(folder: Path, manifest: Manifest, contents: bool) -> None:
+def check_files(folder: Path, manifest: DatasetManifest, contents: bool) -> None:
     """Compare the folder with its manifest: sizes and hashes, of splits hashes only if ``contents``.
 
     Raises:

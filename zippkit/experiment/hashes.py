@@ -8,10 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from zippkit.data.manifest import MANIFEST, sha256_of
+from zippkit.data.manifest import DATASET_MANIFEST, sha256_of
 from zippkit.errors import CheckpointError
-from zippkit.plan.parts import MANIFEST as PARTS
-from zippkit.plan.parts import checkpoint_folder
+from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
 from zippkit.spec.hf_folder import CONFIG
 from zippkit.spec.kinds import read_json
 from zippkit.spec.recipe import Recipe, dump, single_tower
@@ -40,7 +39,7 @@ def tower_hash(recipe: Recipe, tower: str) -> str:
 
 def _data(recipe: Recipe) -> str:
     """The dataset by its manifest, wherever it lies; by its path while it is not there."""
-    manifest = recipe.data / MANIFEST
+    manifest = recipe.data / DATASET_MANIFEST
     return sha256_of(manifest) if manifest.is_file() else str(recipe.data)
 
 
@@ -48,7 +47,7 @@ def _checkpoint(start: Path) -> list[Any]:
     """A run or checkpoint by what its manifest says and what it holds, wherever it and its towers lie."""
     folder = checkpoint_folder(start)
     try:
-        manifest = read_json(folder / PARTS)
+        manifest = read_json(folder / CHECKPOINT_MANIFEST)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     towers: dict[str, dict[str, Any]] = manifest.get("towers", {})

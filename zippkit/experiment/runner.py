@@ -19,7 +19,7 @@ from zippkit.experiment.grid import Job
 from zippkit.experiment.store import Record, Store
 from zippkit.spec.recipe import Recipe
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.starting_point import check_start
+from zippkit.training.starting_point import check_start_from
 from zippkit.training.trainer import InterruptedRunError, train
 
 
@@ -127,7 +127,7 @@ def _run(task: Task, store: Store) -> Record:
 def _train(task: Task, store: Store) -> RunFolder:
     recipe = task.recipe
     if not store.run(task.key).recipe_file.exists():
-        check_start(recipe, Dataset.open(recipe.data))
+        check_start_from(recipe, Dataset.open(recipe.data))
     run = store.begin(task.key, recipe)
     store.lend_towers(recipe, run)
     train(recipe, run.path)

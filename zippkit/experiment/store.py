@@ -72,7 +72,7 @@ class Store:
         run = self.run(key)
         if run.recipe_file.exists():
             run.rewrite(recipe)
-        run.begin(recipe)
+        run.keep_recipe(recipe)
         return run
 
     def lend_towers(self, recipe: Recipe, run: RunFolder) -> None:

@@ -12,7 +12,7 @@ from zippkit.plan.graph import build_graph
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.part_kinds import part_kinds
 
-MANIFEST = "manifest.json"
+CHECKPOINT_MANIFEST = "manifest.json"
 SPEC = "spec.yaml"
 Parts = dict[str, dict[str, Any]]
 """What each part is made of. A part's name is the first two parts of its tensors' names: ``links.speech_to_text``."""
@@ -81,7 +81,7 @@ def checkpoint_folder(path: Path) -> Path:
     Raises:
         CheckpointError: a run that is not finished.
     """
-    if (path / MANIFEST).exists() or not (path / "recipe.yaml").exists():
+    if (path / CHECKPOINT_MANIFEST).exists() or not (path / "recipe.yaml").exists():
         return path
     if not (path / "model").exists():
         raise CheckpointError(f"{path}: this run is not finished; start its recipe again to go on")

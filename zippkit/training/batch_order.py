@@ -19,7 +19,7 @@ class Draw(NamedTuple):
     indices: tuple[int, ...]
 
 
-class Sampler:
+class BatchOrder:
     """Batches of one task each, mixed by data size, of similar lengths, each example once per epoch.
 
     The incomplete batch at the end of an epoch is left out; another shuffle brings its examples back.

@@ -25,11 +25,11 @@ import yaml
 
 from zippkit.checkpoint.references import known_hash
 from zippkit.data.dataset import Dataset, Tokenizer
-from zippkit.data.manifest import MANIFEST, read_manifest
+from zippkit.data.manifest import DATASET_MANIFEST, read_dataset_manifest
 from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.model.weights import weight_files
-from zippkit.plan.parts import checkpoint_folder
+from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
 from zippkit.spec.recipe import Recipe, dump
 from zippkit.system.files import (
     LOCK,
@@ -108,7 +108,7 @@ class RunFolder:
         if not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
             raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
 
-    def begin(self, recipe: Recipe) -> None:
+    def keep_recipe(self, recipe: Recipe) -> None:
         """Start the run, or find that it is the same one that was started before.
 
         Raises:
@@ -181,7 +181,7 @@ class RunFolder:
             DataError: the run was started with another dataset.
         """
         if self._tokenizers.exists():
-            kept = read_manifest(self._tokenizers)
+            kept = read_dataset_manifest(self._tokenizers)
             changed = [name for name, entry in kept.files.items() if dataset.manifest.files.get(name) != entry]
             if changed or kept.modalities != dataset.manifest.modalities:
                 what = ", ".join(changed) or "a modality"
@@ -190,18 +190,18 @@ class RunFolder:
         files = [file for modality in dataset.manifest.modalities.values() for file in modality.all_files]
         with appearing(self._tokenizers) as new:
             new.mkdir()
-            for file in (MANIFEST, *files):
+            for file in (DATASET_MANIFEST, *files):
                 copy = inside(new, file)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(inside(dataset.path, file), copy)
 
     def fingerprints(self) -> dict[str, str | None]:
         """Each modality's tokenizer, by what decides the meaning of its ids; None where it came as plain ids."""
-        return Dataset(self._tokenizers, read_manifest(self._tokenizers)).fingerprints
+        return Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers)).fingerprints
 
     def tokenizers(self) -> dict[str, Tokenizer]:
         """What turned the training data into tokens, by modality; plain ids and waveforms have none."""
-        dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
+        dataset = Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers))
         return {name: dataset.tokenizer(name) for name, known in dataset.fingerprints.items() if known is not None}
 
     def tokenizer(self, name: str) -> Tokenizer | None:
@@ -209,12 +209,12 @@ class RunFolder:
         or where no run is there."""
         if not self._tokenizers.exists():
             return None
-        dataset = Dataset(self._tokenizers, read_manifest(self._tokenizers))
+        dataset = Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers))
         return None if dataset.fingerprints.get(name) is None else dataset.tokenizer(name)
 
     def sample_rates(self) -> dict[str, int]:
         """Modalities that were waveforms in the training data, and their samples a second."""
-        modalities = read_manifest(self._tokenizers).modalities
+        modalities = read_dataset_manifest(self._tokenizers).modalities
         return {name: column.sample_rate for name, column in modalities.items() if column.sample_rate is not None}
 
 
@@ -242,7 +242,7 @@ def _meaning(path: Path) -> str:
     """What a path leads to, by hash: a dataset or checkpoint by its manifest, which holds the hashes of its files; else
     the files of weights. Empty where nothing of the kind is there."""
     try:
-        manifest = checkpoint_folder(path) / MANIFEST
+        manifest = checkpoint_folder(path) / CHECKPOINT_MANIFEST
         return " ".join(sorted(map(known_hash, [manifest] if manifest.is_file() else weight_files(path))))
     except (ZippkitError, OSError):
         return ""

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from zippkit.checkpoint.checkpoint import read_manifest, write_tower
+from zippkit.checkpoint.checkpoint import read_checkpoint_manifest, write_tower
 from zippkit.checkpoint.frozen_hashes import check_frozen
 from zippkit.checkpoint.references import Reference, copy_source, find_references, frozen_towers, in_a_run
 from zippkit.composition import Composition, compile, load
@@ -44,7 +44,7 @@ def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
     return load(recipe.start_from, spec=spec, seed=recipe.seed)
 
 
-def begin(recipe: Recipe, run: RunFolder) -> Composition:
+def composition_to_train(recipe: Recipe, run: RunFolder) -> Composition:
     """The composition to train, or to load a checkpoint of the main phase into."""
     if run.checkpoints("train"):
         return compile(trained_spec(recipe, run), seed=recipe.seed, load_weights=False)
@@ -90,7 +90,7 @@ def _write_once(zipped: Composition, name: str, folder: Path, reference: Referen
     return folder.absolute()
 
 
-def check_start(recipe: Recipe, dataset: Dataset) -> None:
+def check_start_from(recipe: Recipe, dataset: Dataset) -> None:
     """The tokens of towers that are taken over must mean what they meant.
 
     Raises:
@@ -98,7 +98,7 @@ def check_start(recipe: Recipe, dataset: Dataset) -> None:
     """
     if recipe.start_from is None:
         return
-    known = read_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
+    known = read_checkpoint_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
     for name, fingerprint in dataset.fingerprints.items():
         if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
             raise ZippkitError(

@@ -14,10 +14,10 @@ from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.recipe import Phase
 from zippkit.training.device import Backend
 
-Step = Callable[[Batch], dict[str, Tensor]]
+TrainingStep = Callable[[Batch], dict[str, Tensor]]
 
 
-def build_step(model: ZippedModel, optimizer: torch.optim.Optimizer, phase: Phase, backend: Backend) -> Step:
+def build_step(model: ZippedModel, optimizer: torch.optim.Optimizer, phase: Phase, backend: Backend) -> TrainingStep:
     """A function that trains on one batch (already on the device).
 
     It returns the losses by tower, ``total`` and ``gradient_norm`` (before clipping) as tensors.

@@ -30,16 +30,16 @@ from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.loading import frozen_at_random
 from zippkit.model.weights import check_hashes
 from zippkit.plan.graph import build_graph
-from zippkit.plan.parts import MANIFEST
+from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.kinds import TOWER_FILE
 from zippkit.spec.recipe import Phase, Recipe, Task, learning_rates, single_tower
 from zippkit.system.progress import progress
-from zippkit.training.batch_order import Sampler
+from zippkit.training.batch_order import BatchOrder
 from zippkit.training.device import Backend, backend
 from zippkit.training.metrics import Metrics
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.starting_point import begin, check_start
+from zippkit.training.starting_point import check_start_from, composition_to_train
 from zippkit.training.step import build_step
 from zippkit.training.task_data import TaskData, check_tokenizers
 
@@ -61,9 +61,9 @@ def train(recipe: Recipe, out: Path) -> None:
     tasks = _task_data(recipe, dataset)
     is_new = not run.recipe_file.exists()
     if is_new:
-        check_start(recipe, dataset)
+        check_start_from(recipe, dataset)
     with run.locked("trains"), _stop_signals() as stop:
-        run.begin(recipe)
+        run.keep_recipe(recipe)
         run.keep_tokenizers(dataset)
         for name, message in frozen_at_random(recipe).items() if is_new else ():
             print(f"warning: towers.{name}: {message}", file=sys.stderr)
@@ -82,7 +82,7 @@ def train(recipe: Recipe, out: Path) -> None:
             _check_model(run)
         else:
             began = time.monotonic()
-            zipped = begin(recipe, run)
+            zipped = composition_to_train(recipe, run)
             share = recipe.train.fraction
             all_tasks = [tasks[task].part(share, recipe.seed) for task in recipe.tasks()]
             phase_run = _PhaseRun("train", zipped, recipe.train, all_tasks, recipe.seed, run, device, stop)
@@ -188,7 +188,7 @@ class _PhaseRun:
         self.model = zipped.model.to(device.device()).train()
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
         self.tasks = tasks
-        self.sampler = Sampler([task.lengths for task in tasks], phase.batch_size, seed)
+        self.sampler = BatchOrder([task.lengths for task in tasks], phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
         self.waiting: list[Mapping[str, Tensor | float]] = []
@@ -218,7 +218,7 @@ class _PhaseRun:
         restore(self.model, checkpoint, self.zipped.spec, folder)
         restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
         if not {"step", "frozen"} <= checkpoint.extra.keys():
-            raise CheckpointError(f"{folder}: not a checkpoint of a run; its {MANIFEST} tells no step")
+            raise CheckpointError(f"{folder}: not a checkpoint of a run; its {CHECKPOINT_MANIFEST} tells no step")
         self.step = int(checkpoint.extra["step"])
         self.waiting = list(checkpoint.extra.get("waiting", ()))
         self.sources = checkpoint.sources
