@@ -16,8 +16,8 @@ parts, which run them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -43,20 +43,31 @@ class Around(Protocol):
     def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor: ...
 
 
-class Modules(Protocol):
-    """The modules that a plan's operations use (`zippkit.model.zipped_model.ZippedModel`)."""
+class Runs(Protocol):
+    """All parts of one kind, some of which have operations of their own (`zippkit.model.part_group.PartGroup`)."""
 
-    inserted_into: set[str]
+    def run(self, name: str, op: Op, forward: Forward) -> None: ...
+
+
+class Modules(NamedTuple):
+    """The modules that a plan's operations use."""
+
+    towers: Mapping[str, Tower]
+    links: Mapping[LinkSite, Link]
+    around: Mapping[str, Sequence[Around]]
+    """For each tower, from the inside out."""
+    groups: Mapping[str, Runs]
+    """Parts by their group."""
+    inserted_into: Set[str]
     """Towers into whose sequence links insert places."""
 
-    def tower(self, name: str) -> Tower: ...
-    def link(self, site: LinkSite) -> Link: ...
-    def around(self, tower: str) -> Sequence[Around]:
-        """From the inside out."""
 
-    def known(self, name: str, inputs: TowerBatch) -> TowerBatch: ...
-    def routes(self, tower: str) -> bool: ...
-    def run_part(self, op: Op, forward: Forward) -> None: ...
+def known(name: str, inputs: TowerBatch, around: Sequence[Around]) -> TowerBatch:
+    """A tower's tokens as it is to be given them, by what stands around it: without ids that it does not know
+    itself."""
+    for part in reversed(around):
+        inputs = part.known(name, inputs)
+    return inputs
 
 
 class Forward:
@@ -102,17 +113,18 @@ class Forward:
             case "head":
                 self.head(op)
             case _:
-                self.modules.run_part(op, self)
+                group, _, name = (op.part or "").partition(".")
+                self.modules.groups[group].run(name, op, self)
 
     def start(self, op: Op) -> None:
         """Embed a tower's new tokens."""
         name, inputs, modules = op.tower, self.inputs[op.tower], self.modules
-        tower = modules.tower(name)
+        tower = modules.towers[name]
         mask, cache = self_mask(inputs, tower.config.causal), None
         if self.decoding is not None and name in self.decoding.caches:
             mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
-        hidden, self.context[name] = run_start(tower, modules.known(name, inputs), mask, cache)
-        for part in modules.around(name):
+        hidden, self.context[name] = run_start(tower, known(name, inputs, modules.around[name]), mask, cache)
+        for part in modules.around[name]:
             hidden = part.embedded(name, tower, inputs, hidden, self.multimodal)
         if name in modules.inserted_into:
             empty = tower.placed(torch.zeros_like(hidden), inputs)
@@ -121,7 +133,7 @@ class Forward:
 
     def project(self, op: Op) -> None:
         """Queries, keys and values of a layer whose attention is shared."""
-        tower, context = self.modules.tower(op.tower), self.context[op.tower]
+        tower, context = self.modules.towers[op.tower], self.context[op.tower]
         hidden = self.hidden[op.tower].to(tower.dtype)
         self.projected[op.tower] = cast("SharedAttention", tower).project(op.depth - 1, hidden, context)
 
@@ -129,13 +141,13 @@ class Forward:
         """One layer of a tower."""
         name, index, context = op.tower, op.depth - 1, self.context[op.tower]
         if name not in self.projected:
-            self.hidden[name] = run_layer(self.modules.tower(name), index, self.hidden[name], context)
+            self.hidden[name] = run_layer(self.modules.towers[name], index, self.hidden[name], context)
             return
-        tower, parts = cast("SharedAttention", self.modules.tower(name)), self.projected.pop(name)
+        tower, parts = cast("SharedAttention", self.modules.towers[name]), self.projected.pop(name)
         keys, values, mask = tower.remember(index, parts, context)
         others = self.joined.pop(name, [])
         attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
-        hidden = self.hidden[name].to(self.modules.tower(name).dtype)
+        hidden = self.hidden[name].to(self.modules.towers[name].dtype)
         self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
 
     def write(self, op: Op) -> None:
@@ -143,10 +155,10 @@ class Forward:
         site, tokens = _site_of(op), self.inputs[op.tower]
         states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
         if self.decoding is None:
-            self.memories[site] = self.modules.link(site).write(states, tokens)
+            self.memories[site] = self.modules.links[site].write(states, tokens)
         elif site in self._read_here:
             everywhere = range(self.decoding.n_rows)
-            self.memories[site] = self.decoding.keep(site, self.modules.link(site).write(states, tokens), everywhere)
+            self.memories[site] = self.decoding.keep(site, self.modules.links[site].write(states, tokens), everywhere)
         else:
             self.decoding.write_later(site, states, tokens)
 
@@ -156,24 +168,23 @@ class Forward:
         if op.inside:
             self.joined.setdefault(name, []).append(self.memories[site])
         else:
-            link = self.modules.link(site)
+            link = self.modules.links[site]
             self.hidden[name] = at_least_float32(link.read(self.hidden[name], self.inputs[name], self.memories[site]))
 
     def head(self, op: Op) -> None:
         """A tower's logits."""
         name, hidden = op.tower, self.hidden[op.tower]
-        logits = run_head(self.modules.tower(name), hidden)
-        for part in self.modules.around(name):
+        logits = run_head(self.modules.towers[name], hidden)
+        for part in self.modules.around[name]:
             logits = part.logits(name, logits, hidden, self.multimodal)
         self.outputs[name] = logits
 
-    def route(self) -> None:
-        """What the routers of trained mixtures of experts did, once all layers are run."""
-        for name, context in self.context.items():
-            if self.modules.routes(name):
-                told = self.modules.tower(name).router_loss(self.inputs[name], context)
-                if told is not None:
-                    self.outputs[ROUTER + name] = told
+    def route(self, towers: Set[str]) -> None:
+        """What the routers of some mixtures of experts did, once all layers are run."""
+        for name in self.context.keys() & towers:
+            told = self.modules.towers[name].router_loss(self.inputs[name], self.context[name])
+            if told is not None:
+                self.outputs[ROUTER + name] = told
 
 
 def _site_of(op: Op) -> LinkSite:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import Batch, TowerBatch
 from zippkit.model.decoding_state import Decoding
-from zippkit.model.forward import Forward
+from zippkit.model.forward import Forward, Modules, known
 from zippkit.model.links.base import Link
 from zippkit.model.part_group import Loss, PartGroup
 from zippkit.model.tower import ROUTER, Tower
@@ -29,12 +29,23 @@ class ZippedModel(nn.Module):
     def __init__(self, plan: Plan, towers: Mapping[str, Tower], groups: Mapping[str, PartGroup]) -> None:
         super().__init__()
         self.plan = plan
+        self._sites = {op.site for op in plan.ops if op.site is not None}
         self.towers = nn.ModuleDict(towers)
         for name, group in groups.items():
             self.add_module(name, group)
         inside_out = list(groups.values())[::-1]
         self._around = {name: [g for g in inside_out if g.around(name, self.owner(name))] for name in towers}
-        self.inserted_into = {op.site.target for op in plan.ops if op.site is not None and op.site.acts == "embedding"}
+
+    def modules_of(self, plan: Plan) -> Modules:
+        """The modules that a plan's operations use."""
+        sites = {op.site for op in plan.ops if op.site is not None}
+        return Modules(
+            towers={name: self.tower(name) for name in self.towers},
+            links={site: self.link(site) for site in sites},
+            around=self._around,
+            groups=self.groups,
+            inserted_into={site.target for site in self._sites if site.acts == "embedding"},
+        )
 
     @property
     def groups(self) -> dict[str, PartGroup]:
@@ -54,15 +65,9 @@ class ZippedModel(nn.Module):
         """The tower under whose name a tower's weights and adapters stand: another one where it shares its weights."""
         return next(other for other, _ in self.towers.named_children() if self.towers[other] is self.towers[name])
 
-    def around(self, tower: str) -> list[PartGroup]:
-        """The groups with a part that acts inside the operations of a tower, from the inside out."""
-        return self._around[tower]
-
     def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
         """A tower's tokens as it is to be given them: without ids that it does not know itself."""
-        for part in reversed(self.around(name)):
-            inputs = part.known(name, inputs)
-        return inputs
+        return known(name, inputs, self._around[name])
 
     def routes(self, tower: str) -> bool:
         """Whether a tower is a mixture of experts that is trained to deal its tokens out evenly."""
@@ -90,14 +95,13 @@ class ZippedModel(nn.Module):
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:
         # Asked at every forward: a cached answer would be wrong, without a word, once somebody thaws a tower.
         towers = {name: _trainable(tower) for name, tower in self.towers.items()}
-        around = {name: self.around(name) for name in self.towers}
 
         def trains(op: Op) -> bool:
             if op.site is not None:
                 return _trainable(self.link(op.site))
             if op.part is not None:
                 return True
-            return towers[op.tower] or any(part.trains(op) for part in around[op.tower])
+            return towers[op.tower] or any(part.trains(op) for part in self._around[op.tower])
 
         return plan.gradient_free(trains)
 
@@ -133,20 +137,15 @@ class ZippedModel(nn.Module):
         Returns:
             Logits (B, T, V) of each tower whose head the plan runs, and what parts give.
         """
-        forward = Forward(self, plan, inputs, multimodal, decoding)
+        forward = Forward(self.modules_of(plan), plan, inputs, multimodal, decoding)
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:
             with torch.set_grad_enabled(with_gradient and op not in gradient_free):
                 forward.do(op)
         if decoding is None:
-            forward.route()
+            forward.route({name for name in self.towers if self.routes(name)})
         return forward.outputs
-
-    def run_part(self, op: Op, forward: Forward) -> None:
-        """Run an operation that belongs to a part."""
-        group, name = self._part(op.part or "")
-        group.run(name, op, forward)
 
     def _part(self, part: str) -> tuple[PartGroup, str]:
         """The group and the name of ``group.name``."""
