@@ -14,6 +14,7 @@ from zippkit.batch.masks import Staircase, describe_cross, describe_self
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.plan.graph import Graph
 from zippkit.spec.kinds import TowerConfig
+from zippkit.system.extras import require
 from zippkit.system.files import appearing
 
 
@@ -61,6 +62,7 @@ class Masks:
         Raises:
             ZippkitError: neither .svg nor .png, or a place that cannot be written.
         """
+        require("matplotlib")
         from zippkit.batch.mask_picture import save_picture  # matplotlib takes a while
 
         path = Path(path)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.errors import DataError
+from zippkit.system.extras import require
 from zippkit.system.files import write_bytes
 
 Wave: TypeAlias = NDArray[np.float32]
@@ -33,6 +34,7 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
         DataError: the file is missing, broken, cut short, has no samples or a rate outside `RATES`, does not fit into
             memory, or holds NaN or infinity.
     """
+    require("soundfile")
     import soundfile
 
     if not Path(path).is_file():
@@ -80,6 +82,7 @@ def _riff_is_cut(path: Path) -> bool:
 
 def write_audio(path: str | Path, wave: Wave, rate: int) -> None:
     """Write 16-bit PCM in the format that the suffix names (.wav, .flac); samples beyond +-1 are clipped."""
+    require("soundfile")
     import soundfile
 
     # Into memory first: libsndfile says nothing of a disk that is full.
@@ -93,6 +96,7 @@ def resample(wave: Wave, rate: int, to: int) -> Wave:
     """``wave`` from ``rate`` to ``to`` Hz, band-limited; unchanged where the two are equal."""
     if rate == to:
         return wave
+    require("librosa")
     import librosa
 
     resampled: Wave = librosa.resample(wave, orig_sr=rate, target_sr=to, res_type="soxr_hq")
@@ -105,6 +109,7 @@ def mel_filters(rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
     Raises:
         DataError: a filter is narrower than a frequency bin and would always read zero.
     """
+    require("librosa")
     import librosa
 
     with warnings.catch_warnings():
@@ -121,6 +126,7 @@ def mel_filters(rate: int, n_fft: int, n_mels: int) -> NDArray[np.float32]:
 
 def log_mel(wave: Wave, filters: NDArray[np.float32], hop: int) -> NDArray[np.float32]:
     """(T, n_mels) natural logarithm of mel magnitudes, one frame every ``hop`` samples, T = 1 + N // hop."""
+    require("librosa")
     import librosa
 
     n_fft = 2 * (filters.shape[1] - 1)
@@ -135,6 +141,7 @@ def mel_to_sound(mel: NDArray[np.float32], rate: int, n_fft: int, hop: int, *, s
 
     Griffin and Lim (1984), in the fast variant of Perraudin et al. (2013); phases start as ``seed`` draws them.
     """
+    require("librosa")
     import librosa
 
     if len(mel) < 2:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.errors import DataError
+from zippkit.system.extras import require
 
 _ROWS_AT_ONCE = 8192
 """Rows compared with all centroids at a time: 64 MB of distances for 1024 centroids."""
@@ -57,6 +58,7 @@ def cluster(
     Raises:
         DataError: there are fewer different rows than clusters.
     """
+    require("sklearn")
     from sklearn.cluster import MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
 

@@ -13,6 +13,7 @@ from zippkit.data.images import Pixels, PixelTokenizer
 from zippkit.data.prepare import drawn, split_names, transcript_tokenizer
 from zippkit.data.readers import DIGITS
 from zippkit.errors import DataError, did_you_mean
+from zippkit.system.extras import require
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ def handwritten() -> Iterator[Picture]:
     one of the 13 writers, whom nothing names. The corpus comes with scikit-learn; it is the test half of "Optical
     Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI repository, CC BY 4.0).
     """
+    require("sklearn")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zippkit.data.table import FULL_SCALE, OWN_COLUMNS, Example, Item, samples_column
 from zippkit.errors import DataError
+from zippkit.system.extras import require
 
 if TYPE_CHECKING:
     import pyarrow
@@ -109,6 +110,7 @@ def write_rows(path: Path, examples: Iterable[Example], kinds: Mapping[str, Kind
         DataError: no examples, equal ids, modalities that differ between examples, ids outside 0 to 65535, or samples
             that are not between -1 and 1.
     """
+    require("pyarrow")
     import pyarrow.parquet
 
     stream = iter(examples)

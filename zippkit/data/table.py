@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zippkit.data.checksums import Checksums
 from zippkit.errors import DataError, did_you_mean
+from zippkit.system.extras import require
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -149,6 +150,7 @@ class Split:
 
     @cached_property
     def _file(self) -> pyarrow.parquet.ParquetFile:
+        require("pyarrow")
         import pyarrow.parquet
 
         with self._reading():

@@ -115,8 +115,9 @@ def read_sampling(settings: Sequence[str]) -> Sampling:
 
 
 def read_prompt(file: Path) -> list[Given]:
-    """A prompt's segments from JSON: ``[{"speech": "in.wav"}, {"text": "two seven"}, {"image": [0, 3, 16]}]``, a
-    modality's name to text, ids, or a sound file beside the prompt's.
+    """Read a prompt from JSON: each segment maps a modality to text, ids, or a sound file beside the prompt's.
+
+    Example: ``[{"speech": "in.wav"}, {"text": "two seven"}, {"image": [0, 3, 16]}]``.
 
     Raises:
         ZippkitError: not readable, or something else; tells the segment.

@@ -81,8 +81,7 @@ class Evaluated:
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
-    """Errors over reference words (jiwer): substitutions, deletions and insertions, in the words that `normalize`
-    gives."""
+    """Substitutions, deletions and insertions over reference words (jiwer), in the words that `normalize` gives."""
     import jiwer
 
     return float(jiwer.wer([normalize(text) for text in references], [normalize(text) for text in hypotheses]))

@@ -22,6 +22,7 @@ class Sentence(NamedTuple):
 
     @property
     def rate(self) -> float:
+        """Word errors over words of the reference; over 1 where that is empty."""
         return self.errors / max(1, self.words)
 
 

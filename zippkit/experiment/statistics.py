@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from zippkit.system.extras import require
+
 DIGITS = 12
 """Differences are rounded to so many, as means of equal numbers taken in another order differ in the last bit."""
 RESAMPLES = 10_000
@@ -24,6 +26,8 @@ class Interval(NamedTuple):
 
 
 class Verdict(StrEnum):
+    """Whether a claim holds here."""
+
     HOLDS = "holds"
     FAILS = "does not hold"
     UNKNOWN = "cannot be told"
@@ -59,6 +63,7 @@ def wilcoxon(first: Mapping[str, float], second: Mapping[str, float]) -> float |
     differences = [difference for difference in differences if difference]
     if not differences:
         return None
+    require("scipy")
     from scipy.stats import wilcoxon as test
 
     return float(test(differences).pvalue)

@@ -55,6 +55,7 @@ class Store:
     path: Path
 
     def run(self, key: str) -> RunFolder:
+        """Folder of the run of that key."""
         return RunFolder(self.path / "cells" / key)
 
     def record(self, key: str) -> Record | None:
@@ -63,6 +64,7 @@ class Store:
         return None if data is None else Record.model_validate(data)
 
     def write(self, key: str, record: Record) -> None:
+        """Write the record of a run."""
         folder = self.path / "cells"
         folder.mkdir(parents=True, exist_ok=True)
         RunFolder(folder).write_json(f"{key}.json", record.model_dump())

@@ -21,6 +21,7 @@ class Parameter(NamedTuple):
 
     @property
     def size(self) -> int:
+        """Number of entries."""
         return math.prod(self.shape)
 
 
@@ -37,6 +38,7 @@ class Difference:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs."""
         return self.spec.same and not (self.added or self.removed or self.changed)
 
     def as_json(self) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def mask_picture(masks: Masks, row: int, name: str) -> str:
 
 
 def _inside_page(svg: str, name: str, label: str) -> str:
-    """matplotlib's file as an element: its ids made its own, and no style sheet, which would reach the whole page."""
+    """Make an SVG file an element of a page: its ids its own, and without style sheets, which reach the whole page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     own = re.sub(r"\W+", "-", name)

@@ -38,6 +38,7 @@ class SpecDiff:
 
     @property
     def same(self) -> bool:
+        """Whether nothing differs."""
         return not any(vars(self).values())
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a run: one JSON object a line, and the same numbers for TensorBoard."""
+"""Metrics of a run: one JSON object a line, and the same numbers for TensorBoard where it is installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zippkit.errors import ZippkitError
+from zippkit.system.extras import is_installed
 from zippkit.system.files import parse_json, write_text, writing
 
 _OWN = ("phase", "step", "gradient_norm", "tokens_per_second", "rate_factor")
@@ -31,7 +32,8 @@ class Metrics:
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         with writing(self._path):
             self._file = self._path.open("a")
-            self._board = _Board(run / "tensorboard" / phase.replace(" ", "_"), start)
+            board = run / "tensorboard" / phase.replace(" ", "_")
+            self._board = _Board(board, start) if is_installed("tensorboard") else None
 
     def write(self, step: int, losses: Mapping[str, float], **others: float) -> None:
         """Record the values of one step.
@@ -43,12 +45,14 @@ class Metrics:
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
-            self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others)
+            if self._board is not None:
+                self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others)
 
     def close(self) -> None:
         with writing(self._path):
             self._file.close()
-            self._board.close()
+            if self._board is not None:
+                self._board.close()
 
 
 class _Board:

@@ -20,8 +20,9 @@ STEPS = 2
 
 @torch.enable_grad()
 def frozen_tensors_rest(zipped: Composition) -> str:
-    """Certificate C3: every tensor that the spec freezes is what its first source held, and can not be trained; and
-    two steps of Adam over every direction, on a copy, leave it so.
+    """Check certificate C3: what the spec freezes equals its first source and cannot be trained.
+
+    Two steps of Adam over every direction, on a copy, must leave every such tensor unchanged.
 
     Raises:
         RefutedError: names what moved or could be trained.

@@ -44,8 +44,11 @@ def wake(model: nn.Module, seed: int = 0) -> None:
 
 
 def woken(model: ZippedModel) -> ZippedModel:
-    """A copy in evaluation mode, woken up, in which tokens are kept apart to the last bit (`Tower.apart`) and a
-    tower without a head hands on its states (see `with_states`)."""
+    """Copy a model for probing: in evaluation mode, with its zero initialisations randomised.
+
+    Tokens of the copy are kept apart to the last bit (`Tower.apart`), and a tower without a head hands on its states
+    (see `with_states`).
+    """
     model = copy.deepcopy(model).eval()
     wake(model)
     for name in model.towers:
@@ -154,8 +157,10 @@ class Draws:
         return replace(tokens, tokens=torch.where(where, self._others(name, tokens.tokens), tokens.tokens))
 
     def _other_inputs(self, tokens: TowerBatch, features: Features, where: Tensor) -> Features:
-        """Other inputs for every segment of which ``where`` marks a state; for a row of which it marks padding, other
-        values behind its segments' true lengths."""
+        """Draw other inputs for every segment of which ``where`` marks a state.
+
+        In a row of which ``where`` marks padding, values beyond the segments' true lengths change.
+        """
         values, there = features.values, real(tokens)
         noise = (2 * torch.rand(values.shape, generator=self._generator) - 1).to(values)
         inside = torch.arange(values.shape[1], device=values.device) < features.lengths[:, None]

@@ -53,13 +53,16 @@ def places_of(link: LinkSpec, n_tokens: int) -> int:
 
 
 def at_embedding(link: LinkSpec) -> bool:
+    """Whether the link inserts its memory into the target's sequence, at the embedding."""
     settings: Any = link.settings
     return link.kind == "prefix" or (link.kind == "resampler" and settings.output == "prefix")
 
 
 def site_depths(link: LinkSpec, n_source: int, n_target: int) -> list[tuple[int, int]]:
-    """For each site, the source depth that is read and the target depth whose state is rewritten; of joint attention,
-    the layer in which it happens."""
+    """Return each site's source depth, which is read, and its target depth, whose state is rewritten.
+
+    Of joint attention, both are the layer in which it happens.
+    """
     settings: Any = link.settings
     if at_embedding(link):
         depth = {"embedding": 0}.get(link.source_depth or "", n_source)
@@ -128,6 +131,7 @@ class Reference:
 
     @cached_property
     def tokens(self) -> dict[str, list[Token]]:
+        """Tokens of each tower, as the row's segments lay them out."""
         return lay_out(self.row, self.spec, {name: tower.causal for name, tower in self.towers.items()})
 
     @cached_property
@@ -231,7 +235,9 @@ class Reference:
         visible: Sequence[int],
     ) -> Array:
         """``a = u + tanh(g_a) Attn(norm(u), F(s))``, ``h = a + tanh(g_f) FFN(norm(a))``; ``h = u`` where it is blind.
-        Of a `cross_attention`, ``h = u + Attn(norm(u), F(s))``."""
+
+        Of a `cross_attention`, ``h = u + Attn(norm(u), F(s))``.
+        """
         settings: Any = link.settings
         queries = self.weights.linear(f"{name}.query", norm(u_TD, self.weights(f"{name}.attention_norm.weight"), EPS))
         keys, values = (self.weights.linear(f"{name}.{part}", read_SD) for part in ("key", "value"))

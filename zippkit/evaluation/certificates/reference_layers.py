@@ -43,25 +43,27 @@ class Layers(Protocol):
     """A tower by itself, on the tokens of one row."""
 
     @property
-    def n_layers(self) -> int: ...
+    def n_layers(self) -> int:
+        """Number of layers."""
 
     @property
-    def causal(self) -> bool: ...
+    def causal(self) -> bool:
+        """Whether a token sees none of the tower's later ones."""
 
     def embed(self, tokens: Sequence[Token]) -> Array:
-        """(T, D)"""
+        """Return the (T, D) embeddings."""
 
     def empty(self, tokens: Sequence[Token]) -> Array:
-        """(T, D) what an inserted place holds before its link fills it."""
+        """Return the (T, D) states of inserted places before their link fills them."""
 
     def layer(self, depth: int, x_TD: Array, places: Sequence[int], others: Sequence[Others]) -> Array:
-        """The state after layer ``depth`` (from 1)."""
+        """Return the (T, D) states after layer ``depth`` (from 1)."""
 
     def keys(self, depth: int, x_TD: Array, places: Sequence[int]) -> tuple[Array, Array]:
-        """Keys and values of that layer, (T, H_kv * K) each."""
+        """Return keys and values of that layer, (T, H_kv * K) each."""
 
     def logits(self, x_TD: Array) -> Array:
-        """(T, V)"""
+        """Return the (T, V) logits of the last states."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,13 @@ def norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def softmax(x: Array) -> Array:
+    """Softmax of a vector."""
     raised = np.exp(x - x.max())
     return np.asarray(raised / raised.sum(), dtype=np.float64)
 
 
 def activate(name: str, x: Array) -> Array:
+    """Apply the activation of that name to each entry."""
     if name == "relu":
         return np.maximum(x, 0)
     if name == "silu":
@@ -131,6 +135,7 @@ class Weights:
     spec: CompositionSpec
 
     def __call__(self, name: str) -> Array:
+        """Return the tensor of that name, changed by its adapter where it has one."""
         weight = self.tensors[name]
         part, _, rest = name.partition(".")
         tower, _, path = rest.partition(".")
@@ -144,6 +149,7 @@ class Weights:
         return weight + lora.alpha / lora.rank * self.tensors[f"{adapter}.up"] @ self.tensors[f"{adapter}.down"]
 
     def has(self, name: str) -> bool:
+        """Whether there is a tensor of that name."""
         return name in self.tensors
 
     def linear(self, name: str, x: Array) -> Array:
@@ -173,18 +179,22 @@ class Decoder:
 
     @property
     def n_layers(self) -> int:
+        """Number of layers."""
         return int(self.config.n_layers)
 
     @property
     def dim(self) -> int:
+        """Width of a state."""
         return int(self.config.dim)
 
     def embed(self, tokens: Sequence[Token]) -> Array:
+        """Return the (T, D) embeddings, those of added vocabulary included."""
         own, n = self.weights(f"towers.{self.name}.embed_tokens.weight"), self.config.vocab_size
         added = f"vocabularies.{self.name}.embedding.weight"
         return np.stack([own[t.id] if t.id < n else self.weights(added)[t.id - n] for t in tokens])
 
     def empty(self, tokens: Sequence[Token]) -> Array:
+        """Return (T, D) zeros."""
         return np.zeros((len(tokens), self.dim))
 
     def _normed(self, depth: int, x_TD: Array, which: str = "input_layernorm") -> Array:
@@ -200,10 +210,12 @@ class Decoder:
         return np.concatenate(heads, axis=1)
 
     def keys(self, depth: int, x_TD: Array, places: Sequence[int]) -> tuple[Array, Array]:
+        """Return the rotated keys and the values of layer ``depth``."""
         n_kv = self.config.n_kv_heads or self.config.n_heads
         return self._turned(self._projected(depth, x_TD, "k"), n_kv, places), self._projected(depth, x_TD, "v")
 
     def layer(self, depth: int, x_TD: Array, places: Sequence[int], others: Sequence[Others]) -> Array:
+        """Return the states after layer ``depth``: attention to itself and to others, then SwiGLU."""
         n, n_kv = self.config.n_heads, self.config.n_kv_heads or self.config.n_heads
         queries = self._turned(self._projected(depth, x_TD, "q"), n, places)
         keys, values = self.keys(depth, x_TD, places)
@@ -222,6 +234,7 @@ class Decoder:
         return x_TD + self.weights.linear(f"{base}.mlp.down_proj", activate("silu", gate) * up)
 
     def logits(self, x_TD: Array) -> Array:
+        """Return the (T, V) logits, those of added vocabulary last."""
         rows = "embed_tokens" if self.config.tied else "lm_head"
         finished = norm(x_TD, self.weights(f"towers.{self.name}.norm.weight"), self.config.norm_eps)
         own = finished @ self.weights(f"towers.{self.name}.{rows}.weight").T

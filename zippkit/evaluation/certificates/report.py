@@ -36,6 +36,7 @@ class Report:
 
     @property
     def passed(self) -> bool:
+        """Whether every certificate holds."""
         return all(certificate.passed for certificate in self.certificates)
 
     def __str__(self) -> str:

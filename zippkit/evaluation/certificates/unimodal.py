@@ -58,8 +58,10 @@ class _Case:
     rows: Sequence[int]
 
     def demand_equal(self, where: str) -> None:
-        """The zipped model must give these rows what the tower alone gives the same batch: logits, or states where it
-        has no head."""
+        """Check that the zipped model gives these rows what the tower alone gives the same batch.
+
+        Logits are compared; states where the tower has no head.
+        """
         name, inputs = self.name, self.batch.towers[self.name]
         expected = tower_logits(self.model.tower(name), self.model.known(name, inputs))
         wrong = self._differing(self.model(with_states(self.model, self.batch))[name], expected).nonzero()

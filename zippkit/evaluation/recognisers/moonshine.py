@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from zippkit.data.audio import Wave
-from zippkit.evaluation.recognisers.base import Scorer, need, pinned
+from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, pinned
 from zippkit.spec.kinds import Strict
+from zippkit.system.extras import require
 
 SHA256 = {
     ("moonshine_voice", "assets/tiny-en/encoder_model.ort"): (
@@ -42,7 +43,7 @@ class Moonshine(Scorer):
     Config: ClassVar[type[Strict]] = MoonshineConfig
 
     def __init__(self, config: MoonshineConfig) -> None:
-        need("onnxruntime", "tokenizers", "moonshine_voice", "moonshine_onnx")
+        require("onnxruntime", "moonshine_voice", "moonshine_onnx", error=MissingScorerError)
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -58,9 +59,11 @@ class Moonshine(Scorer):
 
     @property
     def sample_rate(self) -> int:
+        """Rate of the sound to transcribe, in Hz."""
         return 16_000
 
     def transcribe(self, waves: Sequence[Wave]) -> list[str]:
+        """Return the words of each whole utterance; empty where none are heard."""
         return [self._one(np.asarray(wave, np.float32)) if len(wave) else "" for wave in waves]
 
     def _one(self, wave: Wave) -> str:

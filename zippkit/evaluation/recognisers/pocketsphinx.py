@@ -10,8 +10,9 @@ from pydantic import Field
 
 from zippkit.data.audio import Wave
 from zippkit.errors import ZippkitError
-from zippkit.evaluation.recognisers.base import Scorer, need, pinned
+from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, pinned
 from zippkit.spec.kinds import Strict
+from zippkit.system.extras import require
 
 SHA256 = {
     "en-us/means": "832019e32cac12eb318964f96f469034acb12d0348eeddc3831831a100cb4dd4",
@@ -40,7 +41,7 @@ class PocketSphinx(Scorer):
     Config: ClassVar[type[Strict]] = PocketSphinxConfig
 
     def __init__(self, config: PocketSphinxConfig) -> None:
-        need("pocketsphinx")
+        require("pocketsphinx", error=MissingScorerError)
         for file, sha256 in SHA256.items():
             pinned("pocketsphinx", f"model/en-us/{file}", sha256)
         from pocketsphinx import Decoder
@@ -58,9 +59,11 @@ class PocketSphinx(Scorer):
 
     @property
     def sample_rate(self) -> int:
+        """Rate of the sound to transcribe, in Hz."""
         return 16_000
 
     def transcribe(self, waves: Sequence[Wave]) -> list[str]:
+        """Return the words of each whole utterance; empty where none are heard."""
         return [self._one(wave) if len(wave) else "" for wave in waves]
 
     def _one(self, wave: Wave) -> str:

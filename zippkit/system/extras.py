@@ -1,0 +1,44 @@
+"""Packages that a plain installation leaves out: which extra brings each, and the error where it is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from zippkit.errors import ZippkitError
+
+EXTRAS = {
+    "pyarrow": ("data", "reading and writing datasets"),
+    "soundfile": ("audio", "reading and writing sound"),
+    "librosa": ("audio", "resampling and spectrograms"),
+    "sklearn": ("units", "k-means codebooks and the corpus of handwritten digits"),
+    "matplotlib": ("plots", "drawing masks, reports and experiments"),
+    "scipy": ("statistics", "tests of significance"),
+    "tensorboard": ("tensorboard", "TensorBoard's files"),
+    "onnxruntime": ("speech-eval", "scoring speech"),
+    "moonshine_voice": ("speech-eval", "scoring speech"),
+    "moonshine_onnx": ("speech-eval", "scoring speech"),
+    "pocketsphinx": ("speech-eval", "scoring speech"),
+}
+"""Extra and purpose of each top-level module that only an extra brings."""
+
+
+class MissingExtraError(ZippkitError):
+    """A package is not installed; the message names the extra that brings it."""
+
+
+def is_installed(module: str) -> bool:
+    """Whether a top-level module can be imported; does not import it."""
+    return find_spec(module) is not None
+
+
+def require(*modules: str, error: type[MissingExtraError] = MissingExtraError) -> None:
+    """Check that top-level modules of `EXTRAS` are installed, right before they are imported; imports none of them.
+
+    Raises:
+        MissingExtraError: one is not, or the given subclass of it; tells the extra of the first that is missing.
+    """
+    missing = [name for name in modules if not is_installed(name)]
+    if missing:
+        extra, purpose = EXTRAS[missing[0]]
+        verb = "is" if len(missing) == 1 else "are"
+        raise error(f"{purpose} needs {', '.join(missing)}, which {verb} not installed: pip install 'zippkit[{extra}]'")
