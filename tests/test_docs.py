@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,16 +20,16 @@ from zippkit.spec.validation import field_names
 ROOT = Path(__file__).parents[1]
 
 
-def _load() -> ModuleType:
-    """docs/generate.py, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
+def _load(name: str) -> ModuleType:
+    """A script of docs/, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location(f"{name}_docs", ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-generate = _load()
+generate = _load("generate")
 
 
 @pytest.fixture
@@ -149,3 +150,26 @@ def test_links_inside_the_reference_lead_somewhere() -> None:
     used = set(re.findall(r"\]\(#([^)]*)\)", text))
     assert used and used <= anchors
     assert all((ROOT / "docs" / path).exists() for path in re.findall(r"\]\((diagrams/[^)]*)\)", text))
+
+
+def test_the_tree_the_picture_and_the_index_are_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+    house = _load("house")
+    assert house.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_file_that_the_tree_does_not_show_is_noticed(tmp_path: Path) -> None:
+    house = _load("house")
+    for name in ("zippkit", "towers", "docs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.svg", "*.png"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    assert house.main(["--root", str(tmp_path)]) == 0
+    assert house.main(["--check", "--root", str(tmp_path)]) == 0
+    (tmp_path / "zippkit" / "plan" / "another.py").write_text('"""Another."""\n')
+    assert house.main(["--check", "--root", str(tmp_path)]) == 1
+
+
+def test_every_test_that_the_map_of_rules_names_exists() -> None:
+    named = set(re.findall(r"`(tests/[^`]+\.py)`", (ROOT / "docs" / "tests.md").read_text()))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
