@@ -20,7 +20,8 @@ import zippkit
 from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
 from zippkit.generation.api import generate_batch
-from zippkit.spec.recipe import Phase, learning_rates
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.phase import Phase
 from zippkit.training.device import backend
 from zippkit.training.optimizer import build_optimizer
 from zippkit.training.step import build_step

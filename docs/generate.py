@@ -26,7 +26,7 @@ from zippkit.plan.diagram.diagram import mermaid, svg
 from zippkit.plan.graph import build_graph
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.yaml_document import Place, read_yaml
+from zippkit.spec.yaml_document import KeyPath, read_yaml
 
 ROOT = Path(__file__).parents[1]
 BUILT_IN = tuple(
@@ -37,7 +37,7 @@ BUILT_IN = tuple(
 )
 
 INTRODUCTION = """\
-<!-- Written by docs/generate.py; change the models in zippkit/spec/composition_spec.py, or that file. -->
+<!-- Written by docs/generate.py; change the models in zippkit/spec/, or that file. -->
 # The composition spec
 
 A composition spec is a YAML file that says which towers there are, which layers of one read which layers of another,
@@ -107,7 +107,7 @@ def _specs(folder: Path) -> Iterator[tuple[str, CompositionSpec]]:
     """Every spec, whether a file of its own or inside a recipe, by its path with dashes."""
     for path in sorted([*folder.rglob("*.yaml"), *folder.rglob("*.yml")]):
         document = read_yaml(path)
-        places: list[Place] = [(), ("spec",)]
+        places: list[KeyPath] = [(), ("spec",)]
         for place in places:
             data = document.data.get("spec") if place else document.data
             if isinstance(data, dict) and "towers" in data:

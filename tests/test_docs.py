@@ -14,7 +14,10 @@ import yaml
 
 from helpers.compositions import SPEC
 from zippkit.plan.diagram.diagram import drawn_sites
-from zippkit.spec.composition_spec import CompositionSpec, InputProjection, LinkSpec, Projection, Site, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.link_spec import LinkSpec, Site
+from zippkit.spec.part_sections import InputProjection, Projection
+from zippkit.spec.tower_spec import TowerSpec
 from zippkit.spec.validation import field_names
 
 ROOT = Path(__file__).parents[1]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from zippkit.report.sizes import sizes as sizes
     from zippkit.spec.composition_spec import CompositionSpec as CompositionSpec
     from zippkit.spec.kinds import LinkConfig as LinkConfig
-    from zippkit.spec.kinds import Sampling as Sampling
     from zippkit.spec.kinds import TowerConfig as TowerConfig
+    from zippkit.spec.sampling import Sampling as Sampling
 
 # Imported on first use: `zippkit check` must not wait for torch.
 _HOMES = {
@@ -38,7 +38,7 @@ _HOMES = {
     "Link": "model.links.base",
     "LinkConfig": "spec.kinds",
     "Memory": "model.links.base",
-    "Sampling": "spec.kinds",
+    "Sampling": "spec.sampling",
     "Scorer": "evaluation.recognisers.base",
     "Segment": "batch.batch",
     "SpecError": "errors",

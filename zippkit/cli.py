@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from zippkit.errors import Problem, SpecError, ZippkitError
-from zippkit.spec.kinds import MOST_TOKENS
+from zippkit.spec.sampling import MOST_TOKENS
 from zippkit.system.files import FULL
 
 app = typer.Typer(
@@ -129,7 +129,7 @@ def plan(
     from zippkit.loading import spec_at
     from zippkit.plan.graph import build_graph
     from zippkit.plan.plan import Wanted, build_plan
-    from zippkit.spec.recipe import Task
+    from zippkit.spec.task import Task
 
     graph = build_graph(spec_at(file, overrides or ()))
     whole = build_plan(graph)
@@ -236,7 +236,7 @@ def recipe(file: SpecFile, overrides: Overrides = None) -> None:
     import yaml
 
     from zippkit.loading import spec_at
-    from zippkit.spec.recipe import derived_recipe, dump
+    from zippkit.spec.derived_recipe import derived_recipe, dump
 
     print(yaml.safe_dump(dump(derived_recipe(spec_at(file, overrides or ()))), sort_keys=False), end="")
 

@@ -24,7 +24,8 @@ from zippkit.plan.graph import Graph
 from zippkit.plan.parts import Transfer, checkpoint_folder, compare
 from zippkit.plan.plan import Plan
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Recipe, derived_recipe
+from zippkit.spec.derived_recipe import derived_recipe
+from zippkit.spec.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from zippkit.errors import Problem, SpecError, ZippkitError
 from zippkit.plan.graph import find_graph
 from zippkit.plan.parts import SPEC, checkpoint_folder, compare
-from zippkit.spec.composition_spec import SHARED_KEYS, CompositionSpec, with_shared
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.shared_weights import SHARED_KEYS, with_shared
 from zippkit.spec.validation import Complaint, Examined, examine, value_at
-from zippkit.spec.yaml_document import Document, Place, override, read_document
+from zippkit.spec.yaml_document import Document, KeyPath, override, read_document
 
 
 def beside(path: str, file: str | Path) -> str:
@@ -55,13 +56,13 @@ def examine_spec(data: Any) -> Examined[CompositionSpec]:
         given,
         lambda spec: find_graph(spec)[1],
         _stand_in,
-        lambda place, cuts: _follows(place, cuts, given),
+        lambda key_path, cuts: _follows(key_path, cuts, given),
     )
-    told = [(place, message) for place, message in found.complaints if not _inherited(place, data)]
+    told = [(key_path, message) for key_path, message in found.complaints if not _inherited(key_path, data)]
     return found._replace(complaints=told)
 
 
-_NEEDED: dict[Place, Any] = {
+_NEEDED: dict[KeyPath, Any] = {
     ("name",): "x",
     ("towers",): {"x": {"kind": "?"}},
     ("towers", "*"): {"kind": "?"},
@@ -83,11 +84,13 @@ _NEEDED: dict[Place, Any] = {
 said about it."""
 
 
-def _stand_in(place: Place) -> Any:
-    if place[2:] == ("name",):
-        return f"x{place[1]}"
+def _stand_in(key_path: KeyPath) -> Any:
+    if key_path[2:] == ("name",):
+        return f"x{key_path[1]}"
     for needed, value in _NEEDED.items():
-        if len(needed) == len(place) and all(part in ("*", seen) for part, seen in zip(needed, place, strict=True)):
+        if len(needed) == len(key_path) and all(
+            part in ("*", seen) for part, seen in zip(needed, key_path, strict=True)
+        ):
             return deepcopy(value)
     return None
 
@@ -96,32 +99,34 @@ _ALSO = {"freeze": "lora", "weights": "config"}
 """Where the one key of a tower was cut, what is said about the other follows."""
 
 
-def _follows(place: Place, cuts: Collection[Place], data: Any) -> bool:
+def _follows(key_path: KeyPath, cuts: Collection[KeyPath], data: Any) -> bool:
     """Whether a complaint speaks of a name, a clock or a rule that is only gone because it was cut."""
-    if len(place) == 3 and place[2] == "clock":
+    if len(key_path) == 3 and key_path[2] == "clock":
         return any(cut[2:] == ("clock",) for cut in cuts)
-    if place[-1:] in (("from",), ("into",), ("share_with",)):
-        return ("towers",) in cuts or ("towers", value_at(data, place)) in cuts
+    if key_path[-1:] in (("from",), ("into",), ("share_with",)):
+        return ("towers",) in cuts or ("towers", value_at(data, key_path)) in cuts
     return any(
-        len(cut) == 3 and cut[:2] == place[:2] and _ALSO.get(str(cut[2])) == place[2] for cut in cuts if place[2:]
+        len(cut) == 3 and cut[:2] == key_path[:2] and _ALSO.get(str(cut[2])) == key_path[2]
+        for cut in cuts
+        if key_path[2:]
     )
 
 
-def _inherited(place: Place, data: Any) -> bool:
+def _inherited(key_path: KeyPath, data: Any) -> bool:
     """Whether it is said about what a tower has from another one, where it is said too."""
-    tower = value_at(data, place[:2])
-    shares = place[:1] == ("towers",) and isinstance(tower, dict) and isinstance(tower.get("share_with"), str)
-    return shares and len(place) > 2 and place[2] in SHARED_KEYS and place[2] not in tower
+    tower = value_at(data, key_path[:2])
+    shares = key_path[:1] == ("towers",) and isinstance(tower, dict) and isinstance(tower.get("share_with"), str)
+    return shares and len(key_path) > 2 and key_path[2] in SHARED_KEYS and key_path[2] not in tower
 
 
-def spec_of(document: Document, place: Place = ()) -> CompositionSpec:
-    """The spec that stands at ``place`` of a YAML file.
+def spec_of(document: Document, key_path: KeyPath = ()) -> CompositionSpec:
+    """The spec that stands at ``key_path`` of a YAML file.
 
     Raises:
         SpecError: every problem found, with its line.
     """
-    found = examine_spec(resolve_paths(value_at(document.data, place), document.file))
-    problems = document.told(found.complaints, place)
+    found = examine_spec(resolve_paths(value_at(document.data, key_path), document.file))
+    problems = document.told(found.complaints, key_path)
     if found.whole is None or problems:
         raise SpecError(problems)
     return found.whole
@@ -181,11 +186,11 @@ def frozen_at_random(found: CompositionSpec | Recipe) -> dict[str, str]:
 def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]:
     """What `check` tells besides problems, of what `load_any` made of the file."""
     document = read_document(path)
-    place: Place = ("spec",) if isinstance(found, Recipe) else ()
-    if place and isinstance(document.data["spec"], str):
-        document, place = read_document(beside(document.data["spec"], path)), ()
+    key_path: KeyPath = ("spec",) if isinstance(found, Recipe) else ()
+    if key_path and isinstance(document.data["spec"], str):
+        document, key_path = read_document(beside(document.data["spec"], path)), ()
     told = frozen_at_random(found)
-    return [document.problem((*place, "towers", name, "freeze"), message) for name, message in told.items()]
+    return [document.problem((*key_path, "towers", name, "freeze"), message) for name, message in told.items()]
 
 
 class _Inner(NamedTuple):

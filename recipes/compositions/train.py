@@ -35,7 +35,9 @@ from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates import Report, verify
 from zippkit.loading import load_spec
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Phase, Task, learning_rates, linked_tasks, single_tower
+from zippkit.spec.derived_recipe import learning_rates, single_tower
+from zippkit.spec.phase import Phase
+from zippkit.spec.task import Task, linked_tasks
 from zippkit.system.progress import progress
 from zippkit.training.device import backend
 from zippkit.training.optimizer import build_optimizer

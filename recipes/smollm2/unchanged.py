@@ -26,7 +26,7 @@ from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates.probe import wake
 from zippkit.model.tower import tower_logits
-from zippkit.spec.recipe import single_tower
+from zippkit.spec.derived_recipe import single_tower
 
 SPEC = Path(__file__).parents[1] / "compositions" / "smollm2_listens.yaml"
 SYSTEM = "system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -18,7 +18,7 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates import verify
 from zippkit.generation.api import generate_batch, stream
-from zippkit.spec.composition_spec import Next
+from zippkit.spec.part_sections import Next
 
 IMAGE, SPEECH, TEXT = Segment("image", [1, 2, 3]), Segment("speech", [4, 5]), Segment("text", [3, 4])
 PREFIXES: dict[str, dict[str, Any]] = {

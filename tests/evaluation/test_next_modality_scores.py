@@ -13,7 +13,8 @@ from zippkit.composition import Composition
 from zippkit.data.dataset import Dataset
 from zippkit.evaluation.next_modality_scores import NextScore, score_next
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Recipe, Task
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 
 TEXT, SPEECH, NOTHING = 0, 1, 2
 """What a head of text and speech can tell."""

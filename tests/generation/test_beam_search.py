@@ -19,7 +19,7 @@ from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
 from zippkit.generation.beam_search import beam_search
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 
 BEGIN, END = 0, 3
 

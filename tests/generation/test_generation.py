@@ -21,7 +21,7 @@ from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
 from zippkit.model.tower import tower_logits
 from zippkit.plan.plan import Wanted
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 from zippkit_towers.decoder.config import DecoderConfig
 
 MAX_LEN = 15

@@ -15,8 +15,8 @@ from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
-from zippkit.spec.composition_spec import Next
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.part_sections import Next
+from zippkit.spec.sampling import Sampling
 
 PENALTY = 5.0
 

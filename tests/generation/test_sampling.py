@@ -24,7 +24,7 @@ from zippkit.composition import Composition
 from zippkit.generation.api import generate, generate_batch
 from zippkit.generation.sampling import choose, penalised
 from zippkit.plan.plan import Wanted
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 
 N_DRAWS = 20_000
 

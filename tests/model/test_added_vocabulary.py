@@ -10,7 +10,9 @@ from zippkit.batch.batch import Segment
 from zippkit.generation.api import generate
 from zippkit.loading import check_spec
 from zippkit.model.tower import tower_logits
-from zippkit.spec.recipe import Phase, learning_rates, linked_tasks
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.phase import Phase
+from zippkit.spec.task import linked_tasks
 from zippkit.training.optimizer import build_optimizer
 
 TOWERS = {"text": tower(2, freeze=True, extend_vocabulary={"speech": 12, "image": {"size": 6, "begin": 0, "end": 1}})}

@@ -20,8 +20,10 @@ from zippkit.loading import check_spec
 from zippkit.model.lora import AdaptedLinear, attach, merged_state
 from zippkit.model.meta_device import meta_model
 from zippkit.model.tower import tower_logits
-from zippkit.spec.composition_spec import Lora
-from zippkit.spec.recipe import Phase, group_names, learning_rates
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.part_kinds import group_names
+from zippkit.spec.part_sections import Lora
+from zippkit.spec.phase import Phase
 from zippkit.training.optimizer import build_optimizer
 from zippkit_towers.decoder.config import DecoderConfig
 

@@ -20,8 +20,8 @@ from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch
 from zippkit.generation.engine import MAX_SEGMENTS
 from zippkit.plan.plan import Wanted
-from zippkit.spec.composition_spec import Next
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.part_sections import Next
+from zippkit.spec.sampling import Sampling
 
 LINKS = [link("speech", "text", every=1), link("text", "speech", every=1)]
 NAMES = ["text", "speech"]

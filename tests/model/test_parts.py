@@ -14,7 +14,7 @@ import zippkit
 from helpers.compositions import link, make_spec, tower
 from helpers.plugins import register
 from zippkit.model.part_group import where_multimodal
-from zippkit.spec.recipe import group_names
+from zippkit.spec.part_kinds import group_names
 
 
 class LogitScale(zippkit.TowerParts):

@@ -16,7 +16,10 @@ from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.loading import check_spec
 from zippkit.model.lora import merged_state
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Phase, Recipe, group_names, learning_rates
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.part_kinds import group_names
+from zippkit.spec.phase import Phase
+from zippkit.spec.recipe import Recipe
 from zippkit.training.optimizer import build_optimizer
 
 LINKS = [link("left", "right", every=2, clock="sync"), link("right", "left", every=2, clock="sync")]

@@ -12,7 +12,7 @@ import pytest
 from zippkit.loading import load_spec
 from zippkit.plan.graph import build_graph
 from zippkit.plan.plan import Plan, Wanted, build_plan
-from zippkit.spec.recipe import linked_tasks
+from zippkit.spec.task import linked_tasks
 
 HERE = Path(__file__).parent
 COMPOSITIONS = HERE.parents[1] / "recipes" / "compositions"

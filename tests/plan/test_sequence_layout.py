@@ -11,14 +11,14 @@ from helpers.example_batch import config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch, collate, interleave
 from zippkit.batch.masks import cross_mask, describe_cross
 from zippkit.errors import DataError
-from zippkit.plan.sequence_layout import Insert, Layout, Modality, turns
+from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout, turns
 from zippkit.spec.kinds import Frame
 
 TOWERS = {"text": config(90, 91), "speech": config(92, 93), "image": config(94, 95)}
-HALVED = Layout(inserts=(Insert("speech", "text", lambda n: -(-n // 2)),))
-CLOCK = Layout(clocks=frozenset({frozenset(("text", "speech"))}))
-SHARED = Layout(shared=frozenset(("text", "speech")))
-HOSTED = Layout(hosted={"units": Modality("text", 100, 12, Frame(begin=10, end=11))})
+HALVED = SequenceLayout(inserts=(Insert("speech", "text", lambda n: -(-n // 2)),))
+CLOCK = SequenceLayout(clocks=frozenset({frozenset(("text", "speech"))}))
+SHARED = SequenceLayout(shared=frozenset(("text", "speech")))
+HOSTED = SequenceLayout(hosted={"units": Modality("text", 100, 12, Frame(begin=10, end=11))})
 
 
 def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
@@ -49,7 +49,7 @@ def test_nobody_between_a_segment_and_its_places_sees_them() -> None:
     places = {order for order, there in zip(rows["text"]["visible"], rows["text"]["inserted"], strict=True) if there}
     between, after = rows["image"]["order"][:3], rows["image"]["order"][3:]
     assert places == {6} and max(between) == 5 and min(after) == 9
-    layout = Layout(inserts=HALVED.inserts, clocks=CLOCK.clocks)
+    layout = SequenceLayout(inserts=HALVED.inserts, clocks=CLOCK.clocks)
     both = interleave([*row[:3], Segment("speech", [2])], TOWERS, layout=layout)
     assert both["text"]["order"] == [6, 6, 7, 9, 11] and both["text"]["visible"] == [6, 6, 6, 8, 10]
     assert both["speech"]["order"] == [0, 1, 2, 7, 9, 11]
@@ -108,7 +108,7 @@ def test_towers_that_share_attention_count_places_in_the_whole_sequence() -> Non
 
 
 LAYOUTS = st.builds(
-    Layout,
+    SequenceLayout,
     inserts=st.sampled_from([(), HALVED.inserts, (*HALVED.inserts, Insert("image", "text", lambda n: 2))]),
     clocks=st.sampled_from([frozenset(), CLOCK.clocks]),
     shared=st.sampled_from([frozenset[str](), SHARED.shared]),
@@ -121,7 +121,7 @@ ROWS = st.lists(
 @settings(max_examples=150)
 @given(layout=LAYOUTS, rows=ROWS, multiple=st.sampled_from([1, 5]))
 def test_whatever_the_layout_masks_agree_and_nobody_sees_the_future(
-    layout: Layout, rows: list[list[tuple[str, int]]], multiple: int
+    layout: SequenceLayout, rows: list[list[tuple[str, int]]], multiple: int
 ) -> None:
     batch = collate([[Segment(name, [5] * n) for name, n in row] for row in rows], TOWERS, multiple, layout=layout)
     for target_name, target in batch.towers.items():

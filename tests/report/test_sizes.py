@@ -26,7 +26,7 @@ from zippkit.model.decoding_state import Decoding
 from zippkit.plan.plan import Wanted
 from zippkit.report.sizes import Sizes, n_bytes, sizes
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Task, linked_tasks
+from zippkit.spec.task import Task, linked_tasks
 
 pytestmark = pytest.mark.slow
 

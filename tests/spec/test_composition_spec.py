@@ -15,7 +15,8 @@ import zippkit
 from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.errors import SpecError, did_you_mean
 from zippkit.loading import check_spec
-from zippkit.spec.composition_spec import TAKEN_NAMES, CompositionSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.words import TAKEN_NAMES
 from zippkit.spec.yaml_document import dotted
 
 

@@ -16,18 +16,18 @@ from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import load_any, load_recipe, load_spec
 from zippkit.model.build import build_model
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import (
+from zippkit.spec.derived_recipe import (
     LEARNING_RATE_FROZEN,
     LEARNING_RATE_UNFROZEN,
-    Phase,
-    Recipe,
-    Task,
     derived_recipe,
     dump,
-    group_names,
     learning_rates,
     single_tower,
 )
+from zippkit.spec.part_kinds import group_names
+from zippkit.spec.phase import Phase
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 
 ROOT = Path(__file__).parents[2]
 YAML = [path.relative_to(ROOT) for path in (ROOT / "recipes").rglob("*.yaml")]

@@ -19,7 +19,7 @@ from zippkit.errors import CheckpointError, SpecError
 from zippkit.loading import load_spec
 from zippkit.model.build import build_tower
 from zippkit.model.weights import read_tensors, write_tensors
-from zippkit.spec.composition_spec import TowerSpec
+from zippkit.spec.tower_spec import TowerSpec
 from zippkit_towers.decoder.config import DecoderConfig
 from zippkit_towers.decoder.tower import Decoder
 

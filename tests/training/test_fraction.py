@@ -9,7 +9,7 @@ import pytest
 
 from helpers.tiny_runs import tiny_recipe, write_data
 from zippkit.data.dataset import Dataset
-from zippkit.spec.recipe import Task
+from zippkit.spec.task import Task
 from zippkit.training.batch_order import BatchOrder
 from zippkit.training.task_data import TaskData
 from zippkit.training.trainer import train

@@ -9,7 +9,9 @@ from torch import Tensor
 from helpers.compositions import link, make, tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.spec.recipe import Phase, group_names, learning_rates
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.part_kinds import group_names
+from zippkit.spec.phase import Phase
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 PHASE = Phase(steps=1, learning_rate=0.5, learning_rates={"towers.speech": 0.25}, betas=(0.8, 0.9))

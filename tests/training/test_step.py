@@ -14,7 +14,8 @@ from zippkit.batch.batch import Batch
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.model.loss import loss
-from zippkit.spec.recipe import Phase, learning_rates
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.phase import Phase
 from zippkit.training.device import CPU, backend
 from zippkit.training.optimizer import build_optimizer, set_rate
 from zippkit.training.step import TrainingStep, build_step

@@ -15,10 +15,10 @@ from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
 from zippkit.data.images import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.errors import DataError
-from zippkit.plan.sequence_layout import Layout, Modality
+from zippkit.plan.sequence_layout import Modality, SequenceLayout
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
-from zippkit.spec.recipe import Task
+from zippkit.spec.task import Task
 from zippkit.training.task_data import TaskData, check_tokenizers
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
@@ -42,7 +42,7 @@ def towers(**changes: dict[str, object]) -> dict[str, TowerConfig]:
 
 def read(configs: Mapping[str, TowerConfig]) -> dict[str, Modality]:
     """What towers read, as `check_tokenizers` wants it."""
-    return Layout().modalities(configs)
+    return SequenceLayout().modalities(configs)
 
 
 def test_a_task_gives_its_segments_in_order_and_the_loss_to_the_last(data: Dataset) -> None:
@@ -201,7 +201,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_a_tower_of_waveforms_is_given_waveforms(sounds: Dataset) -> None:
     read: dict[str, TowerConfig] = {"text": towers()["text"], "speech": HEARS}
-    check_tokenizers(sounds, Layout().modalities(read), sounds.fingerprints)
+    check_tokenizers(sounds, SequenceLayout().modalities(read), sounds.fingerprints)
     split = sounds.split("train")
     task = TaskData(Task(("speech",), "text"), sounds, split, read)
     task.check_lengths(read)
@@ -252,7 +252,7 @@ def test_a_waveform_past_the_window_is_named(sounds: Dataset) -> None:
 
 def test_a_tower_of_images_is_given_floats(sounds: Dataset) -> None:
     read: dict[str, TowerConfig] = {"text": towers()["text"], "image": LOOKS}
-    check_tokenizers(sounds, Layout().modalities(read), sounds.fingerprints)
+    check_tokenizers(sounds, SequenceLayout().modalities(read), sounds.fingerprints)
     task = TaskData(Task(("image",), "text"), sounds, sounds.split("train"), read)
     task.check_lengths(read)
     image = task.prompt(3)[0].tokens
@@ -281,14 +281,14 @@ def test_a_tower_of_images_is_given_floats(sounds: Dataset) -> None:
 )
 def test_what_a_continuous_tower_cannot_be_fed(sounds: Dataset, name: str, tower: TowerConfig, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_tokenizers(sounds, Layout().modalities({name: tower}))
+        check_tokenizers(sounds, SequenceLayout().modalities({name: tower}))
 
 
 def test_waveforms_are_no_token_ids(sounds: Dataset, data: Dataset) -> None:
     with pytest.raises(DataError, match=r"speech holds waveforms, but tower 'speech' reads token ids; .*--waveform\)"):
         check_tokenizers(sounds, read(towers()))
     with pytest.raises(DataError, match="speech holds token ids, but tower 'speech' is fed waveforms"):
-        check_tokenizers(data, Layout().modalities({"speech": HEARS}))
+        check_tokenizers(data, SequenceLayout().modalities({"speech": HEARS}))
 
 
 def test_a_continuous_tower_that_does_not_tell_takes_any_waveform(sounds: Dataset) -> None:
@@ -298,6 +298,6 @@ def test_a_continuous_tower_that_does_not_tell_takes_any_waveform(sounds: Datase
             return None
 
     mute = Mute(model=MODELS["wav2vec2"])
-    check_tokenizers(sounds, Layout().modalities({"speech": mute}))
+    check_tokenizers(sounds, SequenceLayout().modalities({"speech": mute}))
     with pytest.raises(DataError, match="--waveform RATE"):
-        check_tokenizers(sounds, Layout().modalities({"image": mute}))
+        check_tokenizers(sounds, SequenceLayout().modalities({"image": mute}))

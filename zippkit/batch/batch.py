@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zippkit.errors import DataError, did_you_mean
-from zippkit.plan.sequence_layout import Layout, Modality, turns
+from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
 from zippkit.spec.kinds import TowerConfig
 
 IGNORE = -100
@@ -193,7 +193,7 @@ class Row:
 class _Interleaving:
     """Lays out one example, segment after segment."""
 
-    def __init__(self, towers: Mapping[str, TowerConfig], layout: Layout, where: str) -> None:
+    def __init__(self, towers: Mapping[str, TowerConfig], layout: SequenceLayout, where: str) -> None:
         self.towers, self.layout, self.where = towers, layout, where
         self.modalities = layout.modalities(towers)
         self.rows: dict[str, Row] = {}
@@ -222,7 +222,7 @@ class _Interleaving:
         for i, (modality, tokens, _) in enumerate(framed):
             for insert in self.layout.inserts:
                 if insert.source == modality.tower:
-                    self._waiting.setdefault(insert.target, []).append((index + i, insert.places(len(tokens))))
+                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(len(tokens))))
 
     def _place(
         self,
@@ -286,7 +286,7 @@ def interleave(
     segments: Sequence[Segment],
     towers: Mapping[str, TowerConfig],
     where: str = "example",
-    layout: Layout | None = None,
+    layout: SequenceLayout | None = None,
 ) -> dict[str, Row]:
     """Frame each segment and split the sequence into each tower's own tokens.
 
@@ -300,7 +300,7 @@ def interleave(
         DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
             are simultaneous and not of one length.
     """
-    layout = layout or Layout()
+    layout = layout or SequenceLayout()
     laid = _Interleaving(towers, layout, where)
     index = 0
     for turn in turns([segment.tower for segment in segments], layout):
@@ -335,7 +335,7 @@ def collate(
     towers: Mapping[str, TowerConfig],
     multiple: int = 1,
     ids: Sequence[str] = (),
-    layout: Layout | None = None,
+    layout: SequenceLayout | None = None,
     multimodal: bool | Sequence[bool] = True,
 ) -> Batch:
     """Examples to one padded batch.
@@ -395,7 +395,7 @@ def _with_following(
     rows: Sequence[Mapping[str, Row]],
     examples: Sequence[Sequence[Segment]],
     modalities: Mapping[str, Modality],
-    layout: Layout,
+    layout: SequenceLayout,
 ) -> dict[str, TowerBatch]:
     place = {name: i for i, name in enumerate(modalities)}
     following = {name: torch.full_like(batch.tokens, IGNORE) for name, batch in batches.items()}

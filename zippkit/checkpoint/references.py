@@ -19,8 +19,9 @@ from zippkit.model.weights import file_hash, state_hash, weight_files
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec import registry
-from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TOWER_FILE, TowerConfig
+from zippkit.spec.tower_spec import TowerSpec
 
 TOWERS = "towers"
 """Folder of towers, in runs and in checkpoints."""

@@ -21,7 +21,7 @@ from zippkit.evaluation.recognisers.base import open_scorer
 from zippkit.evaluation.speech_scores import Listener
 from zippkit.generation.api import generate
 from zippkit.generation.sampling import GREEDY
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 from zippkit.spec.validation import validate
 from zippkit.spec.yaml_document import Document, override
 from zippkit.system.files import parse_json

@@ -21,7 +21,8 @@ from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.evaluation.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
 from zippkit.generation.api import generate_batch
 from zippkit.model.tower import tower_logits
-from zippkit.spec.recipe import Recipe, Task
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 from zippkit.system.progress import progress
 from zippkit.training.device import backend
 from zippkit.training.run_folder import RunFolder

@@ -10,7 +10,8 @@ from zippkit.batch.batch import IGNORE
 from zippkit.composition import Composition
 from zippkit.data.dataset import Dataset
 from zippkit.model.next_modality import PREFIX
-from zippkit.spec.recipe import Recipe, Task
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 from zippkit.training.task_data import TaskData
 
 

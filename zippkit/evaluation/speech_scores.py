@@ -21,7 +21,8 @@ from zippkit.errors import DataError
 from zippkit.evaluation.recognisers.base import Scorer
 from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.generation.api import generate_batch
-from zippkit.spec.recipe import Evaluation, Task
+from zippkit.spec.phase import Evaluation
+from zippkit.spec.task import Task
 from zippkit.system.progress import progress
 from zippkit.training.task_data import TaskData
 

@@ -9,10 +9,11 @@ from zippkit.errors import did_you_mean
 from zippkit.experiment.claim_checks import claim_complaints, unknown
 from zippkit.experiment.format import Experiment, Plot, Preset
 from zippkit.experiment.metrics import Metric
-from zippkit.spec.composition_spec import Name
-from zippkit.spec.recipe import Recipe, Task
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 from zippkit.spec.validation import Complaint
-from zippkit.spec.yaml_document import Place
+from zippkit.spec.words import Name
+from zippkit.spec.yaml_document import KeyPath
 
 
 def complaints_of(experiment: Experiment) -> Iterator[Complaint]:
@@ -59,7 +60,7 @@ def _preset_complaints(experiment: Experiment, preset: Preset) -> Iterator[Compl
         yield ("values",), "the experiment has no axis that could take them"
 
 
-def _repeated(place: Place, values: Sequence[float]) -> Iterator[Complaint]:
+def _repeated(place: KeyPath, values: Sequence[float]) -> Iterator[Complaint]:
     for i, value in enumerate(values):
         if value in values[:i]:
             yield (*place, i), f"{value:g} is there twice; the same run would count as two"

@@ -7,12 +7,12 @@ from typing import Any
 
 from zippkit.errors import did_you_mean
 from zippkit.experiment.format import Claim, Experiment
-from zippkit.spec.composition_spec import Name
 from zippkit.spec.validation import Complaint
-from zippkit.spec.yaml_document import Place
+from zippkit.spec.words import Name
+from zippkit.spec.yaml_document import KeyPath
 
 
-def unknown(place: Place, names: Sequence[Name], known: Mapping[str, Any], what: str) -> Iterator[Complaint]:
+def unknown(place: KeyPath, names: Sequence[Name], known: Mapping[str, Any], what: str) -> Iterator[Complaint]:
     """A complaint for each name that is not known."""
     return ((place, f"no {what} is called {name!r}{did_you_mean(name, known)}") for name in names if name not in known)
 

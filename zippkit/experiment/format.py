@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from zippkit.experiment.metrics import Metric
 from zippkit.experiment.statistics import Relation
-from zippkit.spec.composition_spec import Name
 from zippkit.spec.kinds import Strict
+from zippkit.spec.words import Name
 
 Value = int | float
 Overrides = dict[str, Any]

@@ -15,8 +15,9 @@ from zippkit.experiment.format import Experiment, Overrides, Preset, Value
 from zippkit.experiment.hashes import recipe_hash
 from zippkit.experiment.loading import ExperimentFile, load_experiment
 from zippkit.loading import beside, recipe_of
-from zippkit.spec.recipe import Phase, Recipe
-from zippkit.spec.yaml_document import Document, Place, dotted, read_yaml
+from zippkit.spec.phase import Phase
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.yaml_document import Document, KeyPath, dotted, read_yaml
 
 
 @dataclass(frozen=True)
@@ -114,13 +115,13 @@ def check_experiment(path: Path) -> str:
 
 def _settings(
     file: ExperimentFile, preset: Preset, name: str, cell: str, value: Value | None
-) -> Iterator[tuple[Place, str, Any]]:
+) -> Iterator[tuple[KeyPath, str, Any]]:
     """Overrides in the order in which they act: where they stand, their key, their value."""
     experiment = file.experiment
     spec = experiment.cells[cell].spec
     if spec is not None:
         yield ("cells", cell, "spec"), "spec", beside(spec.replace("{preset}", name), file.document.file)
-    sources: list[tuple[Place, Overrides]] = [
+    sources: list[tuple[KeyPath, Overrides]] = [
         (("set",), experiment.set),
         (("presets", name, "set"), preset.set),
         (("cells", cell, "set"), experiment.cells[cell].set),
@@ -154,7 +155,7 @@ def _resolve(file: ExperimentFile, preset: Preset, name: str, cell: str, value: 
     return _plain(recipe.model_copy(update={"name": recipe.spec.name}))
 
 
-def _need(file: ExperimentFile, place: Place, named: str | None, preset: str) -> None:
+def _need(file: ExperimentFile, place: KeyPath, named: str | None, preset: str) -> None:
     """A file that the experiment names must be there; the experiment's own line is where that is put right."""
     if named is None:
         return
@@ -177,7 +178,7 @@ def _drop(document: Document, file: ExperimentFile, cell: str) -> None:
         del parent[last]
 
 
-def _told(problem: Problem, file: ExperimentFile, cell: str, settings: list[tuple[Place, str, Any]]) -> Problem:
+def _told(problem: Problem, file: ExperimentFile, cell: str, settings: list[tuple[KeyPath, str, Any]]) -> Problem:
     """A recipe's problem, told where an override of the experiment caused it."""
     for place, key, _ in reversed(settings) if problem.line == 0 else ():
         # The problems of a spec file's own overrides are told without the recipe's `spec.`.

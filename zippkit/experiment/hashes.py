@@ -11,9 +11,10 @@ from typing import Any
 from zippkit.data.manifest import DATASET_MANIFEST, sha256_of
 from zippkit.errors import CheckpointError
 from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
+from zippkit.spec.derived_recipe import dump, single_tower
 from zippkit.spec.hf_folder import CONFIG
 from zippkit.spec.kinds import read_json
-from zippkit.spec.recipe import Recipe, dump, single_tower
+from zippkit.spec.recipe import Recipe
 
 _READ_WHOLE = 50 * 1024**2
 """A file of fewer bytes is known by its content, a larger one by its size and time."""

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from zippkit.errors import did_you_mean
 from zippkit.experiment.scores import Scores, Sentence
-from zippkit.spec.composition_spec import Name
 from zippkit.spec.kinds import Strict
-from zippkit.spec.recipe import Task
+from zippkit.spec.task import Task
 from zippkit.spec.validation import Complaint
+from zippkit.spec.words import Name
 
 
 class Metric(Strict):

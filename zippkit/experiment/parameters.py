@@ -11,7 +11,7 @@ from zippkit.errors import ZippkitError
 from zippkit.model.meta_device import meta_model
 from zippkit.report.sizes import part_sizes
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import dump
+from zippkit.spec.derived_recipe import dump
 
 
 class Parameters(NamedTuple):

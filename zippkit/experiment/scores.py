@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zippkit.evaluation.recognisers.normalize import normalize
-from zippkit.spec.composition_spec import Name
+from zippkit.spec.words import Name
 
 
 class Sentence(NamedTuple):

@@ -12,7 +12,7 @@ from zippkit.errors import DataError, ZippkitError, did_you_mean
 from zippkit.generation.engine import Generation, Prompt, Watch
 from zippkit.generation.sampling import GREEDY
 from zippkit.plan.sequence_layout import turns
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 
 Limits: TypeAlias = "int | Mapping[str, int]"
 Ways: TypeAlias = "Sampling | Mapping[str, Sampling]"

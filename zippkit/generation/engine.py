@@ -27,7 +27,8 @@ from zippkit.model.links.base import Memory
 from zippkit.model.next_modality import PREFIX
 from zippkit.plan.plan import Plan, Wanted
 from zippkit.plan.sequence_layout import turns
-from zippkit.spec.kinds import Frame, Sampling
+from zippkit.spec.kinds import Frame
+from zippkit.spec.sampling import Sampling
 
 Prompt: TypeAlias = Sequence[Segment]
 MAX_SEGMENTS = 8
@@ -257,7 +258,7 @@ class Generation(Iterator[Piece]):
             for insert in self._layout.inserts:
                 last = max(segments[insert.target][i]) if insert.target in segments else -1
                 sizes = Counter(segments[insert.source][i]) if insert.source in segments else {}
-                new = [(number, insert.places(n)) for number, n in sizes.items() if number > last]
+                new = [(number, insert.n_slots(n)) for number, n in sizes.items() if number > last]
                 row.waiting[insert.target] = sorted([*row.waiting[insert.target], *new], key=operator.itemgetter(0))
 
     def _run_prompts(self, batch: Batch, advancing: Sequence[str], prompts: Sequence[Prompt]) -> dict[int, Tensor]:
@@ -482,7 +483,7 @@ class Generation(Iterator[Piece]):
         for number, (name, found) in enumerate(zip(turn, row.found, strict=True)):
             for insert in self._layout.inserts:
                 if insert.source == self._modalities[name].tower:
-                    row.waiting[insert.target].append((row.segment + number, insert.places(len(found) + 2)))
+                    row.waiting[insert.target].append((row.segment + number, insert.n_slots(len(found) + 2)))
 
     def _insert(self, tower: str, rows: list[int]) -> None:
         """Run the places that complete segments take before a segment of this tower, which is about to begin."""

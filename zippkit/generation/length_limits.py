@@ -74,7 +74,7 @@ class Room:
             most = self.graph.towers[insert.target].max_len
             if most is not None and insert.source in turn and insert.target in later:
                 free = most - 2 * later.count(insert.target) - self.used(insert.target, row)
-                while limit > 0 and insert.places(limit + 2) > free:
+                while limit > 0 and insert.n_slots(limit + 2) > free:
                     limit -= 1
         return limit
 
@@ -85,7 +85,7 @@ class Room:
         for modality in wanted:
             source, longest = self.graph.modalities[modality].tower, limits[modality] + 2
             needed += longest * (source == tower)
-            needed += sum(insert.places(longest) for insert in inserts if insert.source == source)
+            needed += sum(insert.n_slots(longest) for insert in inserts if insert.source == source)
         most = self.graph.towers[tower].max_len
         return needed if most is None else min(needed, most)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 
 GREEDY = Sampling()
 

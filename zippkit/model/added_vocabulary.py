@@ -13,7 +13,8 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
 from zippkit.plan.graph import Graph
-from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.tower_spec import TowerSpec
 
 
 class AddedVocabulary(nn.Module):

@@ -18,8 +18,9 @@ from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph, build_graph
 from zippkit.plan.plan import build_plan
 from zippkit.spec import registry
-from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.part_kinds import part_kinds
+from zippkit.spec.tower_spec import TowerSpec
 
 GROUPS: dict[str, type[PartGroup]] = {
     "adapters": Adapters,

@@ -17,7 +17,8 @@ from zippkit.model.part_group import Loss, PartGroup
 from zippkit.model.tower import Tower
 from zippkit.plan.graph import Graph
 from zippkit.plan.plan import Op
-from zippkit.spec.composition_spec import CompositionSpec, Contrast
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_sections import Contrast
 
 MASKED = -1e9
 """Similarity with a row that lacks one of the two towers."""

@@ -10,7 +10,8 @@ import torch
 
 from zippkit.errors import CheckpointError
 from zippkit.model.weights import float_dtypes
-from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.tower_spec import TowerSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -13,7 +13,8 @@ from zippkit.model.part_group import PartGroup, where_multimodal
 from zippkit.model.tower import Tower
 from zippkit.plan.graph import Graph
 from zippkit.plan.plan import Op
-from zippkit.spec.composition_spec import CompositionSpec, InputProjection
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_sections import InputProjection
 
 
 class InputProjections(PartGroup):

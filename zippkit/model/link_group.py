@@ -13,7 +13,8 @@ from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
 from zippkit.plan.graph import Graph
 from zippkit.spec import registry
-from zippkit.spec.composition_spec import CompositionSpec, LinkSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.link_spec import LinkSpec
 
 
 class Links(PartGroup):

@@ -15,7 +15,9 @@ from zippkit.model.tower import Tower
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
 from zippkit.plan.plan import Op
-from zippkit.spec.composition_spec import CompositionSpec, Lora, some_of
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_sections import Lora
+from zippkit.spec.tower_spec import some_of
 
 
 class Adapter(nn.Module):

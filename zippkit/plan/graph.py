@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import networkx as nx
 
 from zippkit.errors import Problem, SpecError
-from zippkit.plan.sequence_layout import Insert, Layout, Modality
-from zippkit.spec.composition_spec import CompositionSpec, LinkSpec
+from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.cross_checks import misfits
 from zippkit.spec.kinds import Acts, TowerConfig
+from zippkit.spec.link_spec import LinkSpec
 from zippkit.spec.part_kinds import Operation, part_kinds
 from zippkit.spec.validation import Complaint
 from zippkit.spec.yaml_document import dotted
@@ -46,7 +47,7 @@ class Graph:
     towers: dict[str, TowerConfig]
     sites: tuple[LinkSite, ...]
     """In spec order; several sites of one target depth act in this order."""
-    layout: Layout
+    layout: SequenceLayout
     """What the composition asks of a sequence."""
     operations: tuple[Operation, ...] = ()
     """What parts do with the towers' states, besides links."""
@@ -145,7 +146,7 @@ def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
                 sites.append(found)
             else:
                 complaints.append(found)
-    wrong = {place[1] for place, _ in complaints if place[0] == "links" and len(place) > 1}
+    wrong = {key_path[1] for key_path, _ in complaints if key_path[0] == "links" and len(key_path) > 1}
     labels = {link.label for i, link in enumerate(spec.links) if i not in wrong}
     complaints += _circle(towers, [site for site in sites if site.link in labels])
     if complaints:
@@ -175,7 +176,7 @@ def _circle(towers: Mapping[str, TowerConfig], sites: Iterable[LinkSite]) -> Ite
     yield ("links",), f"the links cannot be ordered, each of these needs the one before it: {path}"
 
 
-def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:
+def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> SequenceLayout:
     """What the links ask of a sequence, and the modalities that towers host behind their own ids."""
     hosted: dict[str, Modality] = {}
     for host, tower in spec.towers.items():
@@ -185,8 +186,8 @@ def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> Layout:
             first += added.size
     at_embedding = [link for link in spec.links if link.settings.acts == "embedding"]
     in_attention = [link for link in spec.links if link.settings.acts == "attention"]
-    return Layout(
-        inserts=tuple(Insert(link.source, link.target, link.settings.places) for link in at_embedding),
+    return SequenceLayout(
+        inserts=tuple(Insert(link.source, link.target, link.settings.n_slots) for link in at_embedding),
         shared=frozenset(name for link in in_attention for name in (link.source, link.target)),
         clocks=frozenset(frozenset((link.source, link.target)) for link in spec.links if link.clock == "sync"),
         hosted=hosted,
@@ -202,5 +203,5 @@ def build_graph(spec: CompositionSpec) -> Graph:
     """
     graph, complaints = find_graph(spec)
     if graph is None:
-        raise SpecError([Problem(spec.name, 0, dotted(place), message) for place, message in complaints])
+        raise SpecError([Problem(spec.name, 0, dotted(key_path), message) for key_path, message in complaints])
     return graph

@@ -1,4 +1,4 @@
-"""What a composition asks of a sequence besides its towers: inserted places, simultaneous tokens, hosted modalities."""
+"""What a composition asks of a sequence besides its towers: inserted slots, simultaneous tokens, hosted modalities."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Insert:
 
     source: str
     target: str
-    places: Callable[[int], int]
-    """Tokens of a segment of the source, begin and end included, to the places that it takes in the target."""
+    n_slots: Callable[[int], int]
+    """Tokens of a segment of the source, begin and end included, to the slots that it takes in the target."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Modality:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SequenceLayout:
     """How segments become each tower's own tokens."""
 
     inserts: tuple[Insert, ...] = ()
@@ -60,7 +60,7 @@ class Layout:
         return frozenset((one, other)) in self.clocks
 
 
-def turns(names: Sequence[str], layout: Layout) -> list[tuple[str, ...]]:
+def turns(names: Sequence[str], layout: SequenceLayout) -> list[tuple[str, ...]]:
     """Who comes after whom in a run of segments: one modality at a time, or two neighbours with one clock."""
     found: list[tuple[str, ...]] = []
     for name in names:

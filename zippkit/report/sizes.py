@@ -17,7 +17,7 @@ from zippkit.plan.graph import Graph, LinkSite
 from zippkit.plan.parts import part_of
 from zippkit.report.flops import CountFlops
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.recipe import Task, linked_tasks
+from zippkit.spec.task import Task, linked_tasks
 
 SOURCE_TOKENS, TARGET_TOKENS = 256, 64
 

@@ -6,9 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from zippkit.errors import did_you_mean
-from zippkit.spec.composition_spec import SHARED_KEYS, TAKEN_NAMES, CompositionSpec, LinkSpec
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import LinkConfig, TowerConfig
+from zippkit.spec.link_spec import LinkSpec
+from zippkit.spec.shared_weights import SHARED_KEYS
 from zippkit.spec.validation import Complaint
+from zippkit.spec.words import TAKEN_NAMES
 
 
 def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
@@ -27,8 +30,8 @@ def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
             continue
         others = [(other, settings) for j, other, settings in between[frozenset((link.source, link.target))] if i != j]
         for check in (_at_embedding, _in_attention, _on_one_clock):
-            for place, message in check(link, config, towers, others):
-                yield ("links", i, *place), message
+            for key_path, message in check(link, config, towers, others):
+                yield ("links", i, *key_path), message
         source, target = towers[link.source], towers[link.target]
         if link.projection.share == "directions" and source.dim != target.dim:
             seen = f"{source.dim} and {target.dim}"
@@ -81,26 +84,29 @@ def _on_one_clock(link: LinkSpec, config: LinkConfig, towers: Towers, others: Ot
 
 def _sharing(spec: CompositionSpec) -> Iterator[Complaint]:
     for name, tower in spec.towers.items():
-        place = ("towers", name, "share_with")
+        key_path = ("towers", name, "share_with")
         if tower.share_with is None:
             continue
         other = spec.towers.get(tower.share_with)
         if other is None:
-            yield place, f"no tower is called {tower.share_with!r}{did_you_mean(tower.share_with, spec.towers)}"
+            yield key_path, f"no tower is called {tower.share_with!r}{did_you_mean(tower.share_with, spec.towers)}"
         elif other is tower or other.share_with is not None:
-            yield place, f"{tower.share_with!r} has no weights of its own; name the tower that has"
+            yield key_path, f"{tower.share_with!r} has no weights of its own; name the tower that has"
         else:
             differ = [key for key in SHARED_KEYS if getattr(tower, key) != getattr(other, key)]
             differ += ["extend_vocabulary"] if tower.extend_vocabulary else []
             if differ:
-                yield place, f"the weights are {tower.share_with!r}'s, so it decides; remove {', '.join(differ)} here"
+                yield (
+                    key_path,
+                    f"the weights are {tower.share_with!r}'s, so it decides; remove {', '.join(differ)} here",
+                )
 
 
 def _projecting(spec: CompositionSpec) -> Iterator[Complaint]:
     for name, tower in spec.towers.items():
         if tower.input_projection is not None and len(spec.modalities) == 1:
-            place = ("towers", name, "input_projection")
-            yield place, "only rows of several modalities pass it, and the spec has one; remove `input_projection`"
+            key_path = ("towers", name, "input_projection")
+            yield key_path, "only rows of several modalities pass it, and the spec has one; remove `input_projection`"
 
 
 def _hosting(spec: CompositionSpec) -> Iterator[Complaint]:
@@ -112,13 +118,16 @@ def _hosting(spec: CompositionSpec) -> Iterator[Complaint]:
         elif tower.extend_vocabulary and config is not None and not config.predicts:
             yield ("towers", host, "extend_vocabulary"), "the tower has no head, so no vocabulary can be added to it"
         for name, added in tower.extend_vocabulary.items():
-            place = ("towers", host, "extend_vocabulary", name)
+            key_path = ("towers", host, "extend_vocabulary", name)
             if name in spec.towers or counts[name] > 1:
-                yield place, f"{name!r} is {'a tower' if name in spec.towers else 'given twice'}; expected a new name"
+                yield (
+                    key_path,
+                    f"{name!r} is {'a tower' if name in spec.towers else 'given twice'}; expected a new name",
+                )
             begin, end = added.frame.begin, added.frame.end
             if begin == end or max(begin, end) >= added.size:
                 expected = f"expected two different ids below {added.size}"
-                yield place, f"begin and end are {begin} and {end}; {expected}"
+                yield key_path, f"begin and end are {begin} and {end}; {expected}"
 
 
 def _contrasts(spec: CompositionSpec) -> Iterator[Complaint]:
@@ -126,11 +135,11 @@ def _contrasts(spec: CompositionSpec) -> Iterator[Complaint]:
     for i, contrast in enumerate(spec.contrastive):
         ends = (("from", contrast.source, contrast.source_depth), ("into", contrast.target, contrast.target_depth))
         for key, name, depth in ends:
-            place = ("contrastive", i, key)
+            key_path = ("contrastive", i, key)
             if name not in spec.towers:
-                yield place, f"no tower is called {name!r}{did_you_mean(name, spec.towers)}"
+                yield key_path, f"no tower is called {name!r}{did_you_mean(name, spec.towers)}"
             elif (config := spec.towers[name].resolved[0]) and depth is not None and depth > config.n_layers:
-                yield place, f"depth {depth} of {name!r}, which has {config.n_layers} layers"
+                yield key_path, f"depth {depth} of {name!r}, which has {config.n_layers} layers"
         if contrast.source == contrast.target:
             yield ("contrastive", i, "into"), f"two towers are compared, but both are {contrast.source!r}"
         label = contrast.label

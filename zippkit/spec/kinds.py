@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from zippkit.system.files import parse_json
 
@@ -209,50 +209,12 @@ class LinkConfig(Strict):
         """Width of what the projection is given."""
         return source_dim
 
-    def places(self, n_tokens: int) -> int:
-        """How many places a source's segment of so many tokens, begin and end included, takes in the target's own
+    def n_slots(self, n_tokens: int) -> int:
+        """How many slots a source's segment of so many tokens, begin and end included, takes in the target's own
         sequence; only for a link that acts on the embedding."""
-        raise NotImplementedError(f"{type(self).__name__} takes no places in the target's sequence")
+        raise NotImplementedError(f"{type(self).__name__} takes no slots in the target's sequence")
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
         """One message for each way in which this link cannot join the two towers' shapes."""
         del source, target
         yield from ()
-
-
-MOST_TOKENS = 131_072
-"""Of one generated segment. Its caches are made at once, so a number typed wrong would take all memory."""
-
-
-class Sampling(Strict):
-    """How one modality is generated. The defaults take the likeliest token."""
-
-    temperature: float = Field(0.0, ge=0, description="Logits are divided by it; 0 takes the likeliest token.")
-    top_k: int | None = Field(None, gt=0, description="Only so many of the likeliest tokens are drawn from.")
-    top_p: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Only the likeliest tokens of this much probability together (arXiv 1904.09751).",
-    )
-    repetition_penalty: float = Field(
-        1.0,
-        gt=0,
-        description="Logits of tokens that the row has had, begin and end included, are divided by it if positive, "
-        "else multiplied; beams multiply log-probabilities. As in transformers.",
-    )
-    beams: int = Field(1, gt=0, le=256, description="Hypotheses of a beam search; 1 is none.")
-    length_penalty: float = Field(
-        1.0,
-        ge=-10,
-        le=10,
-        description="A hypothesis of n tokens, its end counted, scores log-probability / n ** length_penalty.",
-    )
-
-    @model_validator(mode="after")
-    def _one_way(self) -> Self:
-        if self.beams > 1 and self.temperature > 0:
-            raise ValueError(f"beams {self.beams} take the likeliest; expected temperature 0, got {self.temperature}")
-        if self.temperature == 0 and (self.top_k or self.top_p):
-            raise ValueError("top_k and top_p say what is drawn from; expected a temperature above 0 with them")
-        return self

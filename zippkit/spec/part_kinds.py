@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from zippkit.spec import registry
-from zippkit.spec.composition_spec import CompositionSpec, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.tower_spec import TowerSpec
 
 
 class Operation(NamedTuple):
@@ -177,6 +178,11 @@ def part_kinds(spec: CompositionSpec) -> list[PartKind]:
 def part_names(spec: CompositionSpec) -> list[str]:
     """``group.name`` of every part that the spec asks for, besides its towers."""
     return [f"{kind.group}.{name}" for kind in part_kinds(spec) for name in kind.names(spec)]
+
+
+def group_names(spec: CompositionSpec) -> list[str]:
+    """Names of the parameter groups: one for each tower with weights of its own, and one for each part."""
+    return [*(f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None), *part_names(spec)]
 
 
 def part_settings(tower: TowerSpec, kind: str) -> Any:

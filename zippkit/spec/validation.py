@@ -10,10 +10,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from zippkit.errors import did_you_mean
-from zippkit.spec.yaml_document import Place
+from zippkit.spec.yaml_document import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
-Complaint = tuple[Place, str]
+Complaint = tuple[KeyPath, str]
 """Where in the YAML, and what is wrong there."""
 
 
@@ -29,20 +29,20 @@ def _field_type(model: type[BaseModel], key: str) -> Any:
     return None
 
 
-def _models(annotation: Any, place: Place) -> Iterator[type[BaseModel]]:
-    """The models that ``annotation`` holds at ``place`` (a place below that annotation)."""
+def _models(annotation: Any, key_path: KeyPath) -> Iterator[type[BaseModel]]:
+    """The models that ``annotation`` holds at ``key_path`` (one below that annotation)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if not place:
+        if not key_path:
             yield annotation
         else:
-            yield from _models(_field_type(annotation, str(place[0])), place[1:])
+            yield from _models(_field_type(annotation, str(key_path[0])), key_path[1:])
         return
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType, typing.Annotated):
         for argument in arguments:
-            yield from _models(argument, place)
-    elif origin in (dict, list, tuple) and place:
-        yield from _models(arguments[-1 if origin is dict else 0], place[1:])
+            yield from _models(argument, key_path)
+    elif origin in (dict, list, tuple) and key_path:
+        yield from _models(arguments[-1 if origin is dict else 0], key_path[1:])
 
 
 _EXPECTATIONS = {
@@ -64,14 +64,14 @@ def _expectation(error: Any) -> str:
 
 
 def _message(model: type[BaseModel], error: Any) -> str:
-    place: Place = tuple(error["loc"])
+    key_path: KeyPath = tuple(error["loc"])
     if error["type"] == "extra_forbidden":
-        parents = list(_models(model, place[:-1]))
+        parents = list(_models(model, key_path[:-1]))
         names = field_names(parents[0]) if parents else []
-        return f"unknown key {place[-1]!r}{did_you_mean(place[-1], names)}"
+        return f"unknown key {key_path[-1]!r}{did_you_mean(key_path[-1], names)}"
     if error["type"] == "missing":
-        return f"required key {place[-1]!r} is missing"
-    if error["type"] == "value_error" and any(_models(model, place)):
+        return f"required key {key_path[-1]!r} is missing"
+    if error["type"] == "value_error" and any(_models(model, key_path)):
         return _expectation(error)  # It speaks of several keys of a section, and names their values itself.
     seen = repr(error["input"])
     return f"{_expectation(error)}, got {seen if len(seen) <= 80 else seen[:77] + '...'}"
@@ -80,20 +80,20 @@ def _message(model: type[BaseModel], error: Any) -> str:
 def complaints_of(model: type[BaseModel], failure: ValidationError) -> list[Complaint]:
     """What pydantic found, in our words."""
     # An unknown word inside a union is told once for each member: keep the first message of a place.
-    complaints: dict[Place, str] = {}
+    complaints: dict[KeyPath, str] = {}
     for error in failure.errors(include_url=False):
         # pydantic appends "[key]" to the place of a key that is wrong itself.
-        place = error["loc"][:-1] if error["loc"][-1:] == ("[key]",) else error["loc"]
-        complaints.setdefault(place, _message(model, error))
+        key_path = error["loc"][:-1] if error["loc"][-1:] == ("[key]",) else error["loc"]
+        complaints.setdefault(key_path, _message(model, error))
     return list(complaints.items())
 
 
-def validate(model: type[M], data: Any, prefix: Place = ()) -> tuple[M | None, list[Complaint]]:
+def validate(model: type[M], data: Any, prefix: KeyPath = ()) -> tuple[M | None, list[Complaint]]:
     """The validated model, or everything that is wrong with ``data``."""
     try:
         return model.model_validate(data), []
     except ValidationError as failure:
-        return None, [((*prefix, *place), message) for place, message in complaints_of(model, failure)]
+        return None, [((*prefix, *key_path), message) for key_path, message in complaints_of(model, failure)]
 
 
 class Examined(NamedTuple, Generic[M]):
@@ -104,7 +104,7 @@ class Examined(NamedTuple, Generic[M]):
     rest: M | None
     """What is left of it where they are not; None if nothing is."""
     complaints: list[Complaint]
-    cuts: frozenset[Place]
+    cuts: frozenset[KeyPath]
     """What was cut out, or replaced, to get the rest."""
 
 
@@ -112,8 +112,8 @@ def examine(
     model: type[M],
     data: Any,
     look: Callable[[M], Iterable[Complaint]],
-    stand_in: Callable[[Place], Any] = lambda place: None,
-    follows: Callable[[Place, frozenset[Place]], bool] = lambda place, cuts: False,
+    stand_in: Callable[[KeyPath], Any] = lambda key_path: None,
+    follows: Callable[[KeyPath, frozenset[KeyPath]], bool] = lambda key_path, cuts: False,
 ) -> Examined[M]:
     """Everything that is wrong with ``data`` at once: keys, types, and what only a sound model can be asked.
 
@@ -137,8 +137,8 @@ def examine(
     return Examined(None, rest, list(told), cuts)
 
 
-def _follows(place: Place, cuts: Iterable[Place]) -> bool:
-    return any(place[: len(cut)] == cut or place == cut[:-1] for cut in cuts)
+def _follows(key_path: KeyPath, cuts: Iterable[KeyPath]) -> bool:
+    return any(key_path[: len(cut)] == cut or key_path == cut[:-1] for cut in cuts)
 
 
 def _copied(data: Any) -> Any:
@@ -152,42 +152,44 @@ _ROUNDS = 8
 
 
 def _rest(
-    model: type[M], data: Any, stand_in: Callable[[Place], Any]
-) -> tuple[M | None, list[Complaint], frozenset[Place]]:
+    model: type[M], data: Any, stand_in: Callable[[KeyPath], Any]
+) -> tuple[M | None, list[Complaint], frozenset[KeyPath]]:
     """Cut out of ``data``, in place, until the model takes the rest; with what is found only on the way."""
-    cuts: set[Place] = set()
+    cuts: set[KeyPath] = set()
     later: list[Complaint] = []
     for _ in range(_ROUNDS):
         rest, found = validate(model, data)
         if rest is not None:
             return rest, later, frozenset(cuts)
         later += found if cuts else []
-        for place, _ in found:
-            _cut(data, place, stand_in, cuts)
+        for key_path, _ in found:
+            _cut(data, key_path, stand_in, cuts)
     return None, later, frozenset(cuts)
 
 
-def _cut(data: Any, place: Place, stand_in: Callable[[Place], Any], cuts: set[Place]) -> None:
+def _cut(data: Any, key_path: KeyPath, stand_in: Callable[[KeyPath], Any], cuts: set[KeyPath]) -> None:
     """Take ``place`` out of ``data``, or the nearest place around it that there is and that can be taken out."""
-    if not place:
+    if not key_path:
         return
-    around = value_at(data, place[:-1])
-    there = place[-1] in (around if isinstance(around, dict) else range(len(around) if isinstance(around, list) else 0))
-    instead = None if place in cuts else stand_in(place)
+    around = value_at(data, key_path[:-1])
+    there = key_path[-1] in (
+        around if isinstance(around, dict) else range(len(around) if isinstance(around, list) else 0)
+    )
+    instead = None if key_path in cuts else stand_in(key_path)
     if instead is not None and (there or isinstance(around, dict)):
-        around[place[-1]] = instead
+        around[key_path[-1]] = instead
     elif there and isinstance(around, dict):
-        del around[place[-1]]
+        del around[key_path[-1]]
     else:
         # What is missing, or one of a list whose others keep their numbers: the section around it goes.
-        _cut(data, place[:-1], stand_in, cuts)
+        _cut(data, key_path[:-1], stand_in, cuts)
         return
-    cuts.add(place)
+    cuts.add(key_path)
 
 
-def value_at(data: Any, place: Place) -> Any:
+def value_at(data: Any, key_path: KeyPath) -> Any:
     """What stands at a place of plain data; None if there is no such place."""
-    for part in place:
+    for part in key_path:
         try:
             data = data[part]
         except (KeyError, IndexError, TypeError):

@@ -12,7 +12,7 @@ import yaml
 
 from zippkit.errors import Problem, SpecError
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
 MAX_DEPTH = 64
@@ -53,9 +53,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def dotted(place: Place) -> str:
+def dotted(key_path: KeyPath) -> str:
     """``("links", 0, "every")`` as ``links[0].every``."""
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in key_path)
     return text.removeprefix(".")
 
 
@@ -65,35 +65,35 @@ class Document:
 
     file: str
     data: Any
-    lines: dict[Place, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     """Duplicate keys and values that cannot be read; the rest of the file is there."""
-    unread: frozenset[Place] = frozenset()
+    unread: frozenset[KeyPath] = frozenset()
     """Places whose values could not be read."""
 
-    def line(self, place: Place) -> int:
+    def line(self, key_path: KeyPath) -> int:
         """1-based line of a value, or of the nearest parent that the file names; 0 where there is none."""
-        while place and place not in self.lines:
-            place = place[:-1]
-        return self.lines.get(place, 0)
+        while key_path and key_path not in self.lines:
+            key_path = key_path[:-1]
+        return self.lines.get(key_path, 0)
 
-    def forget_lines(self, place: Place) -> None:
-        """What stands at ``place`` does not come from the file any more."""
-        for known in [known for known in self.lines if known[: len(place)] == place]:
+    def forget_lines(self, key_path: KeyPath) -> None:
+        """What stands at ``key_path`` does not come from the file any more."""
+        for known in [known for known in self.lines if known[: len(key_path)] == key_path]:
             del self.lines[known]
-        self.lines[place] = 0
+        self.lines[key_path] = 0
 
-    def problem(self, place: Place, message: str) -> Problem:
-        return Problem(self.file, self.line(place), dotted(place), message)
+    def problem(self, key_path: KeyPath, message: str) -> Problem:
+        return Problem(self.file, self.line(key_path), dotted(key_path), message)
 
-    def told(self, complaints: Iterable[tuple[Place, str]], inside: Place = ()) -> list[Problem]:
+    def told(self, complaints: Iterable[tuple[KeyPath, str]], inside: KeyPath = ()) -> list[Problem]:
         """Problems of the file itself, and complaints about what stands ``inside`` it; nothing is said about the values
         that could not be read."""
-        placed = [((*inside, *place), message) for place, message in complaints]
+        placed = [((*inside, *key_path), message) for key_path, message in complaints]
         return self.problems + [
-            self.problem(place, message)
-            for place, message in placed
-            if not any(place[: len(unread)] == unread for unread in self.unread)
+            self.problem(key_path, message)
+            for key_path, message in placed
+            if not any(key_path[: len(unread)] == unread for unread in self.unread)
         ]
 
 
@@ -101,50 +101,50 @@ class _Reader:
     def __init__(self, file: str, loader: _Loader) -> None:
         self.file = file
         self.loader = loader
-        self.lines: dict[Place, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self.problems: list[Problem] = []
-        self.unread: set[Place] = set()
+        self.unread: set[KeyPath] = set()
         self.n_values = 0
 
-    def read(self, node: yaml.Node, place: Place) -> Any:
+    def read(self, node: yaml.Node, key_path: KeyPath) -> Any:
         # Aliases share one node, so counting visits bounds what they expand to.
         self.n_values += 1
-        _check_bounds(self.n_values, len(place))
-        self.lines.setdefault(place, node.start_mark.line + 1)
+        _check_bounds(self.n_values, len(key_path))
+        self.lines.setdefault(key_path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, place)
+            return self._mapping(node, key_path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.read(child, (*place, i)) for i, child in enumerate(node.value)]
+            return [self.read(child, (*key_path, i)) for i, child in enumerate(node.value)]
         try:
             value = self.loader.construct_object(node)
         except Exception as error:
             # PyYAML's constructors raise whatever they stumble over, such as a KeyError for `!!bool maybe`.
             return self._unread(
-                node, place, f"not a value that YAML knows ({getattr(error, 'problem', None) or error})"
+                node, key_path, f"not a value that YAML knows ({getattr(error, 'problem', None) or error})"
             )
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            return self._unread(node, place, "a number of more than 64 bits, which nothing here takes")
+            return self._unread(node, key_path, "a number of more than 64 bits, which nothing here takes")
         return value
 
-    def _unread(self, node: yaml.Node, place: Place, message: str) -> None:
-        self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(place), message))
-        self.unread.add(place)
+    def _unread(self, node: yaml.Node, key_path: KeyPath, message: str) -> None:
+        self.problems.append(Problem(self.file, node.start_mark.line + 1, dotted(key_path), message))
+        self.unread.add(key_path)
 
-    def _mapping(self, node: yaml.MappingNode, place: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[str, Any]:
         data: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str) or not key.isprintable():
-                self.problems.append(Problem(self.file, line, dotted(place), "a key must be a plain word"))
+                self.problems.append(Problem(self.file, line, dotted(key_path), "a key must be a plain word"))
                 continue
             if key in data:
-                first = self.lines[(*place, key)]
+                first = self.lines[(*key_path, key)]
                 message = f"duplicate key {key!r}, first given on line {first}; keep one of them"
-                self.problems.append(Problem(self.file, line, dotted((*place, key)), message))
+                self.problems.append(Problem(self.file, line, dotted((*key_path, key)), message))
                 continue
-            self.lines[(*place, key)] = line
-            data[key] = self.read(value_node, (*place, key))
+            self.lines[(*key_path, key)] = line
+            data[key] = self.read(value_node, (*key_path, key))
         return data
 
 
@@ -191,16 +191,16 @@ def _override(document: Document, setting: str) -> None:
         raise SpecError(given.problems)
     parsed = given.data["value"]
     parent: Any = document.data
-    place: list[str | int] = []
+    key_path: list[str | int] = []
     try:
         for part in parts[:-1]:
-            place.append(part if isinstance(parent, list) else str(part))
-            parent = parent.setdefault(place[-1], {}) if isinstance(parent, dict) else parent[place[-1]]
-        place.append(parts[-1] if isinstance(parent, list) else str(parts[-1]))
-        parent[place[-1]] = parsed
+            key_path.append(part if isinstance(parent, list) else str(part))
+            parent = parent.setdefault(key_path[-1], {}) if isinstance(parent, dict) else parent[key_path[-1]]
+        key_path.append(parts[-1] if isinstance(parent, list) else str(parts[-1]))
+        parent[key_path[-1]] = parsed
     except (TypeError, IndexError) as error:
         raise SpecError([Problem(document.file, 0, key, "override names a place that is not there")]) from error
-    document.forget_lines(tuple(place))
+    document.forget_lines(tuple(key_path))
 
 
 def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:

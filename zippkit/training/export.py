@@ -15,8 +15,8 @@ from zippkit.errors import CheckpointError, ZippkitError, did_you_mean
 from zippkit.model.lora import merged_state
 from zippkit.model.weights import file_hash, float_dtypes, weight_files
 from zippkit.spec import registry
-from zippkit.spec.composition_spec import TowerSpec
 from zippkit.spec.kinds import TowerConfig
+from zippkit.spec.tower_spec import TowerSpec
 from zippkit.system.files import appearing, write_json
 from zippkit.training.run_folder import RunFolder
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.spec.recipe import Phase
+from zippkit.spec.phase import Phase
 
 
 def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) -> torch.optim.Adam:

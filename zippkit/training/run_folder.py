@@ -30,7 +30,8 @@ from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.model.weights import weight_files
 from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
-from zippkit.spec.recipe import Recipe, dump
+from zippkit.spec.derived_recipe import dump
+from zippkit.spec.recipe import Recipe
 from zippkit.system.files import (
     LOCK,
     SCRATCH,

@@ -11,7 +11,7 @@ from torch import Tensor
 from zippkit.batch.batch import Batch
 from zippkit.model.loss import loss
 from zippkit.model.zipped_model import ZippedModel
-from zippkit.spec.recipe import Phase
+from zippkit.spec.phase import Phase
 from zippkit.training.device import Backend
 
 TrainingStep = Callable[[Batch], dict[str, Tensor]]

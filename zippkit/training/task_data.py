@@ -17,7 +17,7 @@ from zippkit.data.table import Example, Item, Split
 from zippkit.errors import DataError, did_you_mean
 from zippkit.plan.sequence_layout import Modality
 from zippkit.spec.kinds import Image, TowerConfig
-from zippkit.spec.recipe import Task
+from zippkit.spec.task import Task
 
 
 def check_tokenizers(

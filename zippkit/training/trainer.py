@@ -31,8 +31,11 @@ from zippkit.loading import frozen_at_random
 from zippkit.model.weights import check_hashes
 from zippkit.plan.graph import build_graph
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
+from zippkit.spec.derived_recipe import learning_rates, single_tower
 from zippkit.spec.kinds import TOWER_FILE
-from zippkit.spec.recipe import Phase, Recipe, Task, learning_rates, single_tower
+from zippkit.spec.phase import Phase
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.task import Task
 from zippkit.system.progress import progress
 from zippkit.training.batch_order import BatchOrder
 from zippkit.training.device import Backend, backend

@@ -14,7 +14,7 @@ from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import SpecError
 from zippkit.plan.graph import build_graph
-from zippkit.spec.recipe import learning_rates
+from zippkit.spec.derived_recipe import learning_rates
 from zippkit.training.optimizer import build_optimizer
 
 ROWS = [

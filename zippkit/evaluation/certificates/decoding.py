@@ -18,7 +18,7 @@ from zippkit.generation.engine import Piece, Prompt
 from zippkit.model.tower import Tower
 from zippkit.plan.plan import Wanted
 from zippkit.plan.sequence_layout import turns
-from zippkit.spec.kinds import Sampling
+from zippkit.spec.sampling import Sampling
 
 N_ROWS = 4
 LONGEST = 4

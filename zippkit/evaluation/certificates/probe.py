@@ -15,7 +15,7 @@ from zippkit.composition import Composition
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
-from zippkit.plan.sequence_layout import Layout, Modality, turns
+from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
 from zippkit.spec.kinds import TowerConfig
 
 DRAWS = 8
@@ -86,8 +86,8 @@ def with_states(model: ZippedModel, batch: Batch) -> Batch:
 class Draws:
     """Random tokens and rows, the same for the same seed, without touching the global random state."""
 
-    def __init__(self, towers: Mapping[str, TowerConfig], seed: int = 0, layout: Layout | None = None) -> None:
-        self.towers, self.layout = towers, layout or Layout()
+    def __init__(self, towers: Mapping[str, TowerConfig], seed: int = 0, layout: SequenceLayout | None = None) -> None:
+        self.towers, self.layout = towers, layout or SequenceLayout()
         self.modalities = self.layout.modalities(towers)
         self._generator = torch.Generator().manual_seed(seed)
         self._pools = {name: _inner_ids(each) for name, each in self.modalities.items() if not self.is_continuous(name)}
@@ -142,7 +142,7 @@ class Draws:
         used[tower] += n_states
         for insert in self.layout.inserts:
             if insert.source == tower:
-                used[insert.target] += insert.places(n_states)
+                used[insert.target] += insert.n_slots(n_states)
 
     def changed(self, batch: Batch, where: Mapping[str, Tensor]) -> Batch:
         """The batch with another token wherever a tower's (B, T) mask says so."""

@@ -30,7 +30,8 @@ from zippkit.evaluation.certificates.reference_layers import (
     norm,
     turned,
 )
-from zippkit.spec.composition_spec import CompositionSpec, LinkSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.link_spec import LinkSpec
 
 KINDS = ("gated_cross_attention", "cross_attention", "prefix", "resampler", "joint_attention")
 """Links whose equation is written here."""

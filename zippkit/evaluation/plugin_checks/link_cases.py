@@ -15,7 +15,7 @@ from zippkit.evaluation.certificates.probe import Draws, jitter
 from zippkit.model.layers import split_heads
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
-from zippkit.plan.sequence_layout import Insert, Layout
+from zippkit.plan.sequence_layout import Insert, SequenceLayout
 from zippkit.spec.kinds import Frame, TowerConfig
 
 QUERY_HEADS, HEADS, HEAD_WIDTH = 4, 2, 8
@@ -70,8 +70,8 @@ class Case:
         """Random states; a row such as ``sts`` is a source's segment, a target's, and a source's again."""
         configs = {name: small_config(dim) for name, dim in self.dims.items()}
         draws, generator = Draws(configs), torch.Generator().manual_seed(0)
-        inserts = (Insert("s", "t", self.link.config.places),) if self.acts == "embedding" else ()
-        batch = collate([draws.row(list(row)) for row in rows], configs, layout=Layout(inserts)).towers
+        inserts = (Insert("s", "t", self.link.config.n_slots),) if self.acts == "embedding" else ()
+        batch = collate([draws.row(list(row)) for row in rows], configs, layout=SequenceLayout(inserts)).towers
         source, target = (
             torch.randn(*batch[name].tokens.shape, dim, generator=generator) for name, dim in self.dims.items()
         )

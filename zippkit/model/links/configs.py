@@ -123,7 +123,7 @@ class PrefixConfig(LinkConfig):
     def projected_dim(self, source_dim: int) -> int:
         return self.stack * source_dim
 
-    def places(self, n_tokens: int) -> int:
+    def n_slots(self, n_tokens: int) -> int:
         return -(-n_tokens // self.stack)
 
 
@@ -171,7 +171,7 @@ class ResamplerConfig(LinkConfig):
     def by_segment(self) -> bool:
         return True
 
-    def places(self, n_tokens: int) -> int:
+    def n_slots(self, n_tokens: int) -> int:
         del n_tokens
         return self.queries
 

@@ -11,7 +11,9 @@ from zippkit.plan.diagram.layout import HEIGHTS, Arrow, Place, lay_out
 from zippkit.plan.diagram.parts import Style, projection_label, style_of, tower_facts, words
 from zippkit.plan.diagram.svg import FONT, box, element, flame, number, snowflake, text, text_width
 from zippkit.plan.graph import Graph
-from zippkit.spec.composition_spec import CompositionSpec, Contrast, LinkSpec
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.link_spec import LinkSpec
+from zippkit.spec.part_sections import Contrast
 
 INK, GREY, WIRE = "#22303a", "#68757f", "#9aa6ae"
 # Okabe and Ito's colours, which colour-blind readers tell apart, darkened so that they can be read as text on white.

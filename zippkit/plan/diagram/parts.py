@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zippkit.plan.graph import Graph, LinkSite
-from zippkit.spec.composition_spec import CompositionSpec, LinkSpec, Lora, TowerSpec
+from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
+from zippkit.spec.link_spec import LinkSpec
+from zippkit.spec.part_sections import Lora
+from zippkit.spec.tower_spec import TowerSpec
 
 Style = Literal["frozen", "trained", "partly"]
 

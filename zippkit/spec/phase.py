@@ -1,0 +1,94 @@
+"""A phase of training, and how a run is scored."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from zippkit.spec.kinds import Strict
+from zippkit.spec.sampling import MOST_TOKENS, Sampling
+from zippkit.spec.words import Name
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Phase(Strict):
+    """One run of the optimiser over one or more tasks."""
+
+    steps: int = Field(gt=0, description="Optimiser steps.")
+    tasks: list[str] | None = Field(
+        None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
+    )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Part of the examples to learn from; a smaller part lies inside a larger one."
+    )
+    batch_size: int = Field(32, gt=0, description="Examples per step.")
+    pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="The paper's if left out: 1e-3 with every tower frozen, 5e-4 otherwise."
+    )
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Other rates for single groups, such as `towers.speech: 1e-4`."
+    )
+    warmup: int = Field(0, ge=0, description="Steps in which the rate rises from 0.")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="What the rate does after the warm-up.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
+    compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
+    log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
+    save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at ``step`` (from 0)."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class Evaluation(Strict):
+    """How a run is scored."""
+
+    split: str = Field("test", description="Split of the dataset.")
+    splits: list[str] | None = Field(
+        None, min_length=1, description="Several splits instead of `split`; the first is the one that reports show."
+    )
+    tasks: list[str] | None = Field(
+        None, description="Tasks that end in text or in speech; the trained ones if left out."
+    )
+    batch_size: int = Field(64, gt=0, description="Examples decoded together.")
+    max_tokens: int = Field(256, gt=0, le=MOST_TOKENS, description="Longest answer, in tokens.")
+    limit: int | None = Field(None, gt=0, description="Score only the first so many examples.")
+    sampling: dict[Name, Sampling] = Field(
+        default_factory=dict,
+        description="How tokens of each modality are chosen, as `speech: {temperature: 0.8}`; greedily if left out.",
+    )
+    scorer: str | None = Field(
+        None,
+        description="Recogniser that judges generated speech (`zippkit scorers` lists them); moonshine if left out and "
+        "installed, otherwise such tasks are passed over.",
+    )
+    scorer_config: dict[str, Any] = Field(default_factory=dict, description="The scorer's own settings.")
+    best_of: int = Field(
+        1, gt=0, description="Generated and true units are turned into sound with so many seeds; the best one counts."
+    )
+    retention: str | None = Field(
+        None,
+        description="Split on which each tower's own loss is measured, before and after; the scored one "
+        "for a tower that has no examples there, and if left out.",
+    )
+    samples: int = Field(3, ge=0, description="Sounds to keep, of each task that ends in speech.")
+
+    @property
+    def scorer_kind(self) -> str:
+        return self.scorer or "moonshine"
+
+    @property
+    def all_splits(self) -> list[str]:
+        """At least one."""
+        return self.splits or [self.split]
