@@ -19,6 +19,8 @@ from helpers import tiny_runs
 from zippkit import cli
 from zippkit.errors import ZippkitError
 
+pytestmark = pytest.mark.slow
+
 Told = Callable[..., tuple[int, str]]
 
 

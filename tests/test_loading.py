@@ -20,6 +20,8 @@ from helpers.compositions import SPEC
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import check_spec, load_spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:

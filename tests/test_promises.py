@@ -43,6 +43,8 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import starting_point
 from zippkit.training.trainer import InterruptedRunError, train
 
+pytestmark = pytest.mark.slow
+
 RATE = 800
 SIZES = {"dim": 8, "n_layers": 2, "n_heads": 2, "ffn_dim": 16}
 FRAME = {"begin": 8, "end": 9}

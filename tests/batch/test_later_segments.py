@@ -20,6 +20,8 @@ from zippkit.evaluation.certificates import verify
 from zippkit.generation.api import generate_batch, stream
 from zippkit.spec.part_sections import Next
 
+pytestmark = pytest.mark.slow
+
 IMAGE, SPEECH, TEXT = Segment("image", [1, 2, 3]), Segment("speech", [4, 5]), Segment("text", [3, 4])
 PREFIXES: dict[str, dict[str, Any]] = {
     "prefix": {"kind": "prefix", "config": {"stack": 2}},

@@ -18,6 +18,8 @@ from zippkit.composition import Composition, load
 from zippkit.evaluation.certificates import Certificate, verify
 from zippkit_towers.decoder.tower import Decoder
 
+pytestmark = pytest.mark.slow
+
 LINKS = [link("speech", "text", every=1)]
 
 

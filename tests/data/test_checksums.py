@@ -13,6 +13,8 @@ from zippkit.data import rows
 from zippkit.data.dataset import Dataset, Example, write_dataset
 from zippkit.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

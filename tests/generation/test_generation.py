@@ -24,6 +24,8 @@ from zippkit.plan.plan import Wanted
 from zippkit.spec.sampling import Sampling
 from zippkit_towers.decoder.config import DecoderConfig
 
+pytestmark = pytest.mark.slow
+
 MAX_LEN = 15
 
 

@@ -30,6 +30,8 @@ from zippkit.training.export import export_tower
 from zippkit_towers.decoder.config import DecoderConfig
 from zippkit_towers.decoder.tower import Decoder
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {
     "model_type": "llama",
     "vocab_size": 20,

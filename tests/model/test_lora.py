@@ -27,6 +27,8 @@ from zippkit.spec.phase import Phase
 from zippkit.training.optimizer import build_optimizer
 from zippkit_towers.decoder.config import DecoderConfig
 
+pytestmark = pytest.mark.slow
+
 PATTERN = "layers.*.self_attn.?_proj.weight"
 TOWERS = {"text": tower(2, freeze=True, lora={"rank": 2, "alpha": 6, "pattern": PATTERN}), "speech": tower(2)}
 LINKS = [link("speech", "text", every=1)]

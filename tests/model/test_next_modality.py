@@ -23,6 +23,8 @@ from zippkit.plan.plan import Wanted
 from zippkit.spec.part_sections import Next
 from zippkit.spec.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 LINKS = [link("speech", "text", every=1), link("text", "speech", every=1)]
 NAMES = ["text", "speech"]
 

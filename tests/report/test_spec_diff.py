@@ -25,6 +25,8 @@ from zippkit.report.spec_diff import Change, SpecDiff, diff_specs
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.standalone import standalone
 
+pytestmark = pytest.mark.slow
+
 COMPOSITIONS = Path(__file__).parents[2] / "recipes" / "compositions"
 Spec = dict[str, Any]
 Edit = Callable[[Spec], None]

@@ -25,6 +25,8 @@ from zippkit.model.links import attending, gated_cross_attention, prefix
 from zippkit.plan import graph as graph_module
 from zippkit.plan.plan import Op, Plan
 
+pytestmark = pytest.mark.slow
+
 Plant = Callable[[pytest.MonkeyPatch, Composition], None]
 
 

@@ -18,6 +18,8 @@ from zippkit.composition import Composition
 from zippkit.errors import DataError, SpecError
 from zippkit.generation.api import generate_batch
 
+pytestmark = pytest.mark.slow
+
 KINDS: dict[str, dict[str, Any]] = {
     "cross_attention": {"n_heads": 2},
     "gated_cross_attention": {"n_heads": 2, "ffn_mult": 2, "placement": "before"},

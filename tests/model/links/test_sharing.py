@@ -17,6 +17,8 @@ from zippkit.plan.graph import build_graph
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.training.optimizer import build_optimizer
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     [Segment("a", [1, 2]), Segment("b", [3]), Segment("a", [4])],
     [Segment("b", [5, 1]), Segment("a", [2, 2]), Segment("b", [1])],
