@@ -31,7 +31,8 @@ from helpers.tiny_runs import WORDS
 from zippkit import Segment
 from zippkit.checkpoint.checkpoint import write_tower
 from zippkit.composition import Composition, compile, load
-from zippkit.data.dataset import Example, write_dataset
+from zippkit.data.dataset import Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.evaluation.certificates import verify
 from zippkit.evaluation.evaluate import evaluate

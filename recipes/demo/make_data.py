@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zippkit.data.audio import read_audio, resample, write_audio
-from zippkit.data.dataset import Dataset, refuse_to_overwrite
+from zippkit.data.dataset import Dataset
+from zippkit.data.dataset_writer import refuse_to_overwrite
 from zippkit.data.prepare import prepare
 from zippkit.data.readers import DIGITS, Recording
 from zippkit.data.units import UnitConfig

@@ -34,8 +34,9 @@ from pathlib import Path
 import numpy as np
 
 from zippkit.data.audio import Wave, read_audio, resample
-from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, write_dataset
-from zippkit.data.text import load_text_tokenizer
+from zippkit.data.dataset import Dataset, Example, Item
+from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
+from zippkit.data.text_files import load_text_tokenizer
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
 from zippkit.system.progress import progress

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.data.dataset import Dataset, Tokenizer
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.units import UnitTokenizer
 
 N_FRAMES = 16

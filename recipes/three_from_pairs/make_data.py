@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from zippkit.data.audio import read_audio
-from zippkit.data.dataset import Dataset, Example, Item, Tokenizer, refuse_to_overwrite, write_dataset
-from zippkit.data.images import PixelTokenizer
-from zippkit.data.pictures import Picture, handwritten, picture_examples
+from zippkit.data.dataset import Dataset, Example, Item, Tokenizer
+from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
+from zippkit.data.image_corpora import Picture, handwritten, picture_examples
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.readers import DIGITS, fsdd
 from zippkit.data.text import train_words
 from zippkit.data.units import UnitConfig, UnitTokenizer

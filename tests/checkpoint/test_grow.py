@@ -21,7 +21,8 @@ from helpers.tiny_runs import examples as examples_of
 from helpers.tiny_runs import zippkit as command
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition, load
-from zippkit.data.dataset import Example, write_dataset
+from zippkit.data.dataset import Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.errors import CheckpointError, SpecError, ZippkitError
 from zippkit.loading import load_recipe

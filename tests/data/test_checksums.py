@@ -10,7 +10,8 @@ import pytest
 
 from zippkit.data import dataset as dataset_module
 from zippkit.data import rows
-from zippkit.data.dataset import Dataset, Example, write_dataset
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.errors import DataError
 
 pytestmark = pytest.mark.slow

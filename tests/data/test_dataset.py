@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from helpers.sounds import tone
 from zippkit.data import dataset as dataset_module
-from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.dataset import Dataset, Example, Tokenizer
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.manifest import sha256_of
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError

@@ -16,7 +16,8 @@ import transformers
 from helpers.sounds import tone
 from helpers.tiny_speech_models import saved
 from zippkit import cli
-from zippkit.data.dataset import Dataset, Example, write_dataset
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.prepare import prepare
 from zippkit.data.speech.codec import CodecConfig, CodecTokenizer
 from zippkit.data.speech.ssl_units import SslUnitConfig, SslUnits

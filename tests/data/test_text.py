@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zippkit.data.text import ByteTokenizer, FileTokenizer, TextTokenizer, load_text_tokenizer, train_words
+from zippkit.data.text import ByteTokenizer, FileTokenizer, TextTokenizer, train_words
+from zippkit.data.text_files import load_text_tokenizer
 from zippkit.errors import DataError
 
 WORDS = train_words(["two seven one", "two  five"])

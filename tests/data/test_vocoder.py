@@ -11,12 +11,11 @@ import torch
 
 from helpers.sounds import SMALL, tone
 from zippkit.data.audio import read_audio
-from zippkit.data.dataset import Dataset
+from zippkit.data.dataset import Dataset, load_vocoder
 from zippkit.data.prepare import add_vocoder, prepare
 from zippkit.data.readers import librispeech
 from zippkit.data.speech.train_vocoder import TrainVocoder, train_vocoder
 from zippkit.data.speech.vocoder import UnitVocoder
-from zippkit.data.speech_tokenizer import load_vocoder
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError
 from zippkit.training.run_folder import RunFolder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from helpers.sounds import SMALL, tone
 from zippkit.data import rows, table
 from zippkit.data.audio import read_audio, resample
-from zippkit.data.dataset import Dataset, Example, write_dataset
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.prepare import prepare
 from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import librispeech
@@ -147,8 +149,18 @@ def test_a_manifest_that_mixes_ids_and_samples(folder: Path, change: dict[str, o
         Dataset.open(folder)
 
 
-def test_a_damaged_group_is_one_clear_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_group_is_one_clear_error(folder: Path) -> None:
     split = Dataset.open(folder).split("train")
+    assert split.item(0, "text") == "w 0"
+    content = bytearray(split.path.read_bytes())
+    content[: len(content) // 2] = bytes(len(content) // 2)
+    split.path.write_bytes(content)
+    with pytest.raises(DataError, match=r"train\.parquet: row group 0, column speech: not what was written"):
+        split.item(0, "speech")
+
+
+def test_a_damaged_group_without_checksums_is_one_clear_error(folder: Path) -> None:
+    split = replace(Dataset.open(folder).split("train"), checksums=None)
     assert split.item(0, "text") == "w 0"
     content = bytearray(split.path.read_bytes())
     content[: len(content) // 2] = bytes(len(content) // 2)

@@ -17,7 +17,7 @@ import zippkit.evaluation.evaluate
 from helpers.tiny_runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
 from zippkit.batch.batch import Segment
 from zippkit.composition import compile, load
-from zippkit.data.dataset import write_dataset
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.evaluation.evaluate import Evaluated, Retention, evaluate, word_error_rate

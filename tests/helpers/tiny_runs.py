@@ -21,7 +21,8 @@ import yaml
 
 from zippkit.cli import main
 from zippkit.composition import load
-from zippkit.data.dataset import Dataset, Example, write_dataset
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.loading import load_recipe
 from zippkit.model.weights import read_tensors

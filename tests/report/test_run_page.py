@@ -20,7 +20,8 @@ import zippkit.report.run_page
 from helpers.compositions import link, tower
 from zippkit.batch.mask_view import Masks
 from zippkit.composition import Composition, compile, load
-from zippkit.data.dataset import Dataset, Example, write_dataset
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates import Certificate, Report, verify

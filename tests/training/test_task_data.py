@@ -11,8 +11,9 @@ import pytest
 from helpers.tiny_encoders import MODELS
 from helpers.tiny_runs import WORDS, examples, spec, write_data
 from zippkit.data import table
-from zippkit.data.dataset import Dataset, Example, Tokenizer, write_dataset
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.dataset import Dataset, Example, Tokenizer
+from zippkit.data.dataset_writer import write_dataset
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.text import ByteTokenizer, train_words
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Modality, SequenceLayout

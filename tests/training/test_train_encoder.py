@@ -24,8 +24,9 @@ from zippkit.batch.batch import Segment
 from zippkit.batch.mask_view import Masks
 from zippkit.composition import compile, load
 from zippkit.data.audio import Wave, read_audio, write_audio
-from zippkit.data.dataset import Dataset, Example, write_dataset
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import write_dataset
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.text import train_words
 from zippkit.errors import DataError, SpecError
 from zippkit.evaluation.conversation import Given, answer

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar, get_type_hints
+from typing import Any, Self, get_type_hints
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from zippkit.data import audio
 from zippkit.data.audio import Wave
-from zippkit.data.dataset import Dataset, Example, Item, refuse_to_overwrite, write_dataset
+from zippkit.data.corpus_splits import limited, split_names, transcript_tokenizer
+from zippkit.data.dataset import Dataset, Example, Item
+from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
 from zippkit.data.readers import Recording, reader
+from zippkit.data.recording_check import Counter, RecordingCheck
 from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
-from zippkit.data.text import ByteTokenizer, FileTokenizer, load_text_tokenizer, train_words
 from zippkit.errors import DataError, did_you_mean
 from zippkit.spec.kinds import Strict
 from zippkit.spec.validation import validate
-
-_LISTED = 20
-"""Bad recordings that a message lists; it counts the rest."""
-
-
-class Labelled(Protocol):
-    """A recording, or another thing of a corpus that has a transcript."""
-
-    @property
-    def text(self) -> str | None: ...
-    @property
-    def split(self) -> str: ...
-
-
-_Labelled = TypeVar("_Labelled", bound=Labelled)
 
 
 def prepare(
@@ -61,6 +44,8 @@ def prepare(
 
     Args:
         kind: a reader's name, or a function like one: called with ``root`` and ``options``.
+        root: the corpus's folder.
+        out: the dataset to write.
         units: settings of the units to train on the training split, or a trained tokenizer or its file, used as it is.
         tokenizer: registered kind of the units, unless they are a trained tokenizer.
         vocoder: train a way back to sound on the training split too.
@@ -69,7 +54,10 @@ def prepare(
         resample: bring recordings to the sample rate of units or waveforms; otherwise those of another count as bad.
         skip_bad: leave bad recordings out, and name them in the manifest.
         limit: at most so many recordings per split, drawn with ``seed``.
+        seed: of the sample that ``limit`` draws and of training.
+        overwrite: replace a dataset that is there.
         options: for the reader.
+        progress: told how far each stage is.
 
     Raises:
         DataError: bad recordings, all of them in one message, or nothing to train on, or ``out`` exists, or units and
@@ -80,24 +68,18 @@ def prepare(
         raise DataError(f"waveform={waveform} and units={units!r}; expected a sample rate in Hz, or units, not both")
     read = reader(kind) if isinstance(kind, str) else kind
     _check_options(kind, read, options or {})
-    recordings = drawn(list(read(Path(root), **(options or {}))), limit, seed)
+    recordings = limited(list(read(Path(root), **(options or {}))), limit, seed)
     if not recordings:
         raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
     text_tokenizer = transcript_tokenizer(text, recordings)
-    maker = None if waveform is not None else _Maker.of(units, tokenizer)
-    if vocoder and maker and not maker.cls.takes_vocoder:
-        raise DataError(maker.cls.no_vocoder())
-    check = _Check(Path(root), waveform or (maker.sample_rate if maker else 0), resample, skip_bad, text_tokenizer)
-    train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
-    trained = maker.make(train_waves, seed, progress) if maker else None
-    for _ in train_waves:
-        pass  # What needs no training left the recordings unread, and unchecked.
-    if trained is not None and vocoder:
-        again = (check.wave(recording) for recording in check.good if recording.split == "train")
-        trained = add_vocoder(trained, again, seed, progress)
-
-    encoded = _Counter(len(check.good), "encoding", progress)
-    source = {
+    source = None if waveform is not None else _UnitSource.of(units, tokenizer)
+    if vocoder and source and not source.cls.takes_vocoder:
+        raise DataError(source.cls.no_vocoder())
+    rate = waveform or (source.sample_rate if source else 0)
+    check = RecordingCheck(Path(root), rate, resample, skip_bad, text_tokenizer)
+    speech_tokenizer = _read_and_train(check, recordings, source, vocoder, seed, progress)
+    encoded = Counter(len(check.good), "encoding", progress)
+    origin = {
         "kind": _name(kind),
         "root": Path(root).resolve().name,
         "options": dict(options or {}),
@@ -107,13 +89,32 @@ def prepare(
     }
     return write_dataset(
         out,
-        {split: _examples(check, split, trained, encoded) for split in split_names(check.good)},
-        {"text": text_tokenizer} | ({"speech": trained} if trained else {}),
+        {split: _examples(check, split, speech_tokenizer, encoded) for split in split_names(check.good)},
+        {"text": text_tokenizer} | ({"speech": speech_tokenizer} if speech_tokenizer else {}),
         waveforms={} if waveform is None else {"speech": waveform},
-        source=source,
+        source=origin,
         skipped=check.bad,
         overwrite=overwrite,
     )
+
+
+def _read_and_train(
+    check: RecordingCheck,
+    recordings: Sequence[Recording],
+    source: _UnitSource | None,
+    vocoder: bool,
+    seed: int,
+    progress: Progress | None,
+) -> SpeechTokenizer | None:
+    """Check every recording, and train the speech tokenizer on those of the training split as they are read."""
+    train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
+    trained = source.make(train_waves, seed, progress) if source else None
+    for _ in train_waves:
+        pass  # What needs no training left the recordings unread, and unchecked.
+    if trained is not None and vocoder:
+        again = (check.wave(recording) for recording in check.good if recording.split == "train")
+        trained = add_vocoder(trained, again, seed, progress)
+    return trained
 
 
 def _check_options(kind: str | Callable[..., Iterable[Recording]], read: Any, options: Mapping[str, Any]) -> None:
@@ -130,85 +131,8 @@ def _check_options(kind: str | Callable[..., Iterable[Recording]], read: Any, op
             raise DataError(f"corpus kind {_name(kind)}: option {option} is {value!r}: {reason}") from None
 
 
-@dataclass
-class _Counter:
-    """Tells ``progress``, if there is one, how many of ``total`` are done."""
-
-    total: int
-    what: str
-    progress: Progress | None
-    done: int = 0
-
-    def step(self) -> None:
-        self.done += 1
-        if self.progress:
-            self.progress(self.done, self.total, self.what)
-
-
-@dataclass
-class _Check:
-    """Which recordings can be used, and why the others cannot."""
-
-    root: Path
-    rate: int
-    resample: bool
-    skip_bad: bool
-    text_tokenizer: ByteTokenizer | FileTokenizer
-    good: list[Recording] = field(default_factory=list)
-    bad: list[tuple[str, str]] = field(default_factory=list)
-    """Id and reason."""
-
-    def run(self, recordings: Sequence[Recording], progress: Progress | None) -> Iterator[tuple[Recording, Wave]]:
-        """Each good recording as it is found; at the end, so that all are named, an error if there were bad ones."""
-        count = _Counter(len(recordings), "reading", progress)
-        seen: set[str] = set()
-        for recording in recordings:
-            try:
-                self.text(recording)
-                wave = self.wave(recording)
-                if recording.id in seen:
-                    raise DataError(f"another recording has the same id ({recording.audio[0]})")
-            except DataError as error:
-                # Where the corpus lay is said once in a message, and is nobody's business in a dataset.
-                self.bad.append((recording.id, str(error).replace(f"{self.root}{os.sep}", "")))
-            else:
-                self.good.append(recording)
-                yield recording, wave
-            seen.add(recording.id)
-            count.step()
-        if self.bad and not self.skip_bad:
-            raise DataError(self._report(len(recordings)))
-
-    def text(self, recording: Recording) -> str:
-        """The transcript, one that the tokenizer takes."""
-        if recording.text is None:
-            raise DataError(f"no transcript for {recording.audio[0]}")
-        if not recording.text.strip():
-            raise DataError(f"empty transcript for {recording.audio[0]}")
-        self.text_tokenizer.encode(recording.text)
-        return recording.text.strip()
-
-    def wave(self, recording: Recording) -> Wave:
-        """(N,) samples at ``self.rate``, of all the recording's files."""
-        waves = []
-        for path in recording.audio:
-            wave, rate = audio.read_audio(path)
-            if rate != self.rate and not self.resample:
-                raise DataError(f"{path}: {rate} Hz, expected {self.rate}; resample=True (--resample) converts")
-            waves.append(audio.resample(wave, rate, self.rate))
-        return np.concatenate(waves)
-
-    def _report(self, n_recordings: int) -> str:
-        fix = "skip_bad=True (--skip-bad) leaves them out"
-        lines = [f"{self.root}: {len(self.bad)} of {n_recordings} recordings cannot be used; {fix}"]
-        lines += [f"  {id_}: {reason}" for id_, reason in self.bad[:_LISTED]]
-        if len(self.bad) > _LISTED:
-            lines.append(f"  and {len(self.bad) - _LISTED} more")
-        return "\n".join(lines)
-
-
 @dataclass(frozen=True)
-class _Maker:
+class _UnitSource:
     """Where the speech tokenizer comes from: it is there, or it is trained."""
 
     trained: SpeechTokenizer | None
@@ -240,17 +164,18 @@ class _Maker:
 def add_vocoder(
     tokenizer: SpeechTokenizer, waves: Iterable[Wave], seed: int = 0, progress: Progress | None = None
 ) -> SpeechTokenizer:
-    """The same tokenizer with a vocoder trained on recordings at its sample rate; ids and fingerprint stay.
+    """Return the tokenizer with a vocoder trained on recordings at its sample rate; ids and fingerprint stay.
 
     Raises:
         DataError: the kind takes no vocoder, or there are no recordings.
     """
-    # By name, since it needs torch, which this package leaves alone.
-    train = import_module("zippkit.data.speech.train_vocoder").train_vocoder
-    return tokenizer.with_vocoder(train(tokenizer, waves, seed=seed, progress=progress))
+    # Imports torch, which a dataset without a vocoder does not need.
+    from zippkit.data.speech.train_vocoder import train_vocoder
+
+    return tokenizer.with_vocoder(train_vocoder(tokenizer, waves, seed=seed, progress=progress))
 
 
-def _examples(check: _Check, split: str, units: SpeechTokenizer | None, encoded: _Counter) -> Iterator[Example]:
+def _examples(check: RecordingCheck, split: str, units: SpeechTokenizer | None, encoded: Counter) -> Iterator[Example]:
     for recording in check.good:
         if recording.split == split:
             wave = check.wave(recording)
@@ -258,32 +183,6 @@ def _examples(check: _Check, split: str, units: SpeechTokenizer | None, encoded:
             items: dict[str, Item] = {"text": check.text(recording), "speech": speech}
             yield Example(recording.id, recording.speaker, len(wave) / check.rate, items)
             encoded.step()
-
-
-def drawn(recordings: list[_Labelled], limit: int | None, seed: int) -> list[_Labelled]:
-    """At most ``limit`` of each split, in the reader's order."""
-    if limit is None:
-        return recordings
-    rng = np.random.default_rng(seed)
-    kept: set[int] = set()
-    for split in split_names(recordings):
-        places = [i for i, recording in enumerate(recordings) if recording.split == split]
-        kept.update(rng.permutation(places)[:limit].tolist())
-    return [recordings[i] for i in sorted(kept)]
-
-
-def split_names(recordings: Iterable[Labelled]) -> list[str]:
-    """Names of the splits, training first."""
-    usual = ("train", "dev", "test")
-    names = {recording.split for recording in recordings}
-    return [name for name in usual if name in names] + sorted(names.difference(usual))
-
-
-def transcript_tokenizer(text: str | Path, recordings: Iterable[Labelled]) -> ByteTokenizer | FileTokenizer:
-    """``"bytes"``, ``"words"`` (those of the recordings' training split), or a ``tokenizer.json``."""
-    if text == "words":
-        return train_words(r.text for r in recordings if r.split == "train" and r.text)
-    return load_text_tokenizer(text)
 
 
 def _name(kind: str | Callable[..., Iterable[Recording]]) -> str:

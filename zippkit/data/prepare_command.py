@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from zippkit.data.dataset import Dataset
-from zippkit.data.pictures import PICTURE_READERS, prepare_pictures
+from zippkit.data.image_corpora import PICTURE_READERS, prepare_pictures
 from zippkit.data.prepare import prepare
 from zippkit.data.readers import READERS
 from zippkit.data.speech_tokenizer import tokenizer_class

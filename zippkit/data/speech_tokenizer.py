@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -183,13 +182,3 @@ def tokenizer_class(kind: str) -> type[SpeechTokenizer]:
     if found.kind != kind:
         raise DataError(f"tokenizer kind {kind!r}: its class says kind {found.kind!r}; give both the same name")
     return found
-
-
-def load_vocoder(path: str | Path) -> Vocoder:
-    """A vocoder's file. It needs torch, which `zippkit.data` leaves alone until then.
-
-    Raises:
-        DataError: not a readable vocoder.
-    """
-    vocoder: Vocoder = import_module("zippkit.data.speech.vocoder").UnitVocoder.load(path)
-    return vocoder

@@ -1,17 +1,17 @@
-"""Text tokenizers: bytes, words, or a Hugging Face tokenizer.json. The only file that imports tokenizers."""
+"""Text tokenizers: bytes, words, or a Hugging Face tokenizer.json."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zippkit.errors import DataError
-from zippkit.system.files import appearing, parse_json, write_text
+from zippkit.system.files import appearing, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -134,7 +134,7 @@ class FileTokenizer:
         """The id that stands for what has none."""
         model = json.loads(self.tokenizer.to_str()).get("model", {})
         found = model.get("unk_id")
-        return found if isinstance(found, int) else _token_id(self.tokenizer, model.get("unk_token"))
+        return found if isinstance(found, int) else token_id(self.tokenizer, model.get("unk_token"))
 
     def unknown(self, text: str) -> list[str]:
         return [word for word in dict.fromkeys(text.split()) if not self._reads(word)]
@@ -173,68 +173,7 @@ def train_words(texts: Iterable[str]) -> FileTokenizer:
     return FileTokenizer(tokenizer, vocab[begin], vocab[end])
 
 
-def load_text_tokenizer(
-    path: str | Path, begin: int | None = None, end: int | None = None
-) -> ByteTokenizer | FileTokenizer:
-    """``"bytes"``, a ``tokenizer.json``, or the folder of one.
-
-    Args:
-        begin, end: the frame's ids; left out, they are found in the ``tokenizer_config.json`` or ``config.json``
-            beside the file, or by the usual names in its vocabulary (``FRAME_TOKENS``).
-
-    Raises:
-        DataError: no such file, not a tokenizer, or no begin and end to be found.
-    """
-    if str(path) == "bytes":
-        return ByteTokenizer()
-    from tokenizers import Tokenizer
-
-    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    try:
-        content = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: no readable tokenizer ({error})") from None
-    if _json_object(content).get("zippkit") == "bytes":
-        return ByteTokenizer()
-    try:
-        tokenizer = Tokenizer.from_str(content)
-    except Exception as error:  # the Rust side raises nothing narrower
-        raise DataError(f"{file}: not a tokenizer.json ({error})") from None
-    if begin is None or end is None:
-        found_begin, found_end = _find_frame(tokenizer, file)
-        begin, end = found_begin if begin is None else begin, found_end if end is None else end
-    return FileTokenizer(tokenizer, begin, end)
-
-
-def _find_frame(tokenizer: Tokenizer, file: Path) -> tuple[int, int]:
-    candidates = [*_frames_beside(tokenizer, file), *_frames_by_name(tokenizer)]
-    if candidates:
-        return candidates[0]
-    names = ", ".join(f"{begin} {end}" for begin, end in FRAME_TOKENS)
-    raise DataError(
-        f"{file}: no begin and end token; looked for bos_token and eos_token in tokenizer_config.json and "
-        f"bos_token_id and eos_token_id in config.json beside it, and in the vocabulary for {names}; "
-        "pass begin= and end="
-    )
-
-
-def _frames_beside(tokenizer: Tokenizer, file: Path) -> Iterator[tuple[int, int]]:
-    for name, suffix in (("tokenizer_config.json", ""), ("config.json", "_id")):
-        beside = file.with_name(name)
-        settings = _json_object(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-        ids = [_token_id(tokenizer, settings.get(f"{which}_token{suffix}")) for which in ("bos", "eos")]
-        if ids[0] is not None and ids[1] is not None:
-            yield ids[0], ids[1]
-
-
-def _frames_by_name(tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
-    for pair in FRAME_TOKENS:
-        begin, end = (tokenizer.token_to_id(token) for token in pair)
-        if begin is not None and end is not None:
-            yield begin, end
-
-
-def _token_id(tokenizer: Tokenizer, value: Any) -> int | None:
+def token_id(tokenizer: Tokenizer, value: Any) -> int | None:
     """Of an id, a token, ``{"content": token}``, or a list, whose first counts."""
     if isinstance(value, list):
         value = value[0] if value else None
@@ -244,11 +183,3 @@ def _token_id(tokenizer: Tokenizer, value: Any) -> int | None:
         token_id: int | None = tokenizer.token_to_id(value)
         return token_id
     return value if isinstance(value, int) else None
-
-
-def _json_object(content: str) -> dict[str, Any]:
-    try:
-        parsed = parse_json(content)
-    except ValueError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}

@@ -13,7 +13,7 @@ from zippkit.batch.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
-from zippkit.data.images import PixelTokenizer
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.speech_tokenizer import SpeechTokenizer
 from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.errors import SpecError, ZippkitError, did_you_mean

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from zippkit.batch.batch import Segment
 from zippkit.data.dataset import Dataset
-from zippkit.data.images import PixelTokenizer
 from zippkit.data.manifest import Column
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.table import Example, Item, Split
 from zippkit.errors import DataError, did_you_mean
 from zippkit.plan.sequence_layout import Modality

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from zippkit.data.dataset import Dataset, Example, refuse_to_overwrite, write_dataset
-from zippkit.data.images import Pixels, PixelTokenizer
-from zippkit.data.prepare import drawn, split_names, transcript_tokenizer
+from zippkit.data.corpus_splits import limited, split_names, transcript_tokenizer
+from zippkit.data.dataset import Dataset, Example
+from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
+from zippkit.data.pixel_tokenizer import Pixels, PixelTokenizer
 from zippkit.data.readers import DIGITS
 from zippkit.errors import DataError, did_you_mean
 from zippkit.system.extras import require
@@ -74,7 +75,7 @@ def prepare_pictures(
     if isinstance(kind, str) and kind not in PICTURE_READERS:
         raise DataError(f"no corpus of images {kind!r}{did_you_mean(kind, PICTURE_READERS)}")
     name = kind if isinstance(kind, str) else kind.__name__
-    pictures = drawn(list(PICTURE_READERS[kind]() if isinstance(kind, str) else kind()), limit, seed)
+    pictures = limited(list(PICTURE_READERS[kind]() if isinstance(kind, str) else kind()), limit, seed)
     if not pictures:
         raise DataError(f"no images of the kind {name}")
     tokenizer = pixels or PixelTokenizer()

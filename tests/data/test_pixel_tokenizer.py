@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from zippkit.data.dataset import Dataset
-from zippkit.data.images import PixelTokenizer
-from zippkit.data.pictures import Picture, handwritten, prepare_pictures
+from zippkit.data.image_corpora import Picture, handwritten, prepare_pictures
+from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import DIGITS
 from zippkit.errors import DataError
