@@ -21,7 +21,8 @@ import transformers
 
 from zippkit.errors import ZippkitError
 from zippkit.spec.validation import validate
-from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig, known_to_transformers
+from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.families import known_to_transformers
 from zippkit_towers.hf_causal_lm.parity import check_parity
 from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 

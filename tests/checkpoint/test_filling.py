@@ -16,7 +16,8 @@ from zippkit.batch.batch import Segment
 from zippkit.errors import ZippkitError
 from zippkit.model.weights import filled_in_place, read_tensors
 from zippkit_towers.decoder.tower import Decoder
-from zippkit_towers.hf_causal_lm.tower import HfCausalLm, HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
 LLAMA = {
     "model_type": "llama",

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from zippkit_towers.hf_folder import CONFIG, WEIGHTS, local_folder
+from zippkit.spec.hf_folder import CONFIG, WEIGHTS, local_folder
 
 
 @pytest.fixture

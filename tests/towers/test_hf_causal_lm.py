@@ -23,8 +23,9 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.testing import check_tower
 from zippkit_towers.hf_causal_lm import config as hf_causal_lm_config
 from zippkit_towers.hf_causal_lm import parity as hf_causal_lm_parity
-from zippkit_towers.hf_causal_lm import tower as hf_causal_lm
-from zippkit_towers.hf_causal_lm.config import KNOWN, HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.cache import Slots
+from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.families import KNOWN
 from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
 pytestmark = pytest.mark.slow
@@ -198,13 +199,13 @@ def test_a_model_that_would_run_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
         monkeypatch.undo()
         made.check()
     made = build("llama")
-    update = hf_causal_lm.Slots.update
+    update = Slots.update
 
     def misplaced(self: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Any:
         self.positions = (self.positions - 1).clamp(min=0)
         return update(self, key, value, layer_idx)
 
-    monkeypatch.setattr(hf_causal_lm.Slots, "update", misplaced)
+    monkeypatch.setattr(Slots, "update", misplaced)
     with pytest.raises(CheckpointError, match="part by part"):
         made.check()
     monkeypatch.setattr(hf_causal_lm_parity, "windows_of", lambda *_: [9] * 3)

@@ -19,9 +19,11 @@ from zippkit.generation.api import generate_batch
 from zippkit.loading import check_spec
 from zippkit.model.tower import tower_logits
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit_towers.hf_causal_lm import config as hf_causal_lm_config
-from zippkit_towers.hf_causal_lm import tower as hf_causal_lm
-from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig, known_to_transformers
+from zippkit_towers.hf_causal_lm import families as hf_causal_lm_families
+from zippkit_towers.hf_causal_lm import transformers_model
+from zippkit_towers.hf_causal_lm.cache import Slots
+from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
+from zippkit_towers.hf_causal_lm.families import decoders, known_to_transformers
 from zippkit_towers.hf_causal_lm.parity import TOLERANCE
 from zippkit_towers.hf_causal_lm.tower import HfCausalLm
 
@@ -137,7 +139,7 @@ def test_a_saved_folder_comes_back(tmp_path: Path) -> None:
 def test_each_part_of_the_comparison_notices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dropout under another name, positions that layers are not given, rows that share their places in the cache."""
     biogpt = build("biogpt")
-    monkeypatch.setattr(hf_causal_lm, "_RANDOM", ())
+    monkeypatch.setattr(transformers_model, "_RANDOM", ())
     random = HfCausalLm(biogpt.config)
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="in training mode"):
@@ -159,13 +161,13 @@ def test_each_part_of_the_comparison_notices(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(CheckpointError, match="at its last positions"):
         made.check()
     monkeypatch.undo()
-    update = hf_causal_lm.Slots.update
+    update = Slots.update
 
     def shared(self: Any, *args: Any, **more: Any) -> Any:
         self.positions = self.positions[:1].expand_as(self.positions)
         return update(self, *args, **more)
 
-    monkeypatch.setattr(hf_causal_lm.Slots, "update", shared)
+    monkeypatch.setattr(Slots, "update", shared)
     with pytest.raises(CheckpointError, match="part by part"):
         made.check()
 
@@ -180,10 +182,20 @@ def test_the_page_tells_of_every_family() -> None:
     assert sum(answer == "yes" for answer in told.values()) >= 60
 
 
+def test_the_families_that_are_exact_are_hinted_at() -> None:
+    """`kind: opt` is told of this kind, and `kind: bert` is not."""
+    page = families.PAGE.read_text(encoding="utf-8")
+    exact = {line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and "| yes |" in line}
+    # This one transcribes speech, and is run by its text model alone.
+    assert exact - {"moss_transcribe_diarize"} <= decoders()
+    assert all(map(HfCausalLmConfig.runs, ("opt", "falcon", "bloom", *EXACT)))
+    assert not any(map(HfCausalLmConfig.runs, ("bert", "bart", "t5", "whisper", "brand_new")))
+
+
 def test_check_asks_transformers_source_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without transformers, `check` takes what it cannot know; the sizes are told by `config.json`."""
     known_to_transformers.cache_clear()
-    monkeypatch.setattr(hf_causal_lm_config, "find_spec", lambda name: None)
+    monkeypatch.setattr(hf_causal_lm_families, "find_spec", lambda name: None)
     try:
         assert known_to_transformers() == frozenset()
         model = {"model_type": "brand_new", "d_model": 8, "n_layers": 2, "vocab_size": 9, "max_seq_len": 5}

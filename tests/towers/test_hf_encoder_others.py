@@ -235,7 +235,12 @@ def test_odd_settings_are_one_message(name: str, odd: dict[str, Any], words: str
 
 
 def test_a_kind_that_is_a_model_s_is_told_its_kind(tmp_path: Path) -> None:
-    for name, kind in (("bert", "hf_encoder"), ("siglip", "hf_encoder"), ("llama", "hf_causal_lm")):
+    for name, kind in (
+        ("bert", "hf_encoder"),
+        ("siglip", "hf_encoder"),
+        ("llama", "hf_causal_lm"),
+        ("opt", "hf_causal_lm"),
+    ):
         (tmp_path / "spec.yaml").write_text(f"name: a\ntowers:\n  text: {{kind: {name}}}\n")
         with pytest.raises(SpecError, match=rf"no tower of kind '{name}'.*; expected `kind: {kind}` with .*`{name}`"):
             zippkit.load_spec(tmp_path / "spec.yaml")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from zippkit.errors import did_you_mean
+from zippkit.spec.hf_folder import WEIGHTS, local_folder
 from zippkit.spec.kinds import Frame, TowerConfig, read_json
-from zippkit_towers.hf_folder import WEIGHTS, local_folder
+from zippkit_towers.hf_causal_lm.families import KNOWN, decoders, known_to_transformers
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
 """Rotary embeddings whose angles depend on a token's position alone, not on the longest one that has been seen."""
@@ -23,11 +21,6 @@ DIMS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 """What configs call the width, the number of layers and the longest sequence; the first that is there counts."""
-KNOWN = (
-    *("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "granite"),
-    *("phi3", "olmo2", "smollm3", "gpt2", "gpt_neox"),
-)
-"""Families that are tested one by one; any other is run if it is exact (`zippkit_towers.hf_causal_lm.parity`)."""
 REFUSED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (True, "all"),
     "add_cross_attention": (True,),
@@ -54,7 +47,7 @@ class HfCausalLmConfig(TowerConfig):
     @model_validator(mode="before")
     @classmethod
     def _follows(cls, given: Any) -> Any:
-        """Everything that the Hugging Face config tells."""
+        """Fill in everything that the Hugging Face config tells."""
         if not isinstance(given, dict):
             return given
         path, model = given.get("path"), given.get("model")
@@ -79,14 +72,21 @@ class HfCausalLmConfig(TowerConfig):
 
     @property
     def model_type(self) -> str:
+        """Name of the family in transformers."""
         return str(self.model["model_type"])
 
     @classmethod
     def runs(cls, model_type: str) -> bool:
-        return model_type in KNOWN
+        """Whether transformers has a decoder of this name."""
+        return model_type in decoders()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
+        """Config of the Hugging Face model, or zippkit's own tower, in ``folder``.
+
+        Raises:
+            ValueError: the folder does not tell, or holds a model that is not run.
+        """
         if not (folder / "config.json").exists():
             return super().from_folder(folder)
         return cls.model_validate(_told(read_json(folder / "config.json"), str(folder)))
@@ -159,20 +159,6 @@ def _number(model: Mapping[str, Any], names: Sequence[str], where: str) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"{where}: {key} is {value!r}; expected a whole number above 0")
     return value
-
-
-@cache
-def known_to_transformers() -> frozenset[str]:
-    """Every ``model_type`` of which the installed transformers has a decoder; read from its source, because to import
-    it takes seconds. Empty where there is none, or none that can be read so."""
-    package = find_spec("transformers")
-    places = package.submodule_search_locations if package else None
-    file = Path(next(iter(places or ("",)))) / "models" / "auto" / "modeling_auto.py"
-    try:
-        _, found, rest = file.read_text(encoding="utf-8").partition("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = ")
-    except OSError:
-        return frozenset()
-    return frozenset(re.findall(r'\(\s*"([^"]+)",\s*"', rest.partition("\n)")[0])) if found else frozenset()
 
 
 def _first(ids: Any) -> int | None:

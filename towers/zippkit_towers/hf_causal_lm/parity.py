@@ -1,10 +1,10 @@
-"""The check when a model is built: its logits, made layer by layer, are those of transformers' own forward."""
+"""Compares a tower's logits, computed layer by layer, with transformers' own forward whenever one is built."""
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,9 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.tower import tower_logits
-from zippkit_towers.hf_causal_lm.parts import windows_of
-from zippkit_towers.hf_causal_lm.tower import own_config, whole_model
-
-if TYPE_CHECKING:
-    from zippkit_towers.hf_causal_lm.tower import HfCausalLm
+from zippkit_towers.hf_causal_lm.modules import DecoderModules
+from zippkit_towers.hf_causal_lm.settings import windows_of
+from zippkit_towers.hf_causal_lm.transformers_model import own_config, whole_model
 
 LENGTH, WINDOW = 20, 7
 """Tokens that are run, and the window that layers with one are given for the check, so that it is passed."""
@@ -26,10 +24,11 @@ TOLERANCE, IN_BF16 = 1e-4, 5e-2
 
 
 @torch.no_grad()
-def check_parity(tower: HfCausalLm) -> float:
-    """Two rows of tokens against transformers' own forward on the same weights: at once, in training mode, at the last
-    positions that there are, and with a cache, the rows at different places; where layers have a sliding window, again
-    with a small one, so that the rows are longer than it.
+def check_parity(tower: DecoderModules) -> float:
+    """Compare two rows of tokens with transformers' own forward on the same weights.
+
+    They are run at once, in training mode, at the last position ids that there are, and with a KV cache, the rows at
+    different lengths; where layers have a sliding window, again with a small one, so that the rows are longer than it.
 
     Returns:
         The largest difference, relative to the largest logit.
@@ -58,7 +57,7 @@ def check_parity(tower: HfCausalLm) -> float:
     return gap
 
 
-def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> float:
+def _compare(tower: DecoderModules, changes: dict[str, Any]) -> float:
     device = next(tower.parameters()).device
     longest = tower.config.max_len or LENGTH
     n = min(LENGTH, longest)
@@ -83,7 +82,7 @@ def _compare(tower: HfCausalLm, changes: dict[str, Any]) -> float:
     return max(_gap(tower, f"{what}{', past its window' if changes else ''}", *pair) for what, *pair in tries)
 
 
-def _tolerance(tower: HfCausalLm) -> float:
+def _tolerance(tower: DecoderModules) -> float:
     return IN_BF16 if tower.dtype == torch.bfloat16 else TOLERANCE
 
 
@@ -92,7 +91,7 @@ def _at_the_end(tokens: Tensor, longest: int) -> TowerBatch:
     return replace(batch, places=batch.places + longest - tokens.shape[1])
 
 
-def _gap(tower: HfCausalLm, what: str, expected: Tensor, found: Tensor) -> float:
+def _gap(tower: DecoderModules, what: str, expected: Tensor, found: Tensor) -> float:
     gap = float((found - expected).abs().max())
     largest = max(1.0, float(expected.abs().max()))
     # Written so that NaN is refused.
@@ -104,9 +103,8 @@ def _gap(tower: HfCausalLm, what: str, expected: Tensor, found: Tensor) -> float
     return gap / largest
 
 
-def own_model(tower: HfCausalLm, changes: dict[str, Any]) -> Any:
-    """Transformers' own model, made of its config as it stands, but for ``changes``, and of the
-    tower's weights."""
+def own_model(tower: DecoderModules, changes: dict[str, Any]) -> Any:
+    """Transformers' own model, of its config as it stands, but for ``changes``, and of the tower's weights."""
     hf = own_config(tower.config, tower.folder)
     for key, value in changes.items():
         setattr(hf, key, value)
@@ -133,7 +131,7 @@ def _lend(own: nn.Module, whole: nn.Module, base: str) -> None:
             setattr(whole, name, module)
 
 
-def _cached(tower: HfCausalLm, whole: TowerBatch) -> Tensor:
+def _cached(tower: DecoderModules, whole: TowerBatch) -> Tensor:
     """Logits (B, T, V) with a cache: a first half at once, then one by one, each row one token behind the last."""
     n_rows, n = whole.tokens.shape
     rows = torch.arange(n_rows, device=whole.tokens.device)[:, None]

@@ -8,7 +8,6 @@ in a table.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,14 +20,6 @@ _GIVEN = ("attention_mask", "position_ids", "position_embeddings", "use_cache")
 """Arguments of layers that are known, besides the states and the cache."""
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm", "layer_norm")
-
-_SPARSE = re.compile(r"^index_|^block_size$|(?<=[a-z])_(window|chunk|local)(_|$)|^(window|chunk|local)_")
-_NOT_SPARSE = (
-    *("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"),
-    "prefix_dense_sliding_window_pattern",
-    *("use_sliding_window", "chunk_size_feed_forward", "num_local_experts"),
-)
-"""Settings with such names that are run, or that are about something else than attention."""
 
 
 @dataclass(frozen=True)
@@ -146,35 +137,3 @@ def _norm(beside: Mapping[str, nn.Module]) -> str:
 
 def _is_positions(path: str, module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and ("pos" in _last(path) or _last(path) == "wpe")
-
-
-def refuse_sparse(hf: Any) -> None:
-    """Refuse what limits attention in a way of its own: rows as short as those of the check would not show it.
-
-    Raises:
-        CheckpointError: names the setting.
-    """
-    for key, value in vars(hf).items():
-        if _SPARSE.search(key) and key not in _NOT_SPARSE and value and value is not True:
-            raise CheckpointError(
-                f"a {hf.model_type!r} model limits its attention by {key} ({str(value)[:40]}), which is not run"
-            )
-
-
-def windows_of(hf: Any, n_layers: int) -> list[int | None]:
-    """The sliding window of each layer; None where it sees everything.
-
-    Raises:
-        CheckpointError: layers of a kind that is not run, or a window that is no length.
-    """
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None) or []
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise CheckpointError(f"a {hf.model_type!r} model has layers of kind {', '.join(unknown)}, which are not run")
-    windows = [window if kind == "sliding_attention" else None for kind in kinds or ["sliding_attention"] * n_layers]
-    # A window that no layer has may be anything: Qwen2-MoE says 0 for none.
-    if any(each is not None and (type(each) is not int or each < 1) for each in windows):
-        raise CheckpointError(
-            f"a {hf.model_type!r} model has sliding_window {window!r}; expected a whole number above 0, or null"
-        )
-    return windows

@@ -1,4 +1,4 @@
-"""Routers of mixtures of experts: what they say, and transformers' own loss that tells them to be even."""
+"""Mixtures of experts: the logits of their routers, transformers' load-balancing loss, and experts token by token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from zippkit_towers.hf_causal_lm.settings import size_of
+
+_TOKEN_BY_TOKEN = "zippkit_token_by_token"
+"""Name under which transformers finds the way of running experts that `token_by_token` registers."""
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,35 @@ def recorded(balance: Balance | None, layer: nn.Module, routed: list[Tensor] | N
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def token_by_token(model: nn.Module, hf: Any) -> str:
+    """From here on, run the experts of a model token by token; return in words what is run in another way than usual.
+
+    Args:
+        model: holds the experts.
+        hf: its config.
+    """
+    experts: list[Any] = [module for module in model.modules() if hasattr(module, "_is_expert_parallel")]
+    if not experts:
+        many = max(size_of(hf, name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+        return "experts that multiply all rows at once, whose last bits depend on each other" if many > 1 else ""
+    interface = import_module("transformers.integrations.moe").ALL_EXPERTS_FUNCTIONS
+    interface.register(_TOKEN_BY_TOKEN, _each_token_alone)
+    for module in experts:
+        module.config._experts_implementation = _TOKEN_BY_TOKEN
+    return "its experts token by token"
+
+
+def _each_token_alone(experts: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Outputs (N, D) of the experts for (N, D) tokens, each token alone.
+
+    Args:
+        experts: transformers' module.
+        hidden: (N, D) states.
+        chosen: (N, k) experts of each token.
+        weights: (N, k) their weights.
+    """
+    run = type(experts).forward.__wrapped__
+    parts = (slice(i, i + 1) for i in range(len(hidden)))
+    return torch.cat([run(experts, hidden[part], chosen[part], weights[part]) for part in parts])

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from zippkit.spec.hf_folder import WEIGHTS, local_folder
 from zippkit.spec.kinds import Frame, Image, Sound, TowerConfig, read_json
 from zippkit_towers.hf_encoder.families import (
     FAMILIES,
@@ -24,7 +25,6 @@ from zippkit_towers.hf_encoder.families import (
 )
 from zippkit_towers.hf_encoder.inputs import Inputs, Pixels
 from zippkit_towers.hf_encoder.others import EXACT, Feed, max_len_of
-from zippkit_towers.hf_folder import WEIGHTS, local_folder
 
 
 class HfEncoderConfig(TowerConfig):
