@@ -134,7 +134,7 @@ def _reason(error: Exception) -> str:
 
 def page(rows: Sequence[Row]) -> str:
     """The page with a row for each family, decoders left out."""
-    from zippkit_towers.hf_encoder.guessed import TOLERANCE
+    from zippkit_towers.hf_encoder.parity import TOLERANCE
 
     kept = (row for row in rows if row.exact or row.family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     rows = sorted(kept, key=lambda row: (not row.exact, row.family))

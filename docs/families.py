@@ -45,6 +45,7 @@ SIZES: dict[str, Any] = {
     "sliding_window": 5,
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "qk_head_dim"), 8),
+    "vocab_size_per_layer_input": 96,
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
@@ -61,6 +62,27 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"attention_types": [[["global", "local"], 2]], "num_experts_per_tok": 1, "is_decoder": True},
 )
 """What is tried besides, because sizes have to fit each other: other ones, none (null), or none said (an ellipsis)."""
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
+OF_FAMILY: dict[str, dict[str, Any]] = {
+    "bamba": _MAMBA,
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "gemma3n_text": {"num_kv_shared_layers": 0, "laurel_rank": 8, "activation_sparsity_pattern": None},
+    # As in the larger models of this family.
+    "gemma4_text": {"hidden_size_per_layer_input": 0},
+    # As in the models of this family without Mamba.
+    "granitemoehybrid": _MAMBA | {"layer_types": ["full_attention"] * 4, "shared_intermediate_size": 24},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+}
+"""Settings that only one family has, or that nothing else may take."""
+OF_A_KIND = {
+    **dict.fromkeys(("gemma4", "gemma4_text"), "without inputs per layer"),
+    "granitemoehybrid": "without Mamba layers",
+}
+"""Which models of a family the answer is about, where it is not about all."""
 INTRODUCTION = """\
 <!-- Written by docs/families.py; change that file. -->
 # Decoders of transformers
@@ -94,6 +116,7 @@ def tiny_configs(family: str) -> Iterator[dict[str, Any]]:
     for more in VARIANTS:
         wanted = {key: value for key, value in (SIZES | more).items() if value is not ...}
         sizes = {key: value for key, value in wanted.items() if _has(default, key, key in more)}
+        sizes |= OF_FAMILY.get(default.model_type, {})
         try:
             data = type(default)(**sizes).to_dict()
         except Exception:
@@ -158,6 +181,7 @@ def page(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         told = "no | " + row.reason.replace("|", "\\|") if row.gap is None else f"yes | {row.gap:.0e}"
+        told += f", {OF_A_KIND[row.family]}" if row.family in OF_A_KIND and row.gap is not None else ""
         lines.append(f"| `{row.family}` | {told} |")
     return "\n".join(lines) + "\n"
 

@@ -51,22 +51,31 @@ class DecoderConfig(TowerConfig):
 
     @property
     def kv_heads(self) -> int:
+        """Key and value heads."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def head_width(self) -> int:
+        """Width of a head."""
         return self.head_dim or self.dim // self.n_heads
 
     @property
     def ffn_width(self) -> int:
+        """Hidden width of the SwiGLU."""
         return self.ffn_dim or -(-8 * self.dim // (3 * 32)) * 32
 
     @property
     def shared_attention(self) -> AttentionShape:
+        """The attention that other towers can join."""
         return AttentionShape(self.kv_heads, self.head_width)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
+        """Config of a llama-family folder, or of zippkit's own tower in it.
+
+        Raises:
+            ValueError: the folder does not tell, or the decoder does not compute its model.
+        """
         if not (folder / "config.json").exists():
             return super().from_folder(folder)
         return cls._from_llama(read_json(folder / "config.json"), str(folder))
@@ -133,11 +142,13 @@ class DecoderConfig(TowerConfig):
         return told if self.max_len is None else told | {"max_position_embeddings": self.max_len}
 
     def parameter_names(self) -> list[str]:
+        """Names of all parameters."""
         norms = ["input_layernorm.weight", "post_attention_layernorm.weight"]
         names = [f"layers.{i}.{part}" for i in range(self.n_layers) for part in (*self._layer_shapes(), *norms)]
         return ["embed_tokens.weight", *names, "norm.weight", *([] if self.tied else ["lm_head.weight"])]
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(outputs, inputs) of every linear map."""
         layer = self._layer_shapes().items()
         shapes = {f"layers.{i}.{part}": shape for i in range(self.n_layers) for part, shape in layer}
         return shapes | ({} if self.tied else {"lm_head.weight": (self.vocab_size, self.dim)})

@@ -32,7 +32,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer of one forward needs besides the states."""
+    """What every layer of one forward pass needs besides the states."""
 
     angles: tuple[Tensor, Tensor]
     mask: Tensor | None
@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots: int) -> Tensor:
-    """Put the new tokens into their slots; the first ``n_slots`` slots as (B, H, S, K)."""
+    """Write the new tokens into their slots; return the first ``n_slots`` slots as (B, H, S, K)."""
     rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
     cache_BSHK[rows, positions_BT] = new_BHTK.transpose(1, 2)
     return cache_BSHK[:, :n_slots].transpose(1, 2)
@@ -89,6 +89,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(width, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Feed-forward output (B, T, D) of (B, T, D) states."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
@@ -104,17 +105,18 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(config.dim, config.ffn_width)
 
     def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
+        """States (B, T, D) after this layer, which is layer ``index``."""
         projected = self.project(hidden, context)
         keys, values, mask = remember(index, projected, context)
         return self.close(hidden, attend(projected.queries, keys, values, mask))
 
     def project(self, hidden: Tensor, context: Context) -> Projected:
-        """What the attention is made of."""
+        """Queries, keys and values of the new tokens, after the first norm."""
         projected: Projected = self.self_attn.project(self.input_layernorm(hidden), context)
         return projected
 
     def close(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        """The layer's state, from the one before it and what was attended to."""
+        """The layer's output (B, T, D) from its input and from the attention's output."""
         hidden = hidden + self.self_attn.o_proj(attended)
         fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
         return hidden + fed
@@ -143,44 +145,58 @@ class Decoder(Tower, SharedAttention):
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5 if residual else 0.02)
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+        """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         hidden: Tensor = self.embed_tokens(inputs.tokens)
         angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta, hidden.dtype)
         return hidden, Context(angles, mask, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``index`` on (B, T, D) states."""
         out: Tensor = self.layers[index](hidden, index, context)
         return out
 
     def project(self, index: int, hidden: Tensor, context: Context) -> Projected:
+        """Queries, keys and values of the new tokens in layer ``index``."""
         return cast("Layer", self.layers[index]).project(hidden, context)
 
     def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values of every token so far, through the KV cache if there is one, and their mask."""
         return remember(index, projected, context)
 
     def close(self, index: int, hidden: Tensor, attended: Tensor, context: Context) -> Tensor:
+        """Layer ``index``'s output from its input and from the attention's output."""
         del context
         return cast("Layer", self.layers[index]).close(hidden, attended)
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, T, V)."""
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
         logits: Tensor = F.linear(self.norm(hidden), weight)
         return logits
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
+        """An empty KV cache of ``max_len`` slots in each row."""
         shape = (batch_size, max_len, self.config.kv_heads, self.config.head_width)
         like = self.norm.weight
         keys, values = ([like.new_zeros(shape) for _ in self.layers] for _ in range(2))
         return Cache(keys, values)
 
     def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
+        """A cache of its own with these (N,) rows."""
         return Cache([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
 
     @classmethod
     def hugging_face(cls, config: DecoderConfig) -> dict[str, Any] | None:
+        """The ``config.json`` of the llama that computes the same; None for subclasses."""
         # What is built on a decoder computes something else.
         return config.as_llama() if cls is Decoder else None
 
     def load_weights(self, path: Path) -> None:
+        """Copy the weights of a llama-family checkpoint.
+
+        Raises:
+            CheckpointError: weights that do not fit, or a head of its own where the config ties it to the embedding.
+        """
         tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
         if self.config.tied and "lm_head.weight" in tensors:
             head = tensors.pop("lm_head.weight")

@@ -20,7 +20,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn", "proportional")
 DIMS = ("hidden_size", "n_embd", "d_model", "dim")
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 LENGTHS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
-"""What configs call the width, the number of layers and the longest sequence; the first that is there counts."""
+"""Keys for the width, the number of layers and the longest sequence; the first that is there counts."""
 REFUSED: dict[str, tuple[Any, ...]] = {
     "use_bidirectional_attention": (True, "all"),
     "add_cross_attention": (True,),

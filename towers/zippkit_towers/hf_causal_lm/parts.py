@@ -87,7 +87,7 @@ def find_parts(model: nn.Module, n_layers: int) -> Parts:
 
 
 def _arguments(layers: nn.ModuleList, name: str, without: tuple[str, ...]) -> tuple[frozenset[str], str]:
-    """What a layer takes besides the states, and what it calls its cache; ``without`` are given as None."""
+    """Arguments of a layer besides the states, and its argument for the cache; ``without`` are given as None."""
     known = {*_GIVEN, *without}
     found: set[str] = set()
     for kind in {type(layer) for layer in layers}:

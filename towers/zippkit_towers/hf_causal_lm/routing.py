@@ -23,7 +23,7 @@ class Balance:
 
     router: type[nn.Module]
     index: int
-    """Which of a router's outputs are its logits (B * T, n_experts)."""
+    """Index of the logits (B * T, n_experts) among a router's outputs."""
     function: Any
     n_experts: int
     n_chosen: int

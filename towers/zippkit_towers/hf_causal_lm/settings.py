@@ -11,7 +11,7 @@ _SPARSE = re.compile(r"^index_|^block_size$|(?<=[a-z])_(window|chunk|local)(_|$)
 _NOT_SPARSE = (
     *("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "max_window_layers"),
     "prefix_dense_sliding_window_pattern",
-    *("use_sliding_window", "chunk_size_feed_forward", "num_local_experts"),
+    *("use_sliding_window", "chunk_size_feed_forward", "num_local_experts", "mamba_chunk_size"),
 )
 """Settings with such names that are run, or that are about something else than attention."""
 

@@ -1,10 +1,11 @@
-"""Settings of a Hugging Face encoder, read from its own config.json; without torch, and without transformers unless the
-config leaves out what it would tell."""
+"""Settings of a Hugging Face encoder, read from its own config.json; without torch.
+
+Transformers is imported only where the config leaves out what it would tell.
+"""
 
 from __future__ import annotations
 
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from zippkit.spec.hf_folder import WEIGHTS, local_folder
 from zippkit.spec.kinds import Frame, Image, Sound, TowerConfig, read_json
+from zippkit.spec.registry import TOWERS, implementation
 from zippkit_towers.hf_encoder.families import (
     FAMILIES,
     SAMPLE_RATE,
@@ -23,8 +25,8 @@ from zippkit_towers.hf_encoder.families import (
     family_of,
     number,
 )
+from zippkit_towers.hf_encoder.guessed_shape import EXACT, Feed, max_len_of
 from zippkit_towers.hf_encoder.inputs import Inputs, Pixels
-from zippkit_towers.hf_encoder.others import EXACT, Feed, max_len_of
 
 
 class HfEncoderConfig(TowerConfig):
@@ -48,7 +50,7 @@ class HfEncoderConfig(TowerConfig):
     @model_validator(mode="before")
     @classmethod
     def _follows(cls, given: Any) -> Any:
-        """Everything that the Hugging Face config tells."""
+        """Fill in everything that the Hugging Face config tells."""
         if not isinstance(given, dict):
             return given
         path, model = given.get("path"), given.get("model")
@@ -83,23 +85,27 @@ class HfEncoderConfig(TowerConfig):
 
     @property
     def model_type(self) -> str:
+        """Name of the family in transformers."""
         return str(self.model["model_type"])
 
     @cached_property
     def family(self) -> Family:
+        """The family: known by hand, or described by this config."""
         return family_of(self.model)
 
     @property
     def feed_kind(self) -> Feed:
-        """What a segment is."""
+        """The kind of inputs: sound, image or text."""
         return self.family.feed
 
     @property
     def continuous(self) -> bool:
+        """Whether it is fed waveforms or pixels instead of token ids."""
         return self.feed_kind != "text"
 
     @property
     def predicts(self) -> bool:
+        """False: an encoder has no head."""
         return False
 
     @property
@@ -118,6 +124,7 @@ class HfEncoderConfig(TowerConfig):
 
     @property
     def feed(self) -> Sound | Image | None:
+        """Sample rate of its waveforms, or shape of its images; None for token ids, or where the rate is unknown."""
         if self.feed_kind == "text":
             return None
         if isinstance(self.inputs, Pixels):
@@ -126,10 +133,16 @@ class HfEncoderConfig(TowerConfig):
 
     @classmethod
     def runs(cls, model_type: str) -> bool:
+        """Whether the family is known by hand, or found to be exact."""
         return model_type in FAMILIES or model_type in EXACT
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
+        """Config of the Hugging Face model, or zippkit's own tower, in ``folder``.
+
+        Raises:
+            ValueError: the folder does not tell, or holds a model that is not run.
+        """
         return cls.model_validate(_read(folder)) if (folder / "config.json").exists() else super().from_folder(folder)
 
     def weights_path(self) -> Path | None:
@@ -137,14 +150,20 @@ class HfEncoderConfig(TowerConfig):
         return None if self.path is None else local_folder(self.path, WEIGHTS)
 
     def n_states(self, values: NDArray[np.float32]) -> int:
+        """Number of states of one segment's inputs.
+
+        Raises:
+            ValueError: inputs of another shape, not finite, too short or too long.
+        """
         n = self.inputs.n_states(values)
         if self.family.known or self.feed_kind != "image":
             return n
-        # Families differ in what stands beside the patches. By name, since it needs torch.
-        count: int = import_module("zippkit_towers.hf_encoder.guessed").n_image_states(self.model_dump_json())
+        # Families differ in their states beside the patches, and the tower, which needs torch, can count them.
+        count: int = implementation(TOWERS, "hf_encoder").n_image_states(self)
         return count
 
     def example_inputs(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of about ``size`` states, where their number can vary."""
         return self.inputs.example(size, seed)
 
 
@@ -185,7 +204,7 @@ def _frame(model: dict[str, Any]) -> Frame | None:
 
 
 _BEGIN_AND_END = (("[CLS]", "[SEP]"), ("<s>", "</s>"), ("<cls>", "<eos>"), ("<pad>", "</s>"))
-"""What encoders' tokenizers put around a text. T5 puts nothing in front; its decoder begins with padding."""
+"""Tokens that encoders' tokenizers put around a text. T5's puts none in front; its decoder begins with padding."""
 
 
 def _frame_beside(folder: Path) -> Frame | None:

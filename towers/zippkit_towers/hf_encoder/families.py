@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zippkit_towers.hf_encoder.guessed_shape import Feed, shape_of, vision_part
 from zippkit_towers.hf_encoder.inputs import Inputs, Pixels, Waveform, Window
-from zippkit_towers.hf_encoder.others import Feed, shape_of, vision_part
 
 HOP, N_FFT, SAMPLE_RATE = 160, 400, 16_000
 """Whisper's log-mel spectrogram: samples from one frame to the next and in one, and in a second."""
@@ -24,7 +24,7 @@ class Family:
     inputs: Callable[[Model], Inputs] | None
     """None: token ids."""
     defaults: Model
-    """What transformers takes for the keys that are needed here, where a config leaves them out."""
+    """Transformers' defaults of the keys that are needed here."""
     dim: str = "hidden_size"
     n_layers: str = "num_hidden_layers"
     feed: Feed = "sound"
@@ -129,7 +129,7 @@ _UNUSED = frozenset(
     """_name_or_path architectures transformers_version torch_dtype dtype id2label label2id task_specific_params
     begin_suppress_tokens suppress_tokens forced_decoder_ids""".split()  # noqa: SIM905 (one line a word otherwise)
 )
-"""What says nothing about an encoder."""
+"""Keys that say nothing about an encoder."""
 
 
 def family_of(model: Model) -> Family:
@@ -147,8 +147,9 @@ def family_of(model: Model) -> Family:
 
 
 def encoder_part(raw: Model, where: str) -> dict[str, Any]:
-    """The part of a config.json that the encoder is built from: of images and text, the vision tower; nothing that says
-    nothing. Explicit nulls are kept: they say something else than transformers' defaults.
+    """The part of a config.json that the encoder is built from, such as the vision tower of a model of images and text.
+
+    Explicit nulls are kept: they say something else than transformers' defaults.
 
     Raises:
         ValueError: no model, or a setting that is not run.

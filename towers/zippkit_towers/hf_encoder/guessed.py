@@ -1,16 +1,16 @@
-"""Encoders of families that nobody wrote down: built by transformers, taken apart by watching them, checked by parity.
+"""Encoders of families that are not known by hand: built by transformers, taken apart by watching, checked by parity.
 
 Segments are run beside each other, each as its own row of the model's forward, so none sees another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,23 +19,13 @@ from torch import Tensor, nn
 from zippkit.batch.batch import TowerBatch
 from zippkit.errors import ZippkitError
 from zippkit.model.tower import Tower
-from zippkit.spec.kinds import Frame
-from zippkit_towers.hf_encoder.calls import (
-    Anatomy,
-    Call,
-    UnfitError,
-    dissect,
-    drop_unused,
-    record,
-    run_layer,
-    shallow,
-)
+from zippkit_towers.hf_encoder.calls import Anatomy, Call, record, run_layer, shallow
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
-from zippkit_towers.hf_encoder.others import one_line
-
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-"""Largest difference from the model's own forward, relative to the largest state, by the dtype of both."""
-MAIN_INPUT = {"text": "input_ids", "image": "pixel_values", "sound": "input_values"}
+from zippkit_towers.hf_encoder.dissection import UnfitError, dissect, drop_unused
+from zippkit_towers.hf_encoder.guessed_inputs import MAIN_INPUT, batched, entries, example, given, rows_of
+from zippkit_towers.hf_encoder.guessed_shape import one_line
+from zippkit_towers.hf_encoder.parity import TOLERANCE, config_of, gap
+from zippkit_towers.hf_encoder.transformers_model import encoder_of, whole_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ class _Group:
     """Segments that are run together."""
 
     rows: Tensor
-    """(n, L) which of the batch's B * T states each of theirs is."""
+    """(n, L) indices of their states among the batch's B * T."""
     real: Tensor | None
     """(n, L) bool; None: nothing is padding."""
     calls: list[Call]
@@ -55,7 +45,7 @@ class Context:
 
     groups: tuple[_Group, ...]
     places: Tensor
-    """(B, T) which of the groups' states, one after the other, each of the batch's is; the last one is zero."""
+    """(B, T) index of each state among the groups' states, concatenated; the last one of those is zero."""
 
 
 class Guessed:
@@ -101,14 +91,14 @@ class Guessed:
     def start(self, tower: Tower, inputs: TowerBatch) -> tuple[Tensor, Context]:
         """States (B, T, D) at depth 0, and what the layers need."""
         encoder, config = self.encoder(tower), config_of(tower)
-        entry, column = _entries(inputs)
-        rows, lengths = _rows(inputs, entry, column)
+        entry, column = entries(inputs)
+        rows, lengths = rows_of(inputs, entry, column)
         begun: list[Tensor] = []
         groups: list[_Group] = []
         firsts = torch.zeros_like(lengths)
         n_before = 0
         for which, n in self._together(config, inputs, lengths, rows.shape[1]):
-            values, real = _given(config, inputs, rows, lengths, which, n, next(tower.parameters()))
+            values, real = given(config, inputs, rows, lengths, which, n, next(tower.parameters()))
             try:
                 states, calls = record(encoder, self.anatomy, values)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -128,7 +118,7 @@ class Guessed:
     def _together(
         self, config: HfEncoderConfig, inputs: TowerBatch, lengths: Tensor, longest: int
     ) -> Iterator[tuple[Tensor, int]]:
-        """Which segments are run together, and how many states the longest of them has."""
+        """Segments that are run together, and the number of states of the longest of them."""
         all_of_them = torch.arange(len(lengths), device=lengths.device)
         if lengths.is_meta or (self.padded and config.feed_kind == "text"):
             yield all_of_them, longest
@@ -141,6 +131,7 @@ class Guessed:
             yield which, int(lengths[which].max())
 
     def layer(self, tower: Tower, index: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``index`` on (B, T, D) states, and after the last one what follows it."""
         encoder, form = self.encoder(tower), self.anatomy.forms[index]
         flat, made = hidden.flatten(0, 1), []
         for group in context.groups:
@@ -156,54 +147,9 @@ class Guessed:
         return found
 
 
-def config_of(tower: Tower) -> HfEncoderConfig:
-    return cast("HfEncoderConfig", tower.config)
-
-
 def _registered(child: nn.Module) -> bool:
+    """Whether a module has parameters or buffers."""
     return any(True for _ in child.parameters()) or any(True for _ in child.buffers())
-
-
-def whole_model(config: HfEncoderConfig, quiet: bool) -> Any:
-    """Transformers' own model of a config; ``quiet``: without anything random.
-
-    Raises:
-        ZippkitError: transformers is not installed, or does not take the config.
-    """
-    try:
-        transformers: Any = import_module("transformers")
-    except ImportError as error:
-        raise ZippkitError("kind `hf_encoder` needs transformers: pip install 'zippkit[hf]'") from error
-    try:
-        settings = transformers.AutoConfig.for_model(**config.model)
-        if quiet:
-            _silence(settings)
-        model = transformers.AutoModel.from_config(settings, dtype=torch.get_default_dtype(), trust_remote_code=False)
-    except Exception as error:
-        # transformers checks its settings in its own ways.
-        what = f"transformers builds no {config.model_type!r} model of this config"
-        raise ZippkitError(f"{what}: {one_line(error)}") from error
-    if quiet:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-    return model.eval()
-
-
-def _silence(settings: Any) -> None:
-    """Set whatever is random in training to nothing; what this misses is found by the parity check."""
-    for key, value in list(vars(settings).items()):
-        if key == "use_cache":
-            setattr(settings, key, False)
-        elif type(value) is float and any(word in key for word in ("drop", "mask_time_prob", "mask_feature_prob")):
-            setattr(settings, key, 0.0)
-        elif key == "apply_spec_augment":
-            setattr(settings, key, False)
-
-
-def encoder_of(whole: Any) -> Any:
-    """The encoder of a model with a decoder behind it; otherwise the model itself."""
-    return whole.get_encoder() if getattr(whole.config, "is_encoder_decoder", False) else whole
 
 
 def _dissected(encoder: nn.Module, config: HfEncoderConfig) -> Anatomy:
@@ -263,82 +209,13 @@ def _takes_padding(encoder: Any, config: HfEncoderConfig) -> bool:
     return gap(both.last_hidden_state[0, : len(alone)], alone) <= TOLERANCE[first.dtype]
 
 
-def example(config: HfEncoderConfig, size: int) -> Any:
-    """One segment of the model's inputs; of token ids, begin and end among them."""
-    if config.feed_kind != "text":
-        return config.example_inputs(size, seed=size)
-    frame = config.frame or Frame(begin=0, end=0)
-    n, taken = config.vocab_size or 1, {frame.begin, frame.end, config.padding}
-    ids = [i for i in np.random.default_rng(size).integers(n, size=4 * size).tolist() if i not in taken][:size]
-    return np.array([min(frame.begin, n - 1), *ids, min(frame.end, n - 1)], dtype=np.int64)
-
-
-def batched(config: HfEncoderConfig, segments: Sequence[Any], device: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Segments of one length as the model's own forward takes them."""
-    name = MAIN_INPUT[config.feed_kind]
-    if config.feed_kind == "sound":
-        extractor: Any = import_module("transformers").Wav2Vec2FeatureExtractor
-        extract = extractor(do_normalize=config.normalize, sampling_rate=config.sample_rate)
-        segments = [extract(values, sampling_rate=config.sample_rate)["input_values"][0] for values in segments]
-    stacked = torch.from_numpy(np.stack(segments)).to(device)
-    return {name: stacked if config.feed_kind == "text" else stacked.to(dtype)}
-
-
-def _entries(inputs: TowerBatch) -> tuple[Tensor, Tensor]:
-    """(B, T) for each state, which of the batch's segments it belongs to, and its place in it."""
-    if inputs.features is not None:
-        return inputs.features.entry, inputs.offset
-    real = inputs.order >= 0
-    before = torch.nn.functional.pad(inputs.segment[:, :-1], (1, 0), value=-1)
-    begins = real & (inputs.segment != before)
-    entry = (begins.flatten().cumsum(0) - 1).clamp(min=0).view_as(inputs.segment)
-    place = torch.arange(real.shape[1], device=real.device).expand_as(entry)
-    return entry, place - torch.where(begins, place, 0).cummax(dim=1).values
-
-
-def _rows(inputs: TowerBatch, entry: Tensor, column: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, L) which of the batch's B * T states each segment's states are, 0 at padding; and (N,) how many it has."""
-    real, (n_rows, n_columns) = inputs.order >= 0, inputs.order.shape
-    if inputs.features is not None:
-        n = len(inputs.features.values)
-    else:
-        n = n_rows * inputs.n_segments if real.is_meta else int(entry[real].max()) + 1
-    longest = n_columns if real.is_meta else int(column[real].max()) + 1
-    at = torch.where(real, column, longest)
-    places = torch.arange(n_rows * n_columns, device=real.device).view(n_rows, n_columns)
-    rows = torch.zeros(n, longest + 1, dtype=torch.long, device=real.device)
-    rows = rows.index_put((entry, at), torch.where(real, places, 0))[:, :longest]
-    lengths = torch.zeros(n, dtype=torch.long, device=real.device)
-    return rows, lengths.index_put((entry,), real.long(), accumulate=True)
-
-
-def _given(
-    config: HfEncoderConfig, inputs: TowerBatch, rows: Tensor, lengths: Tensor, which: Tensor, n: int, like: Tensor
-) -> tuple[dict[str, Tensor], Tensor | None]:
-    """What the model's forward is given of some segments; and (n, L) bool which states are no padding, if any are."""
-    name = MAIN_INPUT[config.feed_kind]
-    if inputs.features is not None:
-        values = inputs.features.values[which]
-        if config.feed_kind == "sound":
-            values = values[:, : values.shape[1] if values.is_meta else int(inputs.features.lengths[which].max())]
-            values = _normalized(values) if config.normalize else values
-        return {name: values.to(like.dtype)}, None
-    rows, lengths = rows[which][:, :n], lengths[which]
-    real = torch.arange(rows.shape[1], device=rows.device) < lengths[:, None]
-    ids = torch.where(real, inputs.tokens.flatten()[rows], config.padding)
-    if rows.is_meta or bool(real.all()):
-        return {name: ids}, None
-    return {name: ids, "attention_mask": real.long()}, real
-
-
-def _normalized(values: Tensor) -> Tensor:
-    variance, mean = torch.var_mean(values, dim=1, keepdim=True, correction=0)
-    return (values - mean) / (variance + 1e-7).sqrt()
-
-
 @cache
 def n_image_states(config_json: str) -> int:
-    """How many states a model makes of one image; the config is given as JSON, so that the answer can be kept."""
+    """Number of states of one image; the config is given as JSON, so that the answer can be cached.
+
+    Raises:
+        ValueError: the model's own forward fails.
+    """
     config = HfEncoderConfig.model_validate_json(config_json)
     with torch.device("meta"):
         encoder = encoder_of(whole_model(config, quiet=True))
@@ -348,10 +225,3 @@ def n_image_states(config_json: str) -> int:
     except Exception as error:
         raise ValueError(f"a {config.model_type!r} model's own forward fails: {one_line(error)}") from error
     return n
-
-
-def gap(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest of ``expected``."""
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))

@@ -1,5 +1,4 @@
-"""The check of an encoder whose parts were guessed: its states, made layer by layer, are those of transformers' own
-forward, of a model that transformers reads by itself."""
+"""Compares an encoder whose parts were guessed with the model that transformers itself reads."""
 
 from __future__ import annotations
 
@@ -14,8 +13,10 @@ from zippkit.errors import CheckpointError
 from zippkit.model.tower import Tower, tower_states
 from zippkit.spec.kinds import Frame
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
-from zippkit_towers.hf_encoder.guessed import TOLERANCE, batched, config_of, encoder_of, example, gap, whole_model
-from zippkit_towers.hf_encoder.others import one_line
+from zippkit_towers.hf_encoder.guessed_inputs import batched, example
+from zippkit_towers.hf_encoder.guessed_shape import one_line
+from zippkit_towers.hf_encoder.parity import TOLERANCE, config_of, gap
+from zippkit_towers.hf_encoder.transformers_model import encoder_of, whole_model
 
 _WINDOWS = ("sliding_window", "local_attention", "attention_window", "block_size")
 """Settings by which some layers see only their neighbourhood."""
@@ -24,7 +25,7 @@ _LENGTH, _LONGEST = 24, 600
 
 
 def read_folder(tower: Tower, path: Path) -> Any:
-    """The encoder of a Hugging Face folder as transformers itself reads it: its own settings, names and weights.
+    """Read the encoder of a Hugging Face folder as transformers does: its own settings, names and weights.
 
     Raises:
         CheckpointError: weights that are missing or do not fit.
@@ -61,7 +62,7 @@ def own_encoder(tower: Tower) -> Any:
 
 @torch.no_grad()
 def check_parity(tower: Tower, own: Any, source: str) -> None:
-    """Segments of two lengths, in two rows and in training too, against each alone in transformers' own forward.
+    """Compare segments of two lengths, in two rows and in training too, with each alone in transformers' own forward.
 
     Raises:
         CheckpointError: they differ, or cannot be run.

@@ -1,4 +1,4 @@
-"""What encoders are fed, and how many states they make of it, by each family's own formula; without torch."""
+"""Inputs of encoders, and the number of states that result, by each family's own formula; without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Inputs(ABC):
 
     @abstractmethod
     def n_states(self, values: NDArray[np.float32]) -> int:
-        """How many states the encoder makes of them.
+        """Number of states that the encoder makes of them.
 
         Raises:
             ValueError: inputs of another shape, not finite, too short or too long.
@@ -38,15 +38,18 @@ class Window(Inputs):
 
     @property
     def n_samples(self) -> int:
+        """Samples of the whole window."""
         return self.length * self.samples_per_state
 
     def n_states(self, values: NDArray[np.float32]) -> int:
+        """Number of states of these inputs; raises ValueError for inputs that do not fit."""
         n = _n_samples(values)
         if not 0 < n <= self.n_samples:
             raise ValueError(f"got {n} samples; expected 1 to {self.n_samples}, cut longer audio into several segments")
         return self.length
 
     def example(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of about ``size`` states, where their number can vary."""
         return _noise((min(size * self.samples_per_state, self.n_samples),), seed)
 
 
@@ -70,12 +73,14 @@ class Waveform(Inputs):
         return n_states
 
     def n_states(self, values: NDArray[np.float32]) -> int:
+        """Number of states of these inputs; raises ValueError for inputs that do not fit."""
         n = _n_samples(values)
         if n < self.n_samples(1):
             raise ValueError(f"got {n} samples; expected at least {self.n_samples(1)}, of which one state is made")
         return self.shrunk(n)
 
     def example(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of about ``size`` states, where their number can vary."""
         return _noise((self.n_samples(max(size, 1)),), seed)
 
 
@@ -88,6 +93,7 @@ class Pixels(Inputs):
     patch: tuple[int, int]
 
     def n_states(self, values: NDArray[np.float32]) -> int:
+        """Number of states of these inputs; raises ValueError for inputs that do not fit."""
         if values.shape != self.shape:
             raise ValueError(
                 f"got an array of shape {values.shape}; expected (channels, height, width) = {self.shape}, "
@@ -97,6 +103,7 @@ class Pixels(Inputs):
         return (self.shape[1] // self.patch[0]) * (self.shape[2] // self.patch[1]) + 1
 
     def example(self, size: int, seed: int) -> NDArray[np.float32]:
+        """Random inputs of about ``size`` states, where their number can vary."""
         return _noise(self.shape, seed)
 
 

@@ -1,9 +1,9 @@
-"""The check at load: states made layer by layer are those of transformers' own forward."""
+"""Compares an encoder's states, computed layer by layer, with transformers' own forward, where it is known by hand."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,69 +12,77 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import Segment, collate
 from zippkit.errors import CheckpointError
-from zippkit.model.tower import tower_states
+from zippkit.model.tower import Tower, tower_states
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.families import SAMPLE_RATE
+from zippkit_towers.hf_encoder.guessed_shape import one_line
 from zippkit_towers.hf_encoder.inputs import Window
-from zippkit_towers.hf_encoder.others import one_line
-from zippkit_towers.hf_encoder.parts import parts_of, whole_encoder
-
-if TYPE_CHECKING:
-    from zippkit_towers.hf_encoder.tower import HfEncoder
+from zippkit_towers.hf_encoder.parts import parts_of
+from zippkit_towers.hf_encoder.transformers_model import whole_encoder
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 """Largest difference, relative to the largest state, by the dtype in which both are run."""
 
 
+def config_of(tower: Tower) -> HfEncoderConfig:
+    """The config of a tower of this kind."""
+    return cast("HfEncoderConfig", tower.config)
+
+
+def gap(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest of ``expected``; infinite where shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found - expected).abs().max()) / max(1.0, float(expected.abs().max()))
+
+
 @torch.no_grad()
-def check_parity(tower: HfEncoder, source: str) -> None:
-    """Two segments of different lengths, packed into one row, against each alone in transformers' own forward.
+def check_parity(tower: Tower, source: str) -> None:
+    """Compare two segments of different lengths, packed into one row, with each alone in transformers' own forward.
 
     Raises:
         CheckpointError: they differ, or transformers cannot run them.
     """
-    examples = [tower.config.example_inputs(size, seed=size) for size in (7, 4)]
-    training = tower.training
+    config, training = config_of(tower), tower.training
+    examples = [config.example_inputs(size, seed=size) for size in (7, 4)]
+    what = f"{source}: a {config.model_type!r} model"
     try:
         tower.eval()
         expected = torch.cat([own_forward(tower, example) for example in examples])
-        batch = collate([[Segment("it", example) for example in examples]], {"it": tower.config})
+        batch = collate([[Segment("it", example) for example in examples]], {"it": config})
         found = tower_states(tower, batch.to(expected.device).towers["it"])[0]
     except Exception as error:
         # Transformers' own code runs here.
-        raise CheckpointError(f"{source}: {_what(tower)} cannot be run layer by layer: {one_line(error)}") from error
+        raise CheckpointError(f"{what} cannot be run layer by layer: {one_line(error)}") from error
     finally:
         tower.train(training)
-    gap = float((found - expected).abs().max())
+    apart = float((found - expected).abs().max())
     # Written so that NaN is refused.
-    if not gap <= TOLERANCE[tower.dtype] * max(1.0, float(expected.abs().max())):
+    if not apart <= TOLERANCE[tower.dtype] * max(1.0, float(expected.abs().max())):
         raise CheckpointError(
-            f"{source}: {_what(tower)}, run layer by layer, differs by {gap:.2g} from transformers' own forward; "
+            f"{what}, run layer by layer, differs by {apart:.2g} from transformers' own forward; "
             "it would run wrong, so it is not run"
         )
 
 
-def _what(tower: HfEncoder) -> str:
-    return f"a {tower.config.model_type!r} model"
-
-
-def own_forward(tower: HfEncoder, values: NDArray[np.float32]) -> Tensor:
+def own_forward(tower: Tower, values: NDArray[np.float32]) -> Tensor:
     """``last_hidden_state`` (L, D) of one segment, by transformers' own extraction and forward on these weights."""
+    config = config_of(tower)
     with torch.device("meta"):
-        whole: Any = whole_encoder(tower.config)
+        whole: Any = whole_encoder(config)
     for name, module in tower.named_children():
         setattr(whole, name, module)
-    parts = parts_of(tower.config)
+    parts = parts_of(config)
     for name in parts.unused:
         setattr(whole, name, nn.Identity())
     first = next(tower.parameters())
-    inputs = {parts.main_input: extracted(tower.config, values).to(first)}
+    inputs = {parts.main_input: extracted(config, values).to(first)}
     states: Tensor = whole.eval()(**inputs).last_hidden_state[0]
     return states
 
 
 def extracted(config: HfEncoderConfig, values: NDArray[np.float32]) -> Tensor:
-    """What the model's own feature extractor makes of one segment, with one entry in front; pixels as they are."""
+    """Outputs of the model's own feature extractor for one segment, with a batch dimension; pixels are left as is."""
     transformers: Any = import_module("transformers")
     found: Tensor
     if isinstance(config.inputs, Window):

@@ -1,25 +1,22 @@
-"""What the encoder families do differently: how they are built, and what they make of raw inputs."""
+"""The encoder families that are known by hand: the names of their parts, and their states at depth 0."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import import_module
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zippkit.errors import ZippkitError
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.families import HOP, N_FFT, SAMPLE_RATE
 from zippkit_towers.hf_encoder.inputs import Waveform, Window
-from zippkit_towers.hf_encoder.others import one_line
 
 Embed = Callable[[nn.Module, HfEncoderConfig, Tensor, Tensor], Tensor]
-"""An encoder's modules, its config, (N, ...) inputs and their (N,) lengths, to (N, L, D) states at depth 0."""
+"""Maps an encoder's modules, its config, (N, ...) inputs and their (N,) lengths to (N, L, D) states at depth 0."""
 
 _WAVEFORM_RANDOMNESS = {
     "hidden_dropout": 0.0,
@@ -44,36 +41,14 @@ class Parts:
     embed: Embed
     layers: str
     norm: str | None
-    """What follows the last layer; None: nothing does."""
+    """The module after the last layer, or None."""
     main_input: str
-    """What its forward calls the inputs."""
+    """The argument of its forward that takes the inputs."""
     quiet: Mapping[str, Any]
     """Settings without randomness: a tower gives the same states for the same inputs, in training too."""
     arguments: Mapping[str, Any]
     unused: tuple[str, ...] = ()
     """Modules that no state depends on."""
-
-
-def whole_encoder(config: HfEncoderConfig) -> nn.Module:
-    """The encoder as transformers builds it, without randomness.
-
-    Raises:
-        ZippkitError: transformers is not installed, or does not take the config.
-    """
-    parts = parts_of(config)
-    try:
-        transformers: Any = import_module("transformers")
-        module: Any = import_module(f"transformers.models.{parts.module}")
-    except ImportError as error:
-        raise ZippkitError("kind `hf_encoder` needs transformers: pip install 'zippkit[hf]'") from error
-    try:
-        settings = transformers.AutoConfig.for_model(**{**config.model, **parts.quiet}, attn_implementation="sdpa")
-        return cast("nn.Module", getattr(module, parts.cls)(settings, **parts.arguments))
-    except Exception as error:
-        # transformers checks its settings in its own ways.
-        raise ZippkitError(
-            f"transformers builds no {config.model_type!r} model of this config: {one_line(error)}"
-        ) from error
 
 
 def parts_of(config: HfEncoderConfig) -> Parts:

@@ -1,5 +1,7 @@
-"""Encoders of Hugging Face transformers as sources: Whisper's, wav2vec2, HuBERT, ViT and CLIP's for images are known by
-hand; of any other, of text too, the parts are guessed, and it is run only if its states are exactly transformers' own.
+"""Encoders of Hugging Face transformers as sources of waveforms, images and text.
+
+Whisper's, wav2vec2, HuBERT, ViT and CLIP's for images are known by hand; of any other, of text too, the parts are
+guessed, and it is run only if its states are exactly transformers' own.
 
 A segment is one waveform, one image's pixels as the model's image processor makes them (normalised floats), or one
 text's token ids. A position sees its own segment alone; other towers see the segment once it is complete. Parameters
@@ -18,11 +20,12 @@ from zippkit.errors import ZippkitError
 from zippkit.model.tower import Tower
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
-from zippkit_towers.hf_encoder.guessed import Context, Guessed
+from zippkit_towers.hf_encoder.guessed import Context, Guessed, n_image_states
 from zippkit_towers.hf_encoder.guessed_parity import check_parity as check_guess
 from zippkit_towers.hf_encoder.guessed_parity import own_encoder, read_folder
 from zippkit_towers.hf_encoder.parity import check_parity
-from zippkit_towers.hf_encoder.parts import parts_of, whole_encoder
+from zippkit_towers.hf_encoder.parts import parts_of
+from zippkit_towers.hf_encoder.transformers_model import whole_encoder
 from zippkit_towers.hf_encoder.weights import own_tensors
 
 
@@ -52,6 +55,7 @@ class HfEncoder(Tower):
             _fix_positions(cast("nn.Embedding", self.embed_positions))
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
+        """Embed the segments; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         if inputs.features is None and self.config.continuous:
             raise ZippkitError(f"a {self.config.model_type!r} tower reads waveforms or pixels, and was given tokens")
         if self.guessed is not None:
@@ -73,14 +77,21 @@ class HfEncoder(Tower):
         return out
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode. Of a model whose parts were guessed, nothing changes in training: no position is jittered, no
-        patch left out and no statistic moved, whatever its family does there."""
+        """Set the mode; modules of a model whose parts were guessed stay in evaluation mode.
+
+        So no position is jittered, no patch dropped and no statistic updated, whatever its family does in training.
+        """
         super().train(mode)
         for child in self.children() if self.guessed is not None else ():
             child.eval()
         return self
 
     def head(self, hidden: Tensor) -> Tensor:
+        """Raise: an encoder has no logits.
+
+        Raises:
+            ZippkitError: always.
+        """
         raise ZippkitError(f"a {self.config.model_type!r} tower has states but no logits: it is a source for links")
 
     def load_weights(self, path: Path) -> None:
@@ -101,6 +112,15 @@ class HfEncoder(Tower):
         else:
             load_into(self, read_tensors(path), str(path))
             self._compare(str(path))
+
+    @staticmethod
+    def n_image_states(config: HfEncoderConfig) -> int:
+        """Number of states of one image, by the model's own forward on the meta device.
+
+        Raises:
+            ValueError: that forward fails.
+        """
+        return n_image_states(config.model_dump_json())
 
     def check(self) -> None:
         """Compare with transformers' own forward, where `load_weights` has not done so."""

@@ -1,4 +1,4 @@
-"""Which tensors of a Hugging Face checkpoint an encoder takes, and under which of its own names."""
+"""Picks an encoder's tensors from a Hugging Face checkpoint, and renames them to its own names."""
 
 from __future__ import annotations
 

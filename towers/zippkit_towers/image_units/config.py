@@ -43,4 +43,5 @@ class ImageUnitsConfig(DecoderConfig):
         return self
 
     def parameter_names(self) -> list[str]:
+        """Names of all parameters."""
         return [*super().parameter_names(), "embed_rows.weight", "embed_columns.weight"]

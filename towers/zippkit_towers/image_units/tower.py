@@ -29,6 +29,7 @@ class ImageUnits(Decoder):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+        """Embed the new tokens, with the row and column of the pixel that each of them predicts."""
         hidden, context = super().start(inputs, mask, cache)
         side = self.config.side
         place = inputs.offset.clamp(max=side * side)

@@ -1,4 +1,4 @@
-"""Encoder families that nobody wrote down here: what their own config.json tells of their shape; without torch.
+"""Shapes of encoders that are not known by hand, from their own config.json; without torch.
 
 A key that is left out takes transformers' own default, which is asked for; that imports transformers.
 """
@@ -48,7 +48,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "conv_kernel": ("conv_kernel",),
     "conv_stride": ("conv_stride",),
 }
-"""What a shape is told by, and the keys under which families have it."""
+"""The settings of a shape, and the keys under which families have them."""
 _NEEDED: dict[Feed, tuple[str, ...]] = {
     "sound": ("hidden_size", "num_hidden_layers", "conv_dim", "conv_kernel", "conv_stride"),
     "image": ("hidden_size", "num_hidden_layers", "image_size", "patch_size", "num_channels"),
@@ -140,6 +140,6 @@ def _defaults(model: str) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """What another library complains of, in one line of at most 200 characters."""
+    """An error's message in one line of at most 200 characters."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else f"{words[:197]}..."

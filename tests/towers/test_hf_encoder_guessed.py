@@ -26,10 +26,11 @@ from zippkit.model.tower import tower_states
 from zippkit.spec import registry
 from zippkit.testing import check_tower
 from zippkit_towers.hf_encoder import guessed as hf_encoder_guessed
-from zippkit_towers.hf_encoder.calls import UnfitError, dissect
+from zippkit_towers.hf_encoder import guessed_inputs
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
+from zippkit_towers.hf_encoder.dissection import UnfitError, dissect
 from zippkit_towers.hf_encoder.families import FAMILIES
-from zippkit_towers.hf_encoder.others import EXACT
+from zippkit_towers.hf_encoder.guessed_shape import EXACT
 from zippkit_towers.hf_encoder.tower import HfEncoder
 
 pytestmark = pytest.mark.slow
@@ -112,7 +113,7 @@ def test_a_folder_s_states_are_those_of_transformers(name: str, tmp_path: Path) 
         else make_spec({"it": {"kind": "hf_encoder", "weights": tmp_path, "frame": {"begin": 1, "end": 2}}}, [])
     ).model.tower("it")
     own = whole.encoder if name == "t5" else getattr(whole, "vision_model", whole)
-    segments = [hf_encoder_guessed.example(built.config, size) for size in (6, 3)]
+    segments = [guessed_inputs.example(built.config, size) for size in (6, 3)]
     inner = [s[1:-1] for s in segments] if name in TEXT else segments
     batch = collate(
         [[Segment("it", inner[0]), Segment("it", inner[1])], [Segment("it", inner[1])]], {"it": built.config}
