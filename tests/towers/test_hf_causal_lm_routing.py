@@ -80,7 +80,7 @@ def test_there_is_none_where_nothing_asks_for_it(changed: dict[str, Any]) -> Non
     zipped = zippkit.compile(CompositionSpec.model_validate(data))
     batch = zipped.collate([[Segment("speech", [3, 4]), *ROWS[0]]])
     losses = zipped.loss(zipped.model(batch), batch)
-    assert "router.text" not in losses and "router.text" not in zipped.model.loss_weights
+    assert "router.text" not in losses and not zipped.model.routes("text")
 
 
 def test_a_trained_one_is_proven() -> None:
