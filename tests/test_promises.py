@@ -29,7 +29,7 @@ from helpers.interrupts import interrupt, on_step
 from helpers.tiny_encoders import MODELS
 from helpers.tiny_runs import WORDS
 from zippkit import Segment
-from zippkit.checkpoint.checkpoint import write_tower
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Example
 from zippkit.data.dataset_writer import write_dataset

@@ -9,11 +9,15 @@ from typing import Literal
 
 from torch import Tensor
 
-from zippkit.batch.batch import Batch, Segment, collate
+from zippkit.batch.batch import Batch, Segment
+from zippkit.batch.collate import collate
 from zippkit.batch.mask_view import Masks, mask_views
-from zippkit.checkpoint.checkpoint import Checkpoint, fill, read_checkpoint, restore, write_checkpoint
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.filling import fill, restore
 from zippkit.checkpoint.frozen_hashes import Origins
+from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import find_references, source_of
+from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.errors import CheckpointError
 from zippkit.model import loss as _loss
 from zippkit.model.build import build_model
@@ -54,7 +58,7 @@ class Composition:
         ids: Sequence[str] = (),
         multimodal: bool | Sequence[bool] = True,
     ) -> Batch:
-        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.batch.collate`).
+        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.collate.collate`).
 
         Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal.
         """

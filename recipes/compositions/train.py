@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import zippkit
 from zippkit.batch.batch import Batch, Segment
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition, compile, load
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset
@@ -157,7 +157,7 @@ def trained(spec: CompositionSpec, steps: int, scratch: Path) -> tuple[Compositi
         if tower.freeze is True and random and not tower.settings.continuous:
             alone = compile(single_tower(spec, name))
             train(alone, [Task((), name)], steps)
-            zippkit.checkpoint.checkpoint.write_tower(scratch / name, alone.model.tower(name), tower.kind)
+            write_tower(scratch / name, alone.model.tower(name), tower.kind)
             data["towers"][name]["weights"] = scratch / name
     zipped = compile(CompositionSpec.model_validate(data, strict=False))
     return zipped, train(zipped, linked_tasks(spec), steps)

@@ -24,8 +24,8 @@ import zippkit
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
-from zippkit.evaluation.certificates.probe import wake
-from zippkit.model.tower import tower_logits
+from zippkit.evaluation.certificates.probe import randomize_zero_inits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.derived_recipe import single_tower
 
 SPEC = Path(__file__).parents[1] / "compositions" / "smollm2_listens.yaml"
@@ -86,7 +86,7 @@ def compare(file: Path, max_tokens: int) -> tuple[list[Row], float]:
     """
     spec = zippkit.load_spec(file)
     zipped, alone = zippkit.compile(spec), zippkit.compile(single_tower(spec, "text"))
-    wake(zipped.model.eval())
+    randomize_zero_inits(zipped.model.eval())
     folder = spec.towers["text"].settings.weights_path()
     own, tokenizer = _own_model(folder), Tokenizer.from_file(f"{folder}/tokenizer.json")
     asked = [[_segment(tokenizer, turn) for turn in (SYSTEM, f"user\n{prompt}")] for prompt in PROMPTS]

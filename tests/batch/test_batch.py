@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS, A, B, C, config
-from zippkit.batch.batch import IGNORE, Segment, TowerBatch, collate, interleave, padded_length
+from zippkit.batch.batch import IGNORE, Segment, TowerBatch
+from zippkit.batch.collate import collate, padded_length
+from zippkit.batch.interleave import interleave
 from zippkit.errors import DataError
 from zippkit.spec.kinds import TowerConfig
 

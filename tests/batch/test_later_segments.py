@@ -13,8 +13,8 @@ from torch import Tensor
 import zippkit
 from helpers.compositions import link, make_spec, randomise, tower
 from helpers.greedy import sharp
-from zippkit.batch import batch as batch_module
 from zippkit.batch.batch import Batch, Segment
+from zippkit.batch.interleave import Interleaving
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates import verify
 from zippkit.generation.api import generate_batch, stream
@@ -67,7 +67,7 @@ def test_nothing_changes_when_a_target_s_segment_follows(prefix: str, reader: st
 
 def old_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places have the order of the end of the segment that they stand for."""
-    original = batch_module._Interleaving._insert
+    original = Interleaving._insert
 
     def insert(self: Any, tower: str) -> None:
         waiting = list(self._waiting.get(tower, []))
@@ -84,7 +84,7 @@ def old_places(monkeypatch: pytest.MonkeyPatch) -> None:
                 self.rows[tower][column][at - n : at] = [max(ends)] * n
             at -= n
 
-    monkeypatch.setattr(batch_module._Interleaving, "_insert", insert)
+    monkeypatch.setattr(Interleaving, "_insert", insert)
 
 
 def derived(monkeypatch: pytest.MonkeyPatch) -> None:

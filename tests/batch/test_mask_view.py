@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from helpers.compositions import link, make_spec, tower
-from zippkit.batch.batch import Batch, Segment, collate
+from zippkit.batch.batch import Batch, Segment
+from zippkit.batch.collate import collate
 from zippkit.batch.mask_view import Masks, mask_views
 from zippkit.batch.masks import cross_mask
 from zippkit.errors import ZippkitError

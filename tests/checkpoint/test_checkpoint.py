@@ -15,13 +15,11 @@ import yaml
 
 import zippkit
 from helpers.compositions import link, make, make_spec, tower
-from zippkit.checkpoint.checkpoint import (
-    Checkpoint,
-    read_checkpoint,
-    restore,
-    write_checkpoint,
-    write_tower,
-)
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.filling import restore
+from zippkit.checkpoint.reading import read_checkpoint
+from zippkit.checkpoint.tower_folder import write_tower
+from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, WriteError, ZippkitError
 from zippkit.model.weights import write_tensors
@@ -220,7 +218,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(folder: Path, monkeypa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("zippkit.checkpoint.checkpoint.write_tensors", full)
+    monkeypatch.setattr("zippkit.checkpoint.tower_folder.write_tensors", full)
     with pytest.raises(WriteError, match=f"{folder.name}: cannot be written: No space left"):
         make({"text": tower(1, 8)}).save(folder)
     assert (folder / CHECKPOINT_MANIFEST).read_text() == before

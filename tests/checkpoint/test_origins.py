@@ -12,7 +12,7 @@ import torch
 import zippkit
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_runs import spec, tiny_recipe
-from zippkit.checkpoint.checkpoint import write_tower
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.evaluation.certificates import verify

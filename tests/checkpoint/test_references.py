@@ -16,7 +16,10 @@ import zippkit
 import zippkit.checkpoint.references
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_runs import copied, finished_run, tiny_recipe
-from zippkit.checkpoint.checkpoint import Checkpoint, read_checkpoint, write_checkpoint, write_tower
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.reading import read_checkpoint
+from zippkit.checkpoint.tower_folder import write_tower
+from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError
 from zippkit.model.weights import read_tensors, write_tensors

@@ -13,7 +13,7 @@ from torch import Tensor
 import zippkit
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_runs import copied, finished_run
-from zippkit.checkpoint.checkpoint import write_tower
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition, load
 from zippkit.evaluation.certificates import Certificate, verify
 from zippkit_towers.decoder.tower import Decoder

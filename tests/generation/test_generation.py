@@ -19,7 +19,7 @@ from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.plan.plan import Wanted
 from zippkit.spec.sampling import Sampling
 from zippkit_towers.decoder.config import DecoderConfig

@@ -12,7 +12,8 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zippkit.batch.batch import Segment, TowerBatch, collate
+from zippkit.batch.batch import Segment, TowerBatch
+from zippkit.batch.collate import collate
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
 _SIZE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}

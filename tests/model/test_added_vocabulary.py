@@ -9,7 +9,7 @@ from helpers.compositions import make, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
 from zippkit.generation.api import generate
 from zippkit.loading import check_spec
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.spec.task import linked_tasks

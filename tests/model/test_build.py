@@ -11,7 +11,7 @@ import torch
 import zippkit
 from helpers.compositions import SPEC, link, make_spec, tower
 from zippkit.batch.batch import Segment
-from zippkit.checkpoint.checkpoint import write_tower
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, SpecError
 from zippkit.loading import load_spec

@@ -16,14 +16,15 @@ import zippkit
 from helpers.compositions import link, make, make_spec, randomise, tower
 from helpers.tiny_encoders import saved
 from zippkit.batch.batch import Segment, TowerBatch
-from zippkit.checkpoint.checkpoint import read_checkpoint_manifest
+from zippkit.checkpoint.manifest import read_checkpoint_manifest
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.evaluation.certificates import verify
 from zippkit.loading import check_spec
 from zippkit.model.dtypes import concrete
 from zippkit.model.layers import rotary_angles
-from zippkit.model.tower import new_tower, tower_logits
+from zippkit.model.new_tower import new_tower
+from zippkit.model.run_tower import tower_logits
 from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.report.sizes import sizes
 from zippkit.training.export import export_tower

@@ -19,7 +19,7 @@ from zippkit.errors import SpecError
 from zippkit.loading import check_spec
 from zippkit.model.lora import AdaptedLinear, attach, merged_state
 from zippkit.model.meta_device import meta_model
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.part_sections import Lora
@@ -44,7 +44,7 @@ def batch(zipped: zippkit.Composition) -> Batch:
     return zipped.collate([[Segment("speech", [1, 2], loss=False), Segment("text", [3, 4, 5])], [Segment("text", [6])]])
 
 
-def woken(zipped: zippkit.Composition) -> zippkit.Composition:
+def randomized(zipped: zippkit.Composition) -> zippkit.Composition:
     randomise(zipped.model.adapters, 1)
     return zipped
 
@@ -65,11 +65,11 @@ def test_nothing_changes_at_first_and_something_once_they_learn() -> None:
     plain.load_state_dict(zipped.model.tower("text").state_dict())
     expected = tower_logits(plain, given)
     assert torch.equal(tower_logits(zipped.model.tower("text"), given), expected)
-    assert not torch.allclose(tower_logits(woken(zipped).model.tower("text"), given), expected)
+    assert not torch.allclose(tower_logits(randomized(zipped).model.tower("text"), given), expected)
 
 
 def test_a_copy_has_adapters_of_its_own() -> None:
-    zipped = woken(adapted())
+    zipped = randomized(adapted())
     given = batch(zipped)
     before = zipped.model(given)["text"]
     other = copy.deepcopy(zipped.model)
@@ -79,7 +79,7 @@ def test_a_copy_has_adapters_of_its_own() -> None:
 
 
 def test_an_adapter_is_no_hook_and_survives_copies_and_pickling() -> None:
-    zipped = woken(adapted())
+    zipped = randomized(adapted())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in zipped.model.modules())
     given = batch(zipped)
     expected = zipped.model(given)["text"]
@@ -125,7 +125,7 @@ def test_every_certificate_holds() -> None:
 
 
 def test_merged_weights_compute_the_same() -> None:
-    zipped = woken(adapted())
+    zipped = randomized(adapted())
     given = batch(zipped).towers["text"]
     plain = zippkit.compile(make_spec({"text": tower(2)})).model.tower("text")
     plain.load_state_dict(merged_state(zipped.model, "text"))
@@ -191,7 +191,7 @@ def test_several_patterns_and_every_complaint_about_them() -> None:
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 def test_a_compiled_model_runs_its_adapters_and_is_compiled_once() -> None:
-    zipped = woken(adapted())
+    zipped = randomized(adapted())
     compiled = torch.compile(zipped.model, fullgraph=True, dynamic=False, backend="eager")
     learned = list(zipped.model.adapters.parameters())
     for seed in range(2):

@@ -11,7 +11,6 @@ from torch.nn.functional import cross_entropy
 import zippkit
 from helpers.compositions import link, make_spec, randomise, tower
 from zippkit.batch.batch import Segment
-from zippkit.checkpoint.checkpoint import spec_text
 from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.loading import check_spec
 from zippkit.model.lora import merged_state
@@ -20,6 +19,7 @@ from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.standalone import spec_text
 from zippkit.training.optimizer import build_optimizer
 
 LINKS = [link("left", "right", every=2, clock="sync"), link("right", "left", every=2, clock="sync")]

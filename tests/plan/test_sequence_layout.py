@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.example_batch import config
-from zippkit.batch.batch import IGNORE, Segment, TowerBatch, collate, interleave
+from zippkit.batch.batch import IGNORE, Segment, TowerBatch
+from zippkit.batch.collate import collate
+from zippkit.batch.interleave import interleave
 from zippkit.batch.masks import cross_mask, describe_cross
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout, turns
@@ -31,7 +33,7 @@ def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
     assert text["visible"] == text["order"]
     assert text["segment"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert text["offset"] == [0, 1, 2, 0, 1, 2, 0, 1, 2]
-    assert text["positions"] == text["places"] == list(range(9))
+    assert text["positions"] == text["position_ids"] == list(range(9))
     assert text["targets"] == [1, 91, *[IGNORE] * 4, 2, 91, IGNORE]
     assert rows["speech"]["inserted"] == [False] * 5
 
@@ -102,9 +104,9 @@ def test_a_hosted_modality_stands_behind_the_tower_s_own_ids() -> None:
 
 def test_towers_that_share_attention_count_places_in_the_whole_sequence() -> None:
     rows = interleave([Segment("text", [1]), Segment("image", [4]), Segment("speech", [7])], TOWERS, layout=SHARED)
-    assert rows["speech"]["places"] == rows["speech"]["order"] == [6, 7, 8]
+    assert rows["speech"]["position_ids"] == rows["speech"]["order"] == [6, 7, 8]
     assert rows["speech"]["positions"] == [0, 1, 2]
-    assert rows["image"]["places"] == rows["image"]["positions"]
+    assert rows["image"]["position_ids"] == rows["image"]["positions"]
 
 
 LAYOUTS = st.builds(

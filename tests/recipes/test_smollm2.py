@@ -225,7 +225,7 @@ def test_a_text_that_is_changed_is_told(
             dict(model.tower("text").named_parameters())["model.norm.weight"].mul_(-1)
 
     monkeypatch.setattr(script, "PROMPTS", script.PROMPTS[:1])
-    monkeypatch.setattr(script, "wake", meddle)
+    monkeypatch.setattr(script, "randomize_zero_inits", meddle)
     monkeypatch.setattr(sys, "argv", ["unchanged.py", "--spec", str(spec), "--max-tokens", "8"])
     with pytest.raises(SystemExit) as exit:
         script.main()

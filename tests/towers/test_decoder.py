@@ -37,7 +37,7 @@ def stories() -> Path:
 def inputs(tokens: Tensor, positions: Tensor | None = None) -> TowerBatch:
     """A batch of one tower's tokens; a decoder looks at nothing but tokens and positions."""
     alone = TowerBatch.alone(tokens)
-    return alone if positions is None else replace(alone, positions=positions, places=positions)
+    return alone if positions is None else replace(alone, positions=positions, position_ids=positions)
 
 
 def forward(decoder: Decoder, batch: TowerBatch, mask: Tensor | None = None, cache: Any = None) -> Tensor:

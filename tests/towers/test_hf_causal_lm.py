@@ -13,11 +13,12 @@ import transformers
 
 import zippkit
 from helpers.compositions import SHARED_DATA, link, randomise, tower
-from zippkit.batch.batch import Segment, TowerBatch, collate
+from zippkit.batch.batch import Segment, TowerBatch
+from zippkit.batch.collate import collate
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.generation.api import generate_batch
 from zippkit.loading import check_spec
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.report.sizes import sizes
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.testing import check_tower

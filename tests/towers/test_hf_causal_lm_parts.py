@@ -17,7 +17,7 @@ from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.generation.api import generate_batch
 from zippkit.loading import check_spec
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit_towers.hf_causal_lm import families as hf_causal_lm_families
 from zippkit_towers.hf_causal_lm import transformers_model

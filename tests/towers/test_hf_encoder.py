@@ -21,13 +21,13 @@ from helpers.compositions import SHARED_DATA, link, make_spec, tower
 from helpers.tiny_encoders import MODELS, alone, config, inner, packed, saved, whole
 from zippkit.batch.batch import Features, Segment, TowerBatch
 from zippkit.batch.masks import self_mask
-from zippkit.checkpoint.checkpoint import write_tower
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.data.audio import read_audio, resample
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.evaluation.certificates import verify
-from zippkit.evaluation.certificates.probe import woken
+from zippkit.evaluation.certificates.probe import with_zero_inits_randomized
 from zippkit.loading import load_spec
-from zippkit.model.tower import tower_states
+from zippkit.model.run_tower import tower_states
 from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.spec import registry
 from zippkit.testing import check_tower
@@ -149,7 +149,7 @@ def test_what_hears_padding_does_not_keep_the_protocol() -> None:
 
 def test_text_between_two_segments_hears_only_the_first() -> None:
     z = zipped("wav2vec2")
-    model = woken(z.model)
+    model = with_zero_inits_randomized(z.model)
     first, second, other = (z.graph.towers["sound"].example_inputs(4, seed=seed) for seed in range(3))
 
     def logits(*sounds: NDArray[np.float32]) -> Tensor:

@@ -15,7 +15,8 @@ import yaml
 
 from helpers.compositions import tower
 from helpers.tiny_encoders import config, inner, saved
-from zippkit.batch.batch import Segment, collate
+from zippkit.batch.batch import Segment
+from zippkit.batch.collate import collate
 from zippkit.errors import DataError, SpecError
 from zippkit.loading import load_spec
 from zippkit_towers.hf_encoder.config import HfEncoderConfig

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 import zippkit
 from helpers.compositions import link, make_spec, tower
 from helpers.tiny_encoders import TEXT, text_config
-from zippkit.batch.batch import Segment, collate
+from zippkit.batch.batch import Segment
+from zippkit.batch.collate import collate
 from zippkit.errors import CheckpointError, DataError, SpecError, ZippkitError
 from zippkit.evaluation.certificates import verify
-from zippkit.evaluation.certificates.probe import wake
-from zippkit.model.tower import tower_states
+from zippkit.evaluation.certificates.probe import randomize_zero_inits
+from zippkit.model.run_tower import tower_states
 from zippkit.spec import registry
 from zippkit.testing import check_tower
 from zippkit_towers.hf_encoder import guessed as hf_encoder_guessed
@@ -87,7 +88,7 @@ def test_text_between_two_texts_of_an_encoder_reads_only_the_first() -> None:
 
     def logits(*given: list[int]) -> Tensor:
         model = copy.deepcopy(z.model).eval()
-        wake(model)
+        randomize_zero_inits(model)
         row = [Segment("given", given[0]), Segment("text", [1, 2]), Segment("given", given[1]), Segment("text", [3])]
         found: Tensor = model(z.collate([row]))["text"][0]
         return found

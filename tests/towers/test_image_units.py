@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from helpers.compositions import link, make, tower
-from zippkit.batch.batch import Segment, collate
+from zippkit.batch.batch import Segment
+from zippkit.batch.collate import collate
 from zippkit.generation.api import generate
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.kinds import Frame
 from zippkit.testing import check_tower
 from zippkit_towers.image_units.config import ImageUnitsConfig

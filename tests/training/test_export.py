@@ -18,11 +18,12 @@ from helpers.tiny_runs import finished_run, tiny_recipe
 from helpers.tiny_runs import spec as tiny_spec
 from helpers.tiny_runs import zippkit as command
 from zippkit.batch.batch import TowerBatch
-from zippkit.checkpoint.checkpoint import write_tower
 from zippkit.checkpoint.references import COMPANIONS
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import load
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.model.tower import Tower, tower_logits
+from zippkit.model.run_tower import tower_logits
+from zippkit.model.tower import Tower
 from zippkit.model.weights import read_tensors
 from zippkit.training.export import export_tower
 from zippkit.training.trainer import train

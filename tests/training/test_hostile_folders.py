@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers import tiny_runs
-from zippkit.checkpoint.checkpoint import read_checkpoint
+from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.model.weights import read_tensors, weight_files

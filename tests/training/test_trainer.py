@@ -25,9 +25,10 @@ from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_
 from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
 from helpers.tiny_runs import zippkit as in_a_process
 from zippkit.batch.batch import Batch
-from zippkit.checkpoint.checkpoint import read_checkpoint, write_tower
 from zippkit.checkpoint.frozen_hashes import frozen_tensors
+from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import refer
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import load
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.evaluation.evaluate import evaluate

@@ -77,7 +77,7 @@ def mask_views(graph: Graph, batch: Batch, names: Mapping[str, Callable[[int], s
 
     Args:
         graph: of the composition.
-        batch: what `zippkit.batch.batch.collate` gave.
+        batch: what `zippkit.batch.collate.collate` gave.
         names: for each tower, what a token id is called; its number if left out. Begin and end are ``<b>`` and ``<e>``.
     """
     present = {name: batch.towers[name] for name in graph.towers if name in batch.towers}

@@ -14,7 +14,8 @@ import torch
 
 from zippkit.errors import CheckpointError
 from zippkit.model.dtypes import DTYPES, dtype_of
-from zippkit.model.tower import Tower, new_tower
+from zippkit.model.new_tower import new_tower
+from zippkit.model.tower import Tower
 from zippkit.model.weights import file_hash, state_hash, weight_files
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import CHECKPOINT_MANIFEST

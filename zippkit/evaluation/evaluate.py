@@ -20,7 +20,7 @@ from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open
 from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.evaluation.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
 from zippkit.generation.api import generate_batch
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.system.progress import progress

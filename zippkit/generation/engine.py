@@ -16,7 +16,8 @@ from typing import Literal, Self, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch, declarations
+from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch
+from zippkit.batch.collate import declarations
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.generation.beam_search import beam_search
@@ -455,7 +456,7 @@ class Generation(Iterator[Piece]):
             segment=segments,
             offset=offsets,
             positions=positions,
-            places=seen.clamp(min=0) if name in self._layout.shared else positions,
+            position_ids=seen.clamp(min=0) if name in self._layout.shared else positions,
             inserted=torch.full_like(ids, inserted, dtype=torch.bool),
             targets=torch.full_like(ids, IGNORE),
         )

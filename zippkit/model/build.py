@@ -11,9 +11,10 @@ from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.input_projection import InputProjections
 from zippkit.model.link_group import Links
 from zippkit.model.lora import Adapters
+from zippkit.model.new_tower import new_tower
 from zippkit.model.next_modality import NextModality
 from zippkit.model.part_group import PartGroup
-from zippkit.model.tower import Tower, new_tower
+from zippkit.model.tower import Tower
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph, build_graph
 from zippkit.plan.plan import build_plan

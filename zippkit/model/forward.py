@@ -28,7 +28,8 @@ from zippkit.model.decoding_state import Decoding
 from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
-from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower, run_head, run_layer, run_start
+from zippkit.model.run_tower import run_head, run_layer, run_start
+from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import self_mask
-from zippkit.errors import ZippkitError
-from zippkit.model.layers import at_least_float32
-from zippkit.model.weights import filled_in_place, load_into, read_tensors
+from zippkit.model.weights import load_into, read_tensors
 from zippkit.spec.kinds import TowerConfig
 
 ROUTER = "router."
@@ -124,61 +119,6 @@ class Tower(nn.Module, ABC):
         load_into(self, read_tensors(path), str(path))
 
 
-def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights: Path | None = None) -> Tower:
-    """A new tower, its parameters in ``dtype``, with the weights of a file or folder where one is given.
-
-    Raises:
-        CheckpointError: weights that do not fit.
-        ZippkitError: its ``load_weights`` replaces what it should fill, or it is made in float32 whatever is asked.
-    """
-    with _default_dtype(dtype):
-        meta = cls.made_by_weights and weights is not None
-        with torch.device("meta") if meta else nullcontext():
-            tower = cls(config)
-        others = {p.dtype for p in tower.parameters() if p.is_floating_point()} - {dtype}
-        if dtype != torch.float32 and others:
-            raise ZippkitError(
-                f"a {getattr(config, 'model_type', cls.__name__)!r} tower is run in {_words(others)} alone, not in "
-                f"{_words([dtype])}; leave `dtype` out"
-            )
-        if weights is not None:
-            with nullcontext() if meta else filled_in_place(tower, str(weights)):
-                tower.load_weights(weights)
-        return tower
-
-
-def _words(dtypes: Iterable[torch.dtype]) -> str:
-    return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What new parameters are made in, so that none is ever held in a wider dtype on the way."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def run_start(tower: Tower, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
-    """`Tower.start`, as a composition runs it: states between a tower's layers, which links read and rewrite, are
-    float32 at least, whatever the tower's own dtype."""
-    hidden, context = tower.start(inputs, mask, cache)
-    return at_least_float32(hidden), context
-
-
-def run_layer(tower: Tower, index: int, hidden: Tensor, context: Any) -> Tensor:
-    """`Tower.layer`, inside the tower's own dtype; states come and go as of `run_start`."""
-    return at_least_float32(tower.layer(index, hidden.to(tower.dtype), context))
-
-
-def run_head(tower: Tower, hidden: Tensor) -> Tensor:
-    """`Tower.head`, inside the tower's own dtype; logits are float32 at least."""
-    return at_least_float32(tower.head(hidden.to(tower.dtype)))
-
-
 class Projected(NamedTuple):
     """What a layer's attention is made of."""
 
@@ -192,7 +132,7 @@ class Projected(NamedTuple):
 
 class SharedAttention(ABC):
     """For a Tower whose attention others can join (`TowerConfig.shared_attention`): its layer in three parts, which
-    together do what `Tower.layer` does. Positions are ``inputs.places``."""
+    together do what `Tower.layer` does. Positions are ``inputs.position_ids``."""
 
     @abstractmethod
     def project(self, index: int, hidden: Tensor, context: Any) -> Projected:
@@ -205,16 +145,3 @@ class SharedAttention(ABC):
     @abstractmethod
     def close(self, index: int, hidden: Tensor, attended: Tensor, context: Any) -> Tensor:
         """The layer's state (B, T, D), from the one before it and what was attended to, (B, T, H * K)."""
-
-
-def tower_states(tower: Tower, inputs: TowerBatch) -> Tensor:
-    """States (B, T, D) after every layer of a tower by itself, without links or input projection."""
-    hidden, context = run_start(tower, inputs, self_mask(inputs, tower.config.causal))
-    for index in range(tower.config.n_layers):
-        hidden = run_layer(tower, index, hidden, context)
-    return hidden
-
-
-def tower_logits(tower: Tower, inputs: TowerBatch) -> Tensor:
-    """Logits (B, T, V) of a tower by itself, without links or input projection; only for a tower that has a head."""
-    return run_head(tower, tower_states(tower, inputs))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch, collate
+from zippkit.batch.batch import IGNORE, Batch, Segment, TowerBatch
+from zippkit.batch.collate import collate
 from zippkit.errors import DataError, ZippkitError
 from zippkit.model.meta_device import meta_model
 from zippkit.model.zipped_model import ZippedModel

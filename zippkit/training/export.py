@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from zippkit.checkpoint.checkpoint import write_hugging_face, write_tower_json, write_tower_state
 from zippkit.checkpoint.frozen_hashes import moved_tensors
 from zippkit.checkpoint.references import copy_source, find_references
+from zippkit.checkpoint.tower_folder import write_hugging_face, write_tower_json, write_tower_state
 from zippkit.composition import Composition, load
 from zippkit.data.text import FileTokenizer
 from zippkit.errors import CheckpointError, ZippkitError, did_you_mean

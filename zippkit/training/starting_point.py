@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from zippkit.checkpoint.checkpoint import read_checkpoint_manifest, write_tower
 from zippkit.checkpoint.frozen_hashes import check_frozen
+from zippkit.checkpoint.manifest import read_checkpoint_manifest
 from zippkit.checkpoint.references import Reference, copy_source, find_references, frozen_towers, in_a_run
+from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.composition import Composition, compile, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, ZippkitError

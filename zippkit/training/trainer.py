@@ -14,16 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from zippkit.checkpoint.checkpoint import (
-    Checkpoint,
-    check_whole,
-    read_checkpoint,
-    restore,
-    write_checkpoint,
-    write_tower,
-)
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.filling import restore
 from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
+from zippkit.checkpoint.manifest import check_whole
+from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import TOWERS, Reference, find_references
+from zippkit.checkpoint.tower_folder import write_tower
+from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import CheckpointError, DataError, ZippkitError

@@ -424,7 +424,7 @@ def test_a_self_mask_that_is_off_is_caught(place: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(place, everything)
     if "self_mask" in place:
         monkeypatch.setattr("zippkit.model.forward.self_mask", everything)
-        monkeypatch.setattr("zippkit.model.tower.self_mask", everything)
+        monkeypatch.setattr("zippkit.model.run_tower.self_mask", everything)
     name, detail = only_failure(two())
     assert name == "C1"
     assert "first at `layer text[1]`" in detail

@@ -15,8 +15,8 @@ from torch import Tensor
 import zippkit
 from helpers.compositions import link, make, randomise, tower
 from helpers.random_specs import rows, specs
-from zippkit.batch import batch as batch_module
 from zippkit.batch.batch import TowerBatch
+from zippkit.batch.interleave import Interleaving
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates import verify
 from zippkit.evaluation.certificates.equation import compare
@@ -211,14 +211,14 @@ def patched(where: Any, name: str, change: Callable[..., Any]) -> Plant:
 
 
 def early_places(monkeypatch: pytest.MonkeyPatch, zipped: Composition) -> None:
-    original = batch_module._Interleaving._insert
+    original = Interleaving._insert
 
     def insert(self: Any, tower: str) -> None:
         self.order -= 2
         original(self, tower)
         self.order += 2
 
-    monkeypatch.setattr(batch_module._Interleaving, "_insert", insert)
+    monkeypatch.setattr(Interleaving, "_insert", insert)
 
 
 def next_neighbour(monkeypatch: pytest.MonkeyPatch, zipped: Composition) -> None:

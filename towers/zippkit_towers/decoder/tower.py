@@ -147,7 +147,7 @@ class Decoder(Tower, SharedAttention):
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
         """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         hidden: Tensor = self.embed_tokens(inputs.tokens)
-        angles = rotary_angles(inputs.places, self.config.head_width, self.config.rope_theta, hidden.dtype)
+        angles = rotary_angles(inputs.position_ids, self.config.head_width, self.config.rope_theta, hidden.dtype)
         return hidden, Context(angles, mask, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.errors import CheckpointError, ZippkitError
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit_towers.hf_causal_lm.modules import DecoderModules
 from zippkit_towers.hf_causal_lm.settings import windows_of
 from zippkit_towers.hf_causal_lm.transformers_model import own_config, whole_model
@@ -77,7 +77,7 @@ def _compare(tower: DecoderModules, changes: dict[str, Any]) -> float:
         tries.append(("in training mode", expected, tower_logits(tower, near)))
         tower.eval()
         if "position_ids" in inspect.signature(own.forward).parameters:
-            last = own(tokens, position_ids=far.places, use_cache=False).logits
+            last = own(tokens, position_ids=far.position_ids, use_cache=False).logits
             tries.append(("at its last positions", last, tower_logits(tower, far)))
     return max(_gap(tower, f"{what}{', past its window' if changes else ''}", *pair) for what, *pair in tries)
 
@@ -88,7 +88,7 @@ def _tolerance(tower: DecoderModules) -> float:
 
 def _at_the_end(tokens: Tensor, longest: int) -> TowerBatch:
     batch = TowerBatch.alone(tokens)
-    return replace(batch, places=batch.places + longest - tokens.shape[1])
+    return replace(batch, position_ids=batch.position_ids + longest - tokens.shape[1])
 
 
 def _gap(tower: DecoderModules, what: str, expected: Tensor, found: Tensor) -> float:

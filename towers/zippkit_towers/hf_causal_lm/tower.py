@@ -62,7 +62,7 @@ class HfCausalLm(DecoderModules):
         if self.parts.rotary:
             rotary = self.part("rotary")
             for kind in set(self._kinds()):
-                angles[kind] = rotary(hidden, inputs.places, *((kind,) if kind else ()))
+                angles[kind] = rotary(hidden, inputs.position_ids, *((kind,) if kind else ()))
         if cache is not None:
             cache.positions, cache.n_slots = inputs.positions, cast("Tensor", mask).shape[-1]
         masks = {window: self._mask(mask, window, inputs, hidden) for window in set(self.windows)}
@@ -71,7 +71,7 @@ class HfCausalLm(DecoderModules):
             hidden = self.part("embedding_norm")(hidden)
         trained = self.router_weight > 0 and any(p.requires_grad for p in self.parameters())
         routed: list[Tensor] | None = [] if trained and cache is None else None
-        return hidden, Context(masks, angles, inputs.places, cache, routed)
+        return hidden, Context(masks, angles, inputs.position_ids, cache, routed)
 
     def _kinds(self) -> list[str]:
         """The key of each layer's rotary angles."""
@@ -99,7 +99,7 @@ class HfCausalLm(DecoderModules):
             return states
         learned = self.part("positions")
         # OPT and its kin leave the first rows of the table to padding; and padding counts on, past the last position.
-        at = inputs.places + getattr(learned, "offset", 0)
+        at = inputs.position_ids + getattr(learned, "offset", 0)
         moved: Tensor = states + F.embedding(at.clamp(max=learned.num_embeddings - 1), learned.weight)
         return moved
 

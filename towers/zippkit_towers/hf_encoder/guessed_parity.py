@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from zippkit.batch.batch import Segment, collate
+from zippkit.batch.batch import Segment
+from zippkit.batch.collate import collate
 from zippkit.errors import CheckpointError
-from zippkit.model.tower import Tower, tower_states
+from zippkit.model.run_tower import tower_states
+from zippkit.model.tower import Tower
 from zippkit.spec.kinds import Frame
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.guessed_inputs import batched, example

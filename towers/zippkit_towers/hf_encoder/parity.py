@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zippkit.batch.batch import Segment, collate
+from zippkit.batch.batch import Segment
+from zippkit.batch.collate import collate
 from zippkit.errors import CheckpointError
-from zippkit.model.tower import Tower, tower_states
+from zippkit.model.run_tower import tower_states
+from zippkit.model.tower import Tower
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.families import SAMPLE_RATE
 from zippkit_towers.hf_encoder.guessed_shape import one_line

@@ -29,12 +29,12 @@ from zippkit.evaluation.certificates.probe import (
     orders,
     place_of,
     position,
+    randomize_zero_inits,
     real,
     through,
     to_device,
-    wake,
     with_states,
-    woken,
+    with_zero_inits_randomized,
 )
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.zipped_model import ZippedModel
@@ -65,7 +65,7 @@ def sees_no_future(zipped: Composition) -> str:
     """
     check_order(zipped)
     check_dependence(zipped)
-    model = woken(zipped.model)
+    model = with_zero_inits_randomized(zipped.model)
     n_trials = 0
     for trial in _trials(zipped):
         _demand(model, trial)
@@ -187,7 +187,7 @@ def _demand_carrying(zipped: Composition, model: ZippedModel, site: LinkSite) ->
         after = draws.changed(before, {site.source: real(source)})
         if _changes(model, before, after, plan)[site.target].any():
             return
-        wake(model, seed + 1)
+        randomize_zero_inits(model, seed + 1)
     raise RefutedError(
         f"link {site.link}.{site.index} carries nothing ({site.target} does not change when {site.source} does), "
         "so it could not be tried"

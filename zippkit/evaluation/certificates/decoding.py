@@ -11,7 +11,7 @@ from torch import Tensor
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError
-from zippkit.evaluation.certificates.probe import Draws, draws_for, to_device, woken
+from zippkit.evaluation.certificates.probe import Draws, draws_for, to_device, with_zero_inits_randomized
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.generation.api import stream
 from zippkit.generation.engine import Piece, Prompt
@@ -37,9 +37,9 @@ def steps_equal_the_whole(zipped: Composition) -> str:
     Raises:
         RefutedError: names the modality and the place whose logits differ.
     """
-    as_run = replace(zipped, model=woken(zipped.model))
+    as_run = replace(zipped, model=with_zero_inits_randomized(zipped.model))
     # In float64, so that what differs is a mistake and not the order of a sum.
-    zipped = replace(zipped, model=woken(zipped.model).double())
+    zipped = replace(zipped, model=with_zero_inits_randomized(zipped.model).double())
     draws = draws_for(zipped)
     able = [name for name in draws.modalities if _generates(zipped, name)]
     if not able:

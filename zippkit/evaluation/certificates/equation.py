@@ -18,7 +18,14 @@ from zippkit.batch.batch import Batch, Segment
 from zippkit.batch.masks import self_mask
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates.decoding import ALLOWED
-from zippkit.evaluation.certificates.probe import draws_for, orders, place_of, position, to_device, woken
+from zippkit.evaluation.certificates.probe import (
+    draws_for,
+    orders,
+    place_of,
+    position,
+    to_device,
+    with_zero_inits_randomized,
+)
 from zippkit.evaluation.certificates.reference import KINDS, Reference, Run
 from zippkit.evaluation.certificates.reference_layers import Array, Decoder, Layers, Others, Token, Weights
 from zippkit.evaluation.certificates.report import RefutedError
@@ -39,7 +46,7 @@ def computes_the_equation(zipped: Composition) -> str:
     missing = _missing(zipped.spec)
     if missing:
         return f"not tried: {missing}"
-    zipped = replace(zipped, model=woken(zipped.model).double())
+    zipped = replace(zipped, model=with_zero_inits_randomized(zipped.model).double())
     draws, n_positions, worst = draws_for(zipped), 0, 0.0
     layouts = [*([name] for name in zipped.graph.towers), *orders(zipped)]
     for names in layouts:

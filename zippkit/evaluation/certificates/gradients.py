@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from zippkit.composition import Composition
-from zippkit.evaluation.certificates.probe import DRAWS, batches, learn, wake
+from zippkit.evaluation.certificates.probe import DRAWS, batches, learn, randomize_zero_inits
 from zippkit.evaluation.certificates.report import RefutedError, some
 
 
@@ -25,7 +25,7 @@ def every_parameter_is_reached(zipped: Composition) -> str:
     for seed in range(DRAWS):
         if not missed:
             break
-        wake(model, seed)
+        randomize_zero_inits(model, seed)
         for batch in batches(zipped, seed):
             learn(zipped, model, batch)
         missed = [name for name in missed if not _is_reached(trained[name])]

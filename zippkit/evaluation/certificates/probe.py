@@ -33,7 +33,7 @@ def jitter(parameters: Iterable[nn.Parameter], seed: int = 0) -> None:
         parameter.add_((size * noise).to(parameter))
 
 
-def wake(model: nn.Module, seed: int = 0) -> None:
+def randomize_zero_inits(model: nn.Module, seed: int = 0) -> None:
     """Open every gate and fill every zero output, so that whatever can leak does.
 
     Moves the trained parameters of links and input projections, and those of towers that are all zeros. What is
@@ -43,14 +43,14 @@ def wake(model: nn.Module, seed: int = 0) -> None:
     jitter((p for name, p in trained if not name.startswith("towers.") or not p.any()), seed)
 
 
-def woken(model: ZippedModel) -> ZippedModel:
+def with_zero_inits_randomized(model: ZippedModel) -> ZippedModel:
     """Copy a model for probing: in evaluation mode, with its zero initialisations randomised.
 
     Tokens of the copy are kept apart to the last bit (`Tower.apart`), and a tower without a head hands on its states
     (see `with_states`).
     """
     model = copy.deepcopy(model).eval()
-    wake(model)
+    randomize_zero_inits(model)
     for name in model.towers:
         tower = model.tower(name)
         tower.apart()
@@ -61,7 +61,7 @@ def woken(model: ZippedModel) -> ZippedModel:
 
 
 def kept_apart(model: ZippedModel) -> str:
-    """What a woken model runs in another way than usual, in words that end a sentence."""
+    """What a randomized model runs in another way than usual, in words that end a sentence."""
     said = {name: words for name in model.towers if (words := model.tower(name).apart())}
     return "".join(f"; {name} ran {words}" for name, words in said.items())
 
@@ -78,7 +78,7 @@ def _ending_in(plan: Plan, tower: str) -> Plan:
 
 
 def with_states(model: ZippedModel, batch: Batch) -> Batch:
-    """The batch, asking a woken model for the states of its towers without a head too."""
+    """The batch, asking a randomized model for the states of its towers without a head too."""
     headless = [name for name in batch.towers if not model.tower(name).config.predicts]
     return replace(batch, outputs=(*batch.outputs, *headless))
 

@@ -25,10 +25,10 @@ from zippkit.evaluation.certificates.reference_layers import (
     Others,
     Token,
     Weights,
+    apply_rotary,
     attention,
     head,
     norm,
-    turned,
 )
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.link_spec import LinkSpec
@@ -247,9 +247,9 @@ class Reference:
         for i in range(n_heads):
             q, k = head(queries, i, n_heads), head(keys, i, n_heads)
             if positions != "none":
-                k = turned(k, places, settings.rope_theta)
+                k = apply_rotary(k, places, settings.rope_theta)
             if positions == "rotary":
-                q = turned(q, range(len(q)), settings.rope_theta)
+                q = apply_rotary(q, range(len(q)), settings.rope_theta)
             found.append(attention(q, k, head(values, i, n_heads), mask))
         added = self.weights.linear(f"{name}.output", np.concatenate(found, axis=1))
         a = u_TD + self._gate(f"{name}.attention_gate") * added
@@ -318,7 +318,7 @@ class Reference:
             keys, values = [], []
             for state, places in states:
                 key = head(self.weights.linear(f"{name}.key", state), i, n)
-                keys.append(key if places is None else turned(key, places, settings.rope_theta))
+                keys.append(key if places is None else apply_rotary(key, places, settings.rope_theta))
                 values.append(head(self.weights.linear(f"{name}.value", state), i, n))
             k, v = np.concatenate(keys), np.concatenate(values)
             found.append(attention(head(queries, i, n), k, v, np.ones((len(queries), len(k)), dtype=np.bool_)))

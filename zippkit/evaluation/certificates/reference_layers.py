@@ -97,7 +97,7 @@ def activate(name: str, x: Array) -> Array:
     return np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2, dtype=np.float64)
 
 
-def turned(x_TK: Array, places: Sequence[float], theta: float) -> Array:
+def apply_rotary(x_TK: Array, places: Sequence[float], theta: float) -> Array:
     """One head's queries or keys, rotated (arXiv 2104.09864): entries i and i + K/2 by place * theta^(-2i/K)."""
     half = x_TK.shape[1] // 2
     out = np.zeros_like(x_TK)
@@ -206,7 +206,7 @@ class Decoder:
         return self.weights.linear(name, self._normed(depth, x_TD))
 
     def _turned(self, x: Array, n_heads: int, places: Sequence[int]) -> Array:
-        heads = [turned(head(x, i, n_heads), places, self.config.rope_theta) for i in range(n_heads)]
+        heads = [apply_rotary(head(x, i, n_heads), places, self.config.rope_theta) for i in range(n_heads)]
         return np.concatenate(heads, axis=1)
 
     def keys(self, depth: int, x_TD: Array, places: Sequence[int]) -> tuple[Array, Array]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from zippkit.checkpoint.checkpoint import read_checkpoint
 from zippkit.checkpoint.frozen_hashes import moved_tensors
+from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import frozen_towers, refer, short_hashes
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates.report import RefutedError, some

@@ -21,10 +21,10 @@ from zippkit.evaluation.certificates.probe import (
     through,
     to_device,
     with_states,
-    woken,
+    with_zero_inits_randomized,
 )
 from zippkit.evaluation.certificates.report import RefutedError
-from zippkit.model.tower import tower_logits
+from zippkit.model.run_tower import tower_logits
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.plan import Plan
 
@@ -36,7 +36,7 @@ def towers_alone_are_untouched(zipped: Composition) -> str:
     Raises:
         RefutedError: names the tower and what stands in its way.
     """
-    model = woken(zipped.model)
+    model = with_zero_inits_randomized(zipped.model)
     draws = draws_for(zipped)
     mixed = mixed_batch(zipped, draws)
     for i, name in enumerate(zipped.graph.towers):

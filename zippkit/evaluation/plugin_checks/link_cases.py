@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import TowerBatch, collate
+from zippkit.batch.batch import TowerBatch
+from zippkit.batch.collate import collate
 from zippkit.batch.masks import cross_mask
 from zippkit.evaluation.certificates.probe import Draws, jitter
 from zippkit.model.layers import split_heads
@@ -60,8 +61,8 @@ class Case:
 
     def __init__(self, link: Link) -> None:
         self.link, self.acts, self.by_segment = link, link.config.acts, link.config.by_segment
-        self.woken = copy.deepcopy(link)
-        jitter(p for p in self.woken.parameters() if p.requires_grad)
+        self.randomized = copy.deepcopy(link)
+        jitter(p for p in self.randomized.parameters() if p.requires_grad)
         self.dims = {"s": link.source_dim, "t": link.target_dim}
         if self.acts == "attention":
             self.dims = {"s": 2 * HEADS * HEAD_WIDTH, "t": (QUERY_HEADS + 2 * HEADS) * HEAD_WIDTH}

@@ -56,7 +56,7 @@ def check_link(link_class: type[Link], config: LinkConfig, *, source_dim: int = 
 @torch.no_grad()
 def _shapes(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
-    memory, visible = case.write(case.woken, states), states.source_tokens.visible
+    memory, visible = case.write(case.randomized, states), states.source_tokens.visible
     if case.by_segment and not torch.equal(memory.order.amax(dim=1), visible.amax(dim=1)):
         yield "the memory's last order is not that of the last segment that write was given"
     if not case.by_segment and not torch.equal(memory.order, visible):
@@ -66,7 +66,7 @@ def _shapes(case: Case) -> Iterator[str]:
         if tensor.shape[:2] != rows:
             seen, expected_rows = tuple(tensor.shape), tuple(rows)
             yield f"tensor {i} of the memory has shape {seen}, expected (B, S, ...) with (B, S) = {expected_rows}"
-    out, expected = case.read(case.woken, states, memory), case.alone(states)
+    out, expected = case.read(case.randomized, states, memory), case.alone(states)
     if out.shape != expected.shape:
         yield f"read gives states of shape {tuple(out.shape)}, expected the target's {tuple(expected.shape)}"
 
@@ -77,7 +77,7 @@ def _identity(case: Case) -> Iterator[str]:
     alone, blind = case.alone(states), ~case.sees(states).any(dim=-1)
     if case.acts in ("after_layer", "before_layer") and not torch.equal(case.run(case.link, states), alone):
         yield "read is not the identity at initialisation"
-    for row, index in (differs(case.run(case.woken, states), alone) & blind).nonzero().tolist()[:1]:
+    for row, index in (differs(case.run(case.randomized, states), alone) & blind).nonzero().tolist()[:1]:
         order = int(states.target_tokens.order[row, index])
         what = "padding" if order < 0 else f"order {order}"
         if case.acts == "embedding":
@@ -116,7 +116,7 @@ def _moved_by_each(case: Case, one: States) -> Tensor:
         repeated(one.source_tokens, n),
         repeated(one.target_tokens, n),
     )
-    return differs(case.run(case.woken, before), case.run(case.woken, before.moved(source=torch.eye(n))))
+    return differs(case.run(case.randomized, before), case.run(case.randomized, before.moved(source=torch.eye(n))))
 
 
 @torch.no_grad()
@@ -124,24 +124,24 @@ def _places(case: Case) -> Iterator[str]:
     if case.acts != "embedding":
         return
     states = case.states(*ROWS)
-    left = ~differs(case.run(case.woken, states), states.target) & states.target_tokens.inserted
+    left = ~differs(case.run(case.randomized, states), states.target) & states.target_tokens.inserted
     for row, index in left.nonzero().tolist()[:1]:
         yield f"a place stays empty: row {row} place {int(states.target_tokens.offset[row, index])} of its segment"
     # The source may itself have been given places, which stand for segments of a third tower.
     strange = replace(states.source_tokens, inserted=states.source_tokens.order >= 0)
     states = replace(states, source_tokens=strange)
-    if differs(case.run(case.woken, states), states.target).any():
+    if differs(case.run(case.randomized, states), states.target).any():
         yield "what is inserted into the source is taken for a segment of the source (`TowerBatch.inserted`)"
 
 
 @torch.no_grad()
 def _rows_apart(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
-    before = case.run(case.woken, states)
+    before = case.run(case.randomized, states)
     for row in range(len(ROWS)):
         here = torch.zeros(len(ROWS), 1, dtype=torch.bool)
         here[row] = True
-        moved = (differs(before, case.run(case.woken, states.moved(here, here))) & ~here).nonzero()
+        moved = (differs(before, case.run(case.randomized, states.moved(here, here))) & ~here).nonzero()
         if len(moved):
             yield f"row {int(moved[0, 0])} changes when row {row} of the batch does"
             return
@@ -151,7 +151,7 @@ def _rows_apart(case: Case) -> Iterator[str]:
 def _padding(case: Case) -> Iterator[str]:
     states = case.states(*ROWS)
     after = states.moved(source=states.source_tokens.order < 0)
-    if differs(case.run(case.woken, states), case.run(case.woken, after)).any():
+    if differs(case.run(case.randomized, states), case.run(case.randomized, after)).any():
         yield "the source's padding is read"
 
 
@@ -165,7 +165,7 @@ def _in_pieces(case: Case) -> Iterator[str]:
 
 
 def _pieces_of(case: Case, states: States) -> Iterator[str]:
-    link, segment = case.woken, states.source_tokens.segment[0]
+    link, segment = case.randomized, states.source_tokens.segment[0]
     memory = case.write(link, states)
     middle = int((segment == segment[0]).sum()) if case.by_segment else len(segment) // 2
     whole = case.read(link, states, memory)
@@ -179,7 +179,7 @@ def _pieces_of(case: Case, states: States) -> Iterator[str]:
 
 
 def _finite(case: Case) -> Iterator[str]:
-    link, states = copy.deepcopy(case.woken), case.states(*ROWS)
+    link, states = copy.deepcopy(case.randomized), case.states(*ROWS)
     inputs = {"source": states.source.requires_grad_(), "target": states.target.requires_grad_()}
     out = case.run(link, states)
     if not out.isfinite().all():

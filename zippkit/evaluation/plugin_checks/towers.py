@@ -12,13 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import Batch, TowerBatch, collate
+from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.batch.collate import collate
 from zippkit.batch.masks import cache_mask, describe_self, self_mask
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates.probe import Draws, jitter, real
 from zippkit.evaluation.certificates.report import some
 from zippkit.evaluation.plugin_checks.checks import SkippedCheck, columns, differs, off, repeated, run_checks, unreached
-from zippkit.model.tower import Tower, tower_logits, tower_states
+from zippkit.model.run_tower import tower_logits, tower_states
+from zippkit.model.tower import Tower
 from zippkit.model.weights import filled_in_place, write_tensors
 from zippkit.spec.kinds import Frame, TowerConfig
 
@@ -66,12 +68,12 @@ class _Case:
     @cached_property
     def tower(self) -> Tower:
         """With its parameters moved: a fresh tower's attention can be too weak, or zero, for its faults to show."""
-        woken = copy.deepcopy(self.built)
-        jitter(woken.parameters())
+        randomized = copy.deepcopy(self.built)
+        jitter(randomized.parameters())
         with torch.no_grad():
-            finite = _result(woken, self.inputs(1, 2)).isfinite().all()
+            finite = _result(randomized, self.inputs(1, 2)).isfinite().all()
         # Some parameters have a range that they must not leave.
-        return woken if finite else self.built
+        return randomized if finite else self.built
 
     def inputs(self, *n_segments: int) -> TowerBatch:
         """A row for each number of segments."""

@@ -12,12 +12,12 @@ from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import AttendingConfig
 
 
-def turned(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
+def apply_rotary(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
     """Queries or keys, rotated by their positions."""
     return rotate(x_BHTK, rotary_angles(positions_BT, x_BHTK.shape[-1], theta, x_BHTK.dtype))
 
 
-def look(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor) -> Tensor:
+def masked_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor) -> Tensor:
     """What queries find, (B, T, H * K); one that may attend to nothing finds something finite without meaning.
 
     A blind query attends everywhere, so that no kernel meets an empty row; whoever calls throws its result away.
@@ -46,10 +46,10 @@ class Attending(Link):
             rotary = self.config.positions == "rotary"
             wide = torch.promote_types(key_BHSK.dtype, torch.float32)
             places = tokens.positions.to(wide) * self.config.pace if rotary else tokens.offset
-            key_BHSK = turned(key_BHSK, places, self.config.rope_theta)
+            key_BHSK = apply_rotary(key_BHSK, places, self.config.rope_theta)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 
-    def find(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
+    def attend_to_memory(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
         """What each target state finds in the memory.
 
         Returns:
@@ -59,9 +59,9 @@ class Attending(Link):
         key_BSHK, value_BSD = memory.tensors
         query_BHTK = split_heads(self.query(self.attention_norm(target)), self.config.n_heads)
         if self.config.positions == "rotary":
-            query_BHTK = turned(query_BHTK, tokens.positions, self.config.rope_theta)
+            query_BHTK = apply_rotary(query_BHTK, tokens.positions, self.config.rope_theta)
         value_BHSK = split_heads(value_BSD, self.config.n_heads)
-        found_BTD = look(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK, mask_BTS)
+        found_BTD = masked_attention(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK, mask_BTS)
         out: Tensor = self.output(found_BTD)
         return out, mask_BTS.any(dim=-1, keepdim=True)
 

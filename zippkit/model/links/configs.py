@@ -19,10 +19,10 @@ _NORM_SOURCE = (
 )
 
 
-def _heads_misfit(n_heads: int, dim: int, turned: bool) -> Iterator[str]:
+def _heads_misfit(n_heads: int, dim: int, rotary: bool) -> Iterator[str]:
     if dim % n_heads:
         yield f"n_heads {n_heads} does not divide the target's width {dim}"
-    elif turned and (dim // n_heads) % 2:
+    elif rotary and (dim // n_heads) % 2:
         yield f"rotary positions need an even head width, got {dim} / {n_heads} heads"
 
 

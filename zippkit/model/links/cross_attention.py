@@ -27,5 +27,5 @@ class CrossAttention(Attending):
         nn.init.zeros_(self.output.weight)
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
-        found_BTD, sees_BT1 = self.find(target, tokens, memory)
+        found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         return where_seen(sees_BT1, target + found_BTD, target)

@@ -43,7 +43,7 @@ class GatedCrossAttention(Attending):
         return nn.Parameter(torch.full(shape, self.config.first_gate))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
-        found_BTD, sees_BT1 = self.find(target, tokens, memory)
+        found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         a_BTD = target + _gated(self.attention_gate, found_BTD)
         h_BTD = a_BTD + _gated(self.feed_forward_gate, self.feed_forward(self.feed_forward_norm(a_BTD)))
         return where_seen(sees_BT1, h_BTD, target)

@@ -54,7 +54,7 @@ class Resampler(Link):
         seen = Seen(
             tokens=member_BNS.repeat_interleave(n, dim=1),
             latents=(ranks_L[:, None] == ranks_L).expand(len(rank_BS), -1, -1),
-            places=tokens.offset if self.config.positions == "keys" else None,
+            positions=tokens.offset if self.config.positions == "keys" else None,
         )
         projected_BSD = self.projection(self.source_norm(source))
         latents_BLD = self.queries.repeat(tokens.n_segments, 1).expand(len(rank_BS), -1, -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.model.layers import mlp, split_heads
-from zippkit.model.links.attending import look, turned
+from zippkit.model.links.attending import apply_rotary, masked_attention
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Seen:
     """(B, L, S) bool: the source's tokens of the latent's own segment."""
     latents: Tensor
     """(B, L, L) bool: the latents of its own segment."""
-    places: Tensor | None
+    positions: Tensor | None
     """(B, S) by which the source's keys are turned; None: they are not."""
 
 
@@ -34,14 +34,14 @@ class Attention(nn.Module):
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
 
-    def keys(self, x_BSD: Tensor, places_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def keys(self, x_BSD: Tensor, positions_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values, (B, H, S, K) each."""
         key_BHSK, value_BHSK = (split_heads(each(x_BSD), self.n_heads) for each in (self.key, self.value))
-        return (key_BHSK if places_BS is None else turned(key_BHSK, places_BS, self.theta)), value_BHSK
+        return (key_BHSK if positions_BS is None else apply_rotary(key_BHSK, positions_BS, self.theta)), value_BHSK
 
     def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], mask_BLS: Tensor) -> Tensor:
         """What the latents find there."""
-        out: Tensor = self.output(look(split_heads(self.query(x_BLD), self.n_heads), *keys, mask_BLS))
+        out: Tensor = self.output(masked_attention(split_heads(self.query(x_BLD), self.n_heads), *keys, mask_BLS))
         return out
 
 
@@ -57,7 +57,7 @@ class PerceiverLayer(nn.Module):
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
         normed_BLD = self.attention_norm(x_BLD)
-        pairs = zip(self.attention.keys(source_BSD, seen.places), self.attention.keys(normed_BLD), strict=True)
+        pairs = zip(self.attention.keys(source_BSD, seen.positions), self.attention.keys(normed_BLD), strict=True)
         keys, values = (torch.cat(pair, dim=2) for pair in pairs)
         mask = torch.cat([seen.tokens, seen.latents], dim=-1)
         x_BLD = x_BLD + self.attention(normed_BLD, (keys, values), mask)
@@ -84,7 +84,7 @@ class QFormerLayer(nn.Module):
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
         normed_BLD = self.self_attention_norm(x_BLD)
         x_BLD = x_BLD + self.self_attention(normed_BLD, self.self_attention.keys(normed_BLD), seen.latents)
-        keys = self.cross_attention.keys(source_BSD, seen.places)
+        keys = self.cross_attention.keys(source_BSD, seen.positions)
         x_BLD = x_BLD + self.cross_attention(self.cross_attention_norm(x_BLD), keys, seen.tokens)
         out: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
         return out

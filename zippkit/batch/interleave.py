@@ -1,0 +1,188 @@
+"""Segments in linear order to each tower's own tokens, for one example.
+
+Every segment is framed by its begin and end ids and takes the next orders of the whole sequence; a tower's tokens are
+its segments', one behind the other, with the slots that links insert before them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zippkit.batch.batch import COLUMNS, IGNORE, Segment
+from zippkit.errors import DataError, did_you_mean
+from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
+from zippkit.spec.kinds import TowerConfig
+
+
+@dataclass
+class Row:
+    """One tower's tokens in one example: the columns of TowerBatch as lists of one length."""
+
+    columns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    inputs: list[NDArray[np.float32]] = field(default_factory=list)
+    """A continuous tower's inputs, segment by segment."""
+    segments: set[int] = field(default_factory=set)
+
+    def __getitem__(self, column: str) -> list[int]:
+        return self.columns[column]
+
+    def __len__(self) -> int:
+        return len(self.columns["tokens"])
+
+    def add(
+        self, index: int, tokens: Sequence[int], order: Sequence[int], visible: Sequence[int], inserted: bool = False
+    ) -> None:
+        """Append tokens of segment ``index`` that nothing predicts."""
+        n, before = len(tokens), len(self)
+        self["tokens"].extend(tokens)
+        self["order"].extend(order)
+        self["visible"].extend(visible)
+        self["segment"].extend([index] * n)
+        self["offset"].extend(range(n))
+        self["positions"].extend(range(before, before + n))
+        self["position_ids"].extend(range(before, before + n))
+        self["inserted"].extend([inserted] * n)
+        self["targets"].extend([IGNORE] * n)
+        self.segments.add(index)
+
+
+def interleave(
+    segments: Sequence[Segment],
+    towers: Mapping[str, TowerConfig],
+    where: str = "example",
+    layout: SequenceLayout | None = None,
+) -> dict[str, Row]:
+    """Frame each segment and split the sequence into each tower's own tokens.
+
+    Args:
+        segments: in linear order.
+        towers: configs by name.
+        where: what messages call this example.
+        layout: what the composition's links ask of a sequence.
+
+    Raises:
+        DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
+            are simultaneous and not of one length.
+    """
+    layout = layout or SequenceLayout()
+    laid = Interleaving(towers, layout, where)
+    index = 0
+    for turn in turns([segment.tower for segment in segments], layout):
+        laid.add(index, segments[index : index + len(turn)])
+        index += len(turn)
+    return laid.rows
+
+
+class Interleaving:
+    """Lays out one example, segment after segment."""
+
+    def __init__(self, towers: Mapping[str, TowerConfig], layout: SequenceLayout, where: str) -> None:
+        self.towers, self.layout, self.where = towers, layout, where
+        self.modalities = layout.modalities(towers)
+        self.rows: dict[str, Row] = {}
+        self.order = 0
+        self._waiting: dict[str, list[tuple[int, int]]] = {}
+        """For each tower, the places that links insert before its next segment: what they stand for, and how many."""
+
+    def add(self, index: int, segments: Sequence[Segment]) -> None:
+        """Append one segment, or two that are simultaneous."""
+        framed = [self._framed(index + i, segment) for i, segment in enumerate(segments)]
+        ticks = {len(tokens) for _, tokens, _ in framed}
+        if len(ticks) > 1:
+            names = " and ".join(segment.tower for segment in segments)
+            raise DataError(
+                f"{self.where}: segments {index} and {index + 1}: {names} are simultaneous (`clock: sync`), but have "
+                f"{' and '.join(str(len(tokens) - 2) for _, tokens, _ in framed)} tokens; expected as many"
+            )
+        (n,) = ticks
+        # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
+        step = len(segments)
+        order = range(self.order + step - 1, self.order + step * n, step)
+        for i, ((modality, tokens, inputs), segment) in enumerate(zip(framed, segments, strict=True)):
+            self._insert(modality.tower)
+            self._place(index + i, modality, tokens, inputs, list(order), step, segment.loss)
+        self.order += step * n
+        for i, (modality, tokens, _) in enumerate(framed):
+            for insert in self.layout.inserts:
+                if insert.source == modality.tower:
+                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(len(tokens))))
+
+    def _place(
+        self,
+        index: int,
+        modality: Modality,
+        tokens: list[int],
+        inputs: NDArray[np.float32] | None,
+        order: list[int],
+        step: int,
+        loss: bool,
+    ) -> None:
+        config = self.towers[modality.tower]
+        row = self.rows.setdefault(modality.tower, Row())
+        visible = [o - step + 1 for o in order] if config.causal else [order[-1]] * len(order)
+        before = len(row)
+        row.add(index, tokens, order, visible)
+        if inputs is not None:
+            row.inputs.append(inputs)
+        elif loss and config.predicts:
+            row["targets"][before:] = [*tokens[1:], IGNORE]
+        if modality.tower in self.layout.shared:
+            row["position_ids"][before:] = order
+        # An encoder counts positions from its segment's begin.
+        self._check_length(
+            modality.tower, max(row["position_ids"][-1] + 1, len(row)) if config.predicts else len(tokens)
+        )
+
+    def _insert(self, tower: str) -> None:
+        """Give the tower the places that links want of it before its next segment. They are of that segment's order: so
+        whoever stands between sees neither them nor, by them, that the segment will follow."""
+        for index, n in self._waiting.pop(tower, []):
+            row, frame = self.rows.setdefault(tower, Row()), self.towers[tower].frame
+            before, order = len(row), [self.order] * n
+            row.add(index, [frame.end if frame else 0] * n, order, order, inserted=True)
+            if tower in self.layout.shared:
+                row["position_ids"][before:] = order
+            self._check_length(tower, len(row))
+
+    def _check_length(self, tower: str, length: int) -> None:
+        limit = self.towers[tower].max_len
+        if limit is not None and length > limit:
+            raise DataError(f"{self.where}: {length} {tower} tokens; the tower takes at most {limit}")
+
+    def _framed(self, index: int, segment: Segment) -> tuple[Modality, list[int], NDArray[np.float32] | None]:
+        where = f"{self.where}: segment {index}"
+        if segment.tower not in self.modalities:
+            raise DataError(
+                f"{where}: no tower is called {segment.tower!r}{did_you_mean(segment.tower, self.modalities)}"
+            )
+        modality = self.modalities[segment.tower]
+        config, where = self.towers[modality.tower], f"{where} ({segment.tower})"
+        if not config.continuous:
+            return modality, _token_ids(segment, modality, where), None
+        try:
+            inputs = np.asarray(segment.tokens, dtype=np.float32)
+            n_states = config.n_states(inputs)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{where}: {error}") from error
+        return modality, [0] * n_states, inputs
+
+
+def _token_ids(segment: Segment, modality: Modality, where: str) -> list[int]:
+    """The segment's ids in the tower's vocabulary, begin and end included."""
+    given = segment.tokens.tolist() if hasattr(segment.tokens, "tolist") else segment.tokens
+    try:
+        tokens = [operator.index(token) for token in given]
+    except TypeError as error:
+        raise DataError(f"{where}: expected a run of whole numbers as tokens: {error}") from error
+    size = modality.vocab_size
+    if size is not None and tokens and not (min(tokens) >= 0 and max(tokens) < size):
+        wrong = next(token for token in tokens if not 0 <= token < size)
+        raise DataError(f"{where}: token {wrong} is outside the vocabulary of {size}; made by another tokenizer?")
+    if modality.frame is None:
+        raise DataError(f"{where}: the tower has no frame")
+    return [modality.first_id + token for token in (modality.frame.begin, *tokens, modality.frame.end)]
