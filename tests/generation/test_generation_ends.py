@@ -71,7 +71,7 @@ def test_what_is_kept_for_a_cancelled_row_is_forgotten() -> None:
     for piece in generation:
         if piece.row == 0:
             generation.cancel(0)
-    assert not any(pending.steps or pending.since for pending in generation._decoding.pending.values())
+    assert not any(pending.steps or pending.since for pending in generation.batch.decoding.pending.values())
 
 
 def test_whoever_stops_goes_on_where_it_was() -> None:

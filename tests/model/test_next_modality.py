@@ -18,7 +18,7 @@ from zippkit.batch.batch import IGNORE, Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch
-from zippkit.generation.engine import MAX_SEGMENTS
+from zippkit.generation.row import MAX_SEGMENTS
 from zippkit.plan.plan import Wanted
 from zippkit.spec.part_sections import Next
 from zippkit.spec.sampling import Sampling

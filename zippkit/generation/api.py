@@ -1,4 +1,4 @@
-"""Generation in any order of modalities: what is asked for is checked here, and done in `zippkit.generation.engine`."""
+"""The calls that generate, in any order of modalities: check what is asked for, and start the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Literal, TypeAlias, cast
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError, did_you_mean
-from zippkit.generation.engine import Generation, Prompt, Watch
+from zippkit.generation.engine import Generation
+from zippkit.generation.request import Prompt, Request, Watch
 from zippkit.generation.sampling import GREEDY
 from zippkit.plan.sequence_layout import turns
 from zippkit.spec.sampling import Sampling
@@ -112,7 +113,7 @@ def stream(
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
     ways = {name: ways.get(name, GREEDY) for name in names}
-    return Generation(zipped, prompts, wanted, limits, ways, seeds, watch, auto, multimodal)
+    return Generation(Request(zipped, limits, ways, auto, watch), prompts, wanted, seeds, multimodal)
 
 
 def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:

@@ -42,7 +42,7 @@ class _Row:
 
 
 def beam_search(
-    step: Step, begin: int, end: int, rooms: Sequence[int], n_beams: int, length_penalty: float
+    step: Step, begin: int, end: int, limits: Sequence[int], n_beams: int, length_penalty: float
 ) -> list[tuple[list[int], float]]:
     """The best segment of each row, as transformers searches it (``early_stopping=False``).
 
@@ -50,16 +50,16 @@ def beam_search(
         step: runs the model.
         begin: id that a segment begins with.
         end: id that ends it.
-        rooms: for each row, its longest segment; a hypothesis of that length ends without its end id's probability.
-        n_beams: hypotheses that are kept.
+        limits: for each row, its longest segment; a hypothesis of that length ends without its end id's probability.
+        n_beams: beam width, the number of hypotheses that are kept.
         length_penalty: exponent of the length by which a log-probability is divided, the end id counted.
 
     Returns:
         For each row its tokens, without begin and end, and their score.
     """
-    rows = [_Row(n_beams, length_penalty, [(0.0, [])]) for _ in rooms]
-    for row, room in zip(rows, rooms, strict=True):
-        if room <= 0:
+    rows = [_Row(n_beams, length_penalty, [(0.0, [])]) for _ in limits]
+    for row, limit in zip(rows, limits, strict=True):
+        if limit <= 0:
             row.running, row.ended = [], [(0.0, [])]
     places = {i: [i] for i, row in enumerate(rows) if row.running}
     """Of each row that goes on, the numbers of its beams in the step before."""
@@ -68,14 +68,18 @@ def beam_search(
         owners = [i for i, beams in places.items() for _ in beams]
         tokens = [(hypothesis[1] or [begin])[-1] for i in places for hypothesis in rows[i].running]
         found = step(parents, tokens, owners)
-        places = _extend(rows, owners, found, end, rooms)
+        places = _extend(rows, owners, found, end, limits)
     return [(row.ended[0][1], row.ended[0][0]) for row in rows]
 
 
 def _extend(
-    rows: Sequence[_Row], owners: Sequence[int], found: Tensor, end: int, rooms: Sequence[int]
+    rows: Sequence[_Row], owners: Sequence[int], found: Tensor, end: int, limits: Sequence[int]
 ) -> dict[int, list[int]]:
-    """Lengthen every hypothesis by a token; the numbers of the beams that go on, for each row that does."""
+    """Lengthen every hypothesis by a token.
+
+    Returns:
+        For each row that goes on, the numbers of its beams in this step.
+    """
     places: dict[int, list[int]] = {}
     for i in dict.fromkeys(owners):
         row, first, n_running = rows[i], owners.index(i), len(rows[i].running)
@@ -88,7 +92,7 @@ def _extend(
         for rank, (value, index) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
             beam, token = divmod(index, found.shape[1])
             tokens = row.running[beam][1] + [token] * (token != end)
-            if token == end or n_tokens >= rooms[i]:
+            if token == end or n_tokens >= limits[i]:
                 # An end counts only where it is one of the best, as many as there are beams.
                 if rank < row.n_beams:
                     row.end(value, tokens, n_tokens)

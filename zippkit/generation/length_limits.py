@@ -14,35 +14,38 @@ Turn = tuple[str, ...]
 
 
 @dataclass
-class Standing:
+class Progress:
     """How far a row has come."""
 
     order: int = 0
-    """Place of the next token in the whole sequence."""
+    """Order of the next token in the whole sequence."""
     positions: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    """For each tower, place of the row's next token among its own."""
+    """For each tower, the position id of the row's next token."""
     waiting: dict[str, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    """For each tower, the places that links insert before its next segment: the number of the segment that they stand
-    for, and how many."""
+    """For each tower, what links insert before its next segment: the number of the segment that is stood for, and how
+    many places."""
 
 
 @dataclass(frozen=True)
-class Room:
-    """The room that a composition's towers have."""
+class LengthLimits:
+    """The limits that the longest sequences of a composition's towers set."""
 
     graph: Graph
 
-    def used(self, tower: str, row: Standing) -> int:
-        """Tokens of a row that count against the tower's longest sequence: its own, inserted places that wait for its
-        next segment included, or where towers share their attention those of all."""
+    def used(self, tower: str, row: Progress) -> int:
+        """Tokens of a row that count against the tower's longest sequence.
+
+        Its own, inserted places that wait for its next segment included; or, where towers share their attention, those
+        of all.
+        """
         own = row.positions[tower] + sum(n for _, n in row.waiting[tower])
         return max(row.order, own) if tower in self.graph.layout.shared else own
 
-    def check(self, tower: str, row: Standing, advancing: Sequence[str]) -> None:
-        """Whether the segments of ``advancing`` towers can at least be framed behind a prompt.
+    def check(self, tower: str, row: Progress, advancing: Sequence[str]) -> None:
+        """Refuse a prompt behind which the segments of ``advancing`` towers cannot at least be framed.
 
         Raises:
-            DataError: they cannot.
+            DataError: there is no room for their begin and end ids.
         """
         limit, n_turns = self.graph.towers[tower].max_len, self._turns_left(tower, advancing)
         used = self.used(tower, row)
@@ -52,7 +55,7 @@ class Room:
                 f"follow; the tower takes at most {limit}"
             )
 
-    def fits(self, turn: Sequence[str], row: Standing) -> bool:
+    def fits(self, turn: Sequence[str], row: Progress) -> bool:
         """Whether a turn of these towers can at least be framed."""
         for tower in turn:
             limit, n_segments = self.graph.towers[tower].max_len, self._turns_left(tower, turn)
@@ -60,9 +63,15 @@ class Room:
                 return False
         return True
 
-    def longest(self, turn: Sequence[str], later: Sequence[str], row: Standing, limit: int) -> int:
-        """The longest segment, up to ``limit`` tokens, of a turn of these towers, with which each segment of ``later``
-        towers can still be framed."""
+    def longest(self, turn: Sequence[str], later: Sequence[str], row: Progress, limit: int) -> int:
+        """The longest segment of a turn of these towers, in tokens.
+
+        Args:
+            turn: towers that advance together.
+            later: towers that advance after it, each of whose segments can still be framed.
+            row: how far the row has come.
+            limit: the most that is asked for.
+        """
         shared, to_come = self.graph.layout.shared, [*turn, *later]
         for tower in dict.fromkeys([*turn, *(name for name in later if name in shared)]):
             most = self.graph.towers[tower].max_len
@@ -78,7 +87,7 @@ class Room:
                     limit -= 1
         return limit
 
-    def slots(self, tower: str, row: Standing, wanted: Sequence[str], limits: Mapping[str, int]) -> int:
+    def slots(self, tower: str, row: Progress, wanted: Sequence[str], limits: Mapping[str, int]) -> int:
         """The most slots of a tower's cache that a row can come to need for segments of the ``wanted`` modalities."""
         inserts = [insert for insert in self.graph.layout.inserts if insert.target == tower]
         needed = row.positions[tower] + sum(n for _, n in row.waiting[tower])
@@ -90,8 +99,10 @@ class Room:
         return needed if most is None else min(needed, most)
 
     def _turns_left(self, tower: str, advancing: Sequence[str]) -> int:
-        """How many segments are still to be framed within a tower's longest sequence: its own; or where towers share
-        their attention, everything up to its own last one."""
+        """How many segments are still to be framed within a tower's longest sequence.
+
+        Its own; or, where towers share their attention, everything up to its own last one.
+        """
         if tower not in self.graph.layout.shared:
             return advancing.count(tower)
         return len(advancing) - list(reversed(advancing)).index(tower)

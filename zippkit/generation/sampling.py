@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily, or drawn with a temperature from what top-k and top-p leave."""
+"""Choose the next token: greedily, or drawn with a temperature from what top-k and top-p leave."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GREEDY = Sampling()
 
 
 def penalised(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:
-    """Logits (B, V) with those of tokens that were ``seen``, (B, V) bool, made less likely (arXiv 1909.05858)."""
+    """Logits (B, V) with a repetition penalty on tokens that were ``seen``, (B, V) bool (arXiv 1909.05858)."""
     if seen is None or penalty == 1:
         return logits
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
@@ -23,8 +23,8 @@ def choose(logits: Tensor, sampling: Sampling, seen: Tensor | None, draws: Tenso
     Args:
         logits: (B, V) of one modality's ids.
         sampling: how to choose.
-        seen: (B, V) tokens that the row has had; wanted for a repetition penalty only.
-        draws: (B,) uniform numbers of [0, 1), each row's own; wanted with a temperature only. A row's choice is a
+        seen: (B, V) bool, tokens that the row has seen; needed for a repetition penalty only.
+        draws: (B,) uniform numbers of [0, 1), each row's own; needed with a temperature only. A row's choice is a
             function of its logits and its number, so that it does not depend on the rows beside it.
 
     Returns:

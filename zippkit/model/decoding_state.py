@@ -1,4 +1,4 @@
-"""What generation keeps between steps: the towers' caches, the links' memories, and what will be written to them."""
+"""The state that generation keeps between steps: the towers' KV caches, and the links' memories, written or pending."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Pending:
     """For each row with a segment that is not finished, the step at which it began."""
 
     def add(self, states: Tensor, tokens: TowerBatch, rows: Sequence[int]) -> None:
+        """Keep a step's (B, T, D) states, which are of some rows."""
         for row in rows:
             self.since.setdefault(row, len(self.steps))
         self.steps.append((states, tokens, frozenset(rows)))
@@ -120,11 +121,39 @@ class Decoding:
         self.rows = self.rows or range(self.n_rows)
 
     def keep(self, site: LinkSite, memory: Memory, rows: Sequence[int]) -> Memory:
-        """Add to what a link keeps of some rows; all that it keeps."""
+        """Append to a link's memory of some rows; the whole memory."""
         growing = self._growing.setdefault(site, Growing(memory, self.n_rows))
         growing.append(memory, rows)
         self.memories[site] = growing.memory()
         return self.memories[site]
 
+    def reserve(self, tower: str, n_slots: int) -> None:
+        """Use at least so many slots of a tower's cache."""
+        self.n_slots[tower] = max(self.n_slots[tower], n_slots)
+
+    def forget(self, row: int) -> None:
+        """Drop the unfinished segments of a row that goes no further."""
+        for pending in self.pending.values():
+            pending.drop(row)
+
+    def branch(self, tower: str, cache: Any, n_rows: int, index: Tensor | None) -> Decoding:
+        """The state from which hypotheses go on with one tower; its memories are read only.
+
+        Args:
+            tower: the only one that will advance.
+            cache: its cache, reordered for the hypotheses.
+            n_rows: how many hypotheses there are.
+            index: (N,) the row of each one's memory; None where every row keeps its own.
+        """
+        memories = self.memories
+        if index is not None:
+            memories = {
+                site: Memory(memory.order[index], tuple(tensor[index] for tensor in memory.tensors))
+                for site, memory in memories.items()
+                if site.target == tower
+            }
+        return Decoding(n_rows, caches={tower: cache}, n_slots=dict(self.n_slots), memories=memories)
+
     def write_later(self, site: LinkSite, states: Tensor, tokens: TowerBatch) -> None:
+        """Keep (B, T, D) states of the rows that advance until their segments are complete."""
         self.pending.setdefault(site, Pending()).add(states, tokens, self.rows)

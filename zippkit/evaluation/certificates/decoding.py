@@ -14,7 +14,8 @@ from zippkit.errors import DataError
 from zippkit.evaluation.certificates.probe import Draws, draws_for, to_device, with_zero_inits_randomized
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.generation.api import stream
-from zippkit.generation.engine import Piece, Prompt
+from zippkit.generation.request import Prompt
+from zippkit.generation.row import Piece
 from zippkit.model.tower import Tower
 from zippkit.plan.plan import Wanted
 from zippkit.plan.sequence_layout import turns

@@ -1,0 +1,128 @@
+"""Rows that the model runs side by side, with their KV caches and memories."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from zippkit.batch.batch import TowerBatch
+from zippkit.generation.length_limits import Turn
+from zippkit.generation.new_tokens import Columns, tower_batch
+from zippkit.generation.request import Request
+from zippkit.generation.row import Row
+from zippkit.model.decoding_state import Decoding
+from zippkit.model.next_modality import PREFIX
+from zippkit.plan.graph import LinkSite
+from zippkit.plan.plan import Plan, Wanted
+
+
+class RowBatch:
+    """All rows of a generation, or all hypotheses of a beam search."""
+
+    def __init__(
+        self,
+        request: Request,
+        rows: Sequence[Row],
+        multimodal: Tensor | bool,
+        decoding: Decoding | None = None,
+        capacity: dict[str, int] | None = None,
+    ) -> None:
+        self.request, self.rows, self.multimodal = request, rows, multimodal
+        self.decoding = decoding or Decoding(len(rows))
+        self.capacity = {} if capacity is None else capacity
+        """Slots of each tower's KV cache."""
+        self._plans: dict[object, Plan] = {}
+
+    def tower_batch(
+        self, tower: str, columns: Mapping[int, Columns], order_offset: int = 0, inserted: bool = False
+    ) -> TowerBatch:
+        """(B, T) new tokens of a tower; see `zippkit.generation.new_tokens.tower_batch`."""
+        return tower_batch(self.request, tower, self.rows, columns, self.capacity[tower], order_offset, inserted)
+
+    def run(
+        self,
+        plan: Plan,
+        inputs: Mapping[str, TowerBatch],
+        rows: Sequence[Row],
+        counts: Mapping[int, int] | None = None,
+    ) -> dict[str, Tensor]:
+        """Run new tokens of some rows.
+
+        Args:
+            plan: operations to run.
+            inputs: by tower, the new tokens.
+            rows: the rows that advance.
+            counts: by row number, how many of its tokens are no padding; None for all.
+
+        Returns:
+            Logits (B, T, V) by tower, and what parts give.
+        """
+        for tower, new in inputs.items():
+            for row in rows:
+                row.positions[tower] += counts[row.number] if counts else new.tokens.shape[1]
+            self.decoding.reserve(tower, max(row.positions[tower] for row in rows))
+        self.decoding.rows = [row.number for row in rows]
+        return self.request.model.run(plan, inputs, self.multimodal, self.decoding)
+
+    def own_logits(self, modality: str, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Cut a modality's own ids out of its tower's logits.
+
+        Returns:
+            (B, V) logits, and (B, V) bool which ids each row has seen, where there is a repetition penalty.
+        """
+        kind = self.request.graph.modalities[modality]
+        last = None if kind.vocab_size is None else kind.first_id + kind.vocab_size
+        own = logits[:, kind.first_id : last]
+        if self.request.sampling[modality].repetition_penalty == 1:
+            return own, None
+        return own, torch.stack([row.seen_ids(modality, own.shape[1]) for row in self.rows])
+
+    def given(self, towers: Sequence[str]) -> frozenset[LinkSite]:
+        """The sites that these towers read, of those whose memory is there."""
+        return frozenset(site for site in self.decoding.memories if site.target in towers)
+
+    def step_plan(self, turn: Turn, rows: Sequence[Row], with_heads: bool, predicts_next: bool) -> Plan:
+        """The operations of a step of some rows at one turn.
+
+        Args:
+            turn: the modalities that advance.
+            rows: the rows that advance.
+            with_heads: whether the towers' logits are wanted.
+            predicts_next: whether the next modality's logits are wanted.
+        """
+        towers = self.request.towers([turn])
+        later = frozenset(name for row in rows for name in row.later())
+        writes = frozenset(s for s in self.request.graph.sites if s.source in towers and s.target in later)
+        together = frozenset((one, other) for one in towers for other in towers if one != other)
+        given = frozenset(site for site in self.given(towers) if (site.target, site.source) not in together)
+        heads, layers = (
+            (frozenset(towers), frozenset[str]()) if with_heads else (frozenset[str](), later.intersection(towers))
+        )
+        parts = frozenset({PREFIX + towers[0]} if predicts_next else set[str]())
+        key = (heads, together, writes, given, layers, parts)
+        if key not in self._plans:
+            self._plans[key] = self.request.zipped.plan.prune(Wanted(*key))
+        return self._plans[key]
+
+    def commit(self, rows: Sequence[Row]) -> None:
+        """Let towers that advance in some rows from now on read the segments that are finished there."""
+        self.request.model.commit(self.decoding, [row.number for row in rows])
+
+    def branch(self, tower: str, parents: Sequence[int], same_rows: bool) -> RowBatch:
+        """Some of the rows, each as often as it is named, as rows of their own in which one tower advances.
+
+        Args:
+            tower: the only one that will advance.
+            parents: numbers of the rows.
+            same_rows: whether each new row descends from the same row of the prompts as the one now in its place.
+        """
+        index = torch.tensor(parents, device=self.request.device)
+        cache = self.request.model.tower(tower).reorder_cache(self.decoding.caches[tower], index)
+        decoding = self.decoding.branch(tower, cache, len(parents), None if same_rows else index)
+        multimodal = self.multimodal
+        if isinstance(multimodal, Tensor) and not same_rows:
+            multimodal = multimodal[index]
+        rows = [self.rows[parent].branch(number) for number, parent in enumerate(parents)]
+        return RowBatch(self.request, rows, multimodal, decoding, self.capacity)
