@@ -29,6 +29,7 @@ PAGE = Path(__file__).parent / "encoders.md"
 FED = {"text": "token ids", "image": "pixels", "sound": "waveforms"}
 MOST = 20_000_000
 """Parameters of the largest model that is still called tiny."""
+TOO_LARGE = "not tried: too large at its smallest here"
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size"), 32),
@@ -77,7 +78,7 @@ class Row:
     family: str
     exact: bool
     reason: str
-    """What it is fed; or why it is refused."""
+    """The kind of inputs; or why it is refused."""
 
     def __str__(self) -> str:
         return f"| `{self.family}` | {'yes' if self.exact else 'no'} | {self.reason.replace('|', ' ')} |"
@@ -111,7 +112,7 @@ def tried(family: str) -> Row:
         config = HfEncoderConfig.model_validate({"model": tiny_model(family)})
         tower = HfEncoder(config)
         if sum(parameter.numel() for parameter in tower.parameters()) > MOST:
-            return Row(family, False, "not tried: too large at its smallest here")
+            return Row(family, False, TOO_LARGE)
         with torch.no_grad():
             for parameter in tower.parameters():
                 # Large enough that every part shows in the states.
@@ -119,15 +120,23 @@ def tried(family: str) -> Row:
         tower.check()
     except Exception as error:
         words = str(error) if isinstance(error, ZippkitError) else _reason(error)
-        words = re.sub(r"^(towers: |kind `hf_encoder` does not run a '\S+' model: )", "", words)
-        return Row(family, False, " ".join(words.split()))
+        return Row(family, False, _said(words))
     part = "" if config.model_type == family else f", by its `{config.model_type}`"
     known = "; known by hand" if config.family.known else ""
     return Row(family, True, f"{FED[config.feed_kind]}{part}{known}")
 
 
+def _said(words: str) -> str:
+    """The reason, without what depends on the machine."""
+    words = re.sub(r"^(towers: |kind `hf_encoder` does not run a '\S+' model: )", "", " ".join(words.split()))
+    if "can't allocate memory" in words:
+        return TOO_LARGE
+    # Modules in messages are followed by where they lie.
+    return re.sub(r" from '/\S*", "", words)
+
+
 def _reason(error: Exception) -> str:
-    """What pydantic, or transformers' own check of its settings, complains of."""
+    """The message of pydantic, or of transformers' own check of its settings."""
     errors = getattr(error, "errors", None)
     return str(errors()[0]["ctx"]["error"]) if callable(errors) and "ctx" in errors()[0] else str(error)
 
@@ -146,6 +155,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="only these; none: all of them, written to docs/encoders.md")
     families = parser.parse_args(arguments).families
