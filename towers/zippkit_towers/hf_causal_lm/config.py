@@ -97,10 +97,10 @@ class HfCausalLmConfig(TowerConfig):
 
 
 def _told(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields that a Hugging Face config tells.
+    """The fields of this kind's config, from a Hugging Face config.
 
     Raises:
-        ValueError: a family or a setting that is not run, or a size that is none.
+        ValueError: a family or a setting that is not run, or a size that is missing or not positive.
     """
     model = dict(raw)
     if model.get("model_type") == "gemma3" and isinstance(model.get("text_config"), dict):
@@ -153,7 +153,7 @@ def _check_rope(model: Mapping[str, Any], where: str) -> None:
 
 
 def _number(model: Mapping[str, Any], names: Sequence[str], where: str) -> int:
-    """The setting that goes by one of these names."""
+    """The first setting with one of these names."""
     key = next((name for name in names if model.get(name) is not None), names[0])
     value = model.get(key)
     if type(value) is not int or value < 1:
@@ -162,6 +162,6 @@ def _number(model: Mapping[str, Any], names: Sequence[str], where: str) -> int:
 
 
 def _first(ids: Any) -> int | None:
-    """A token id; of several, the first."""
+    """A token id; the first of several."""
     ids = ids[0] if isinstance(ids, list) and ids else ids
     return ids if type(ids) is int and ids >= 0 else None

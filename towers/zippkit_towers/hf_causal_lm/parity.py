@@ -18,7 +18,7 @@ from zippkit_towers.hf_causal_lm.settings import windows_of
 from zippkit_towers.hf_causal_lm.transformers_model import own_config, whole_model
 
 LENGTH, WINDOW = 20, 7
-"""Tokens that are run, and the window that layers with one are given for the check, so that it is passed."""
+"""Length of the rows, and the sliding window of the second comparison, which is shorter than they are."""
 TOLERANCE, IN_BF16 = 1e-4, 5e-2
 """Largest difference, relative to the largest logit; and where both are run in bfloat16."""
 
@@ -120,7 +120,7 @@ def own_model(tower: DecoderModules, changes: dict[str, Any]) -> Any:
 
 
 def _lend(own: nn.Module, whole: nn.Module, base: str) -> None:
-    """Give a whole model the modules of the tower, but not its base, whose own forward is what is asked."""
+    """Put the tower's modules into a whole model, but for its base, whose own forward is the reference."""
     inside, _, further = base.partition(".")
     for name, tensor in (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False)):
         setattr(whole, name, tensor)
@@ -132,7 +132,7 @@ def _lend(own: nn.Module, whole: nn.Module, base: str) -> None:
 
 
 def _cached(tower: DecoderModules, whole: TowerBatch) -> Tensor:
-    """Logits (B, T, V) with a cache: a first half at once, then one by one, each row one token behind the last."""
+    """Logits (B, T, V) with a KV cache: prefill of a first half, then token by token, each row one behind the last."""
     n_rows, n = whole.tokens.shape
     rows = torch.arange(n_rows, device=whole.tokens.device)[:, None]
     cache, found = tower.new_cache(n_rows, n), None

@@ -1,8 +1,7 @@
-"""Where a decoder of transformers keeps its parts: found in its module tree, and not looked up by the family's name.
+"""Finds the parts of a decoder of transformers in its module tree, without looking its family up.
 
-What is found here is a guess. Whether it is right is for the comparison with transformers' own forward to say
-(`zippkit_towers.hf_causal_lm.parity`), which refuses what differs; so a guess may be bold, and no family needs an entry
-in a table.
+The result is a guess. The comparison with transformers' own forward (`zippkit_towers.hf_causal_lm.parity`) refuses what
+differs, so no family needs an entry in a table.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ class Parts:
     """Dotted names of a decoder's parts, from its root; empty where there is none."""
 
     base: str
-    """Holds the others, such as ``model``."""
+    """The module that holds the others, such as ``model``."""
     embedding: str
     layers: str
     norm: str
     head: str
     rotary: str
-    """Makes the rotary angles for all layers."""
+    """Computes the rotary angles for all layers."""
     positions: str
     """Learned embedding of positions."""
     embedding_norm: str
@@ -130,7 +129,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _norm(beside: Mapping[str, nn.Module]) -> str:
-    """The norm behind the last layer."""
+    """The norm after the last layer."""
     norms = [path for path, module in beside.items() if _is_norm(module) and "emb" not in _last(path)]
     return next((path for path in norms if _last(path) in _NORMS), norms[-1] if norms else "")
 

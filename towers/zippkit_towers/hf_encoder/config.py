@@ -110,7 +110,7 @@ class HfEncoderConfig(TowerConfig):
 
     @property
     def padding(self) -> int:
-        """Token id that stands behind a segment beside a longer one; nothing attends to it."""
+        """Token id of padding; nothing attends to it."""
         given = self.model.get("pad_token_id")
         return given if type(given) is int and 0 <= given < (self.vocab_size or 0) else 0
 
@@ -174,7 +174,7 @@ def _inputs(family: Family, model: dict[str, Any]) -> Inputs | None:
 
 
 def _told(raw: dict[str, Any], where: str, extractor: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a Hugging Face config, and its feature extractor's, tell.
+    """The fields of this kind's config, from a Hugging Face config and its feature extractor's.
 
     Raises:
         ValueError: a family or a setting that is not run, or a shape that is none.
@@ -195,7 +195,7 @@ def _told(raw: dict[str, Any], where: str, extractor: dict[str, Any]) -> dict[st
 
 
 def _frame(model: dict[str, Any]) -> Frame | None:
-    """Begin and end as the config has them: those of sentences, or what BERT calls by other names."""
+    """Begin and end ids of the config: its bos and eos, or BERT's cls and sep."""
     for names in (("bos_token_id", "eos_token_id"), ("cls_token_id", "sep_token_id")):
         begin, end = (model.get(name) for name in names)
         if type(begin) is int and type(end) is int and begin >= 0 and end >= 0:
@@ -208,7 +208,7 @@ _BEGIN_AND_END = (("[CLS]", "[SEP]"), ("<s>", "</s>"), ("<cls>", "<eos>"), ("<pa
 
 
 def _frame_beside(folder: Path) -> Frame | None:
-    """Begin and end as the folder's tokenizer has them."""
+    """Begin and end ids of the folder's tokenizer."""
     file = folder / "tokenizer.json"
     added = read_json(file).get("added_tokens") if file.is_file() else None
     found = [each for each in (added if isinstance(added, list) else ()) if isinstance(each, dict)]

@@ -49,7 +49,7 @@ class Context:
 
 
 class Guessed:
-    """An encoder's shell, and how its layers are called. The modules and tensors are the tower's own."""
+    """A copy of an encoder without its parts, and the calls of its layers; modules and tensors are the tower's own."""
 
     def __init__(self, config: HfEncoderConfig) -> None:
         try:
@@ -153,7 +153,7 @@ def _registered(child: nn.Module) -> bool:
 
 
 def _dissected(encoder: nn.Module, config: HfEncoderConfig) -> Anatomy:
-    """The encoder's parts; what no state depends on is taken out of it."""
+    """Find the encoder's parts; remove those that no state depends on."""
     first = next(encoder.parameters())
     inputs = batched(config, [example(config, 7)], first.device, first.dtype)
     try:
@@ -170,7 +170,7 @@ def _dissected(encoder: nn.Module, config: HfEncoderConfig) -> Anatomy:
 
 @torch.no_grad()
 def _is_decoder(encoder: Any, config: HfEncoderConfig) -> bool:
-    """Whether transformers has a causal language model of it, and no state of a text depends on a later token."""
+    """Whether transformers has a causal language model of it and its states depend on no later token."""
     decoders: Any = import_module("transformers").MODEL_FOR_CAUSAL_LM_MAPPING
     first = next(encoder.parameters())
     if config.feed_kind != "text" or first.is_meta or type(encoder.config) not in decoders:
@@ -190,7 +190,7 @@ def _is_decoder(encoder: Any, config: HfEncoderConfig) -> bool:
 
 
 def _takes_padding(encoder: Any, config: HfEncoderConfig) -> bool:
-    """Whether a segment of token ids gives the same states beside a longer one as it does alone."""
+    """Whether padding leaves the states of a segment of token ids unchanged."""
     first = next(encoder.parameters())
     if config.feed_kind != "text" or first.is_meta:
         return True

@@ -58,7 +58,7 @@ _POSITIONS_BEHIND_PADDING = frozenset(
     """roberta xlm-roberta xlm-roberta-xl roberta-prelayernorm camembert data2vec-text xmod ibert longformer mpnet esm
     luke markuplm lilt mra layoutlmv3""".split()  # noqa: SIM905 (one line a word otherwise)
 )
-"""Families whose first position is the one behind the padding token's id, so that they have fewer than they say."""
+"""Families whose position ids start behind the padding token's id, so that they have fewer than the config says."""
 
 
 def shape_of(model: Model) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def shape_of(model: Model) -> dict[str, Any]:
 
 
 def max_len_of(model: Model) -> int | None:
-    """The longest segment of token ids, where a model has learned so many positions."""
+    """Longest segment of token ids, for a model with learned positions."""
     longest, padding = model.get("max_position_embeddings"), model.get("pad_token_id", 1)
     if type(longest) is not int or longest < 1:
         return None

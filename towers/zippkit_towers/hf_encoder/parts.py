@@ -77,7 +77,7 @@ def log_mel(waveforms: Tensor, n_mels: int) -> Tensor:
 
 
 def _until(lengths: Tensor, n: int) -> Tensor:
-    """(N, n) bool: the first ``lengths`` places."""
+    """(N, n) bool, True at the first ``lengths`` positions."""
     return torch.arange(n, device=lengths.device) < lengths[:, None]
 
 
@@ -92,7 +92,7 @@ def _embed_window(encoder: Any, config: HfEncoderConfig, values: Tensor, lengths
 
 
 def _embed_waveforms(encoder: Any, config: HfEncoderConfig, values: Tensor, lengths: Tensor) -> Tensor:
-    """Each waveform as if it were alone: none notices how long the others are."""
+    """Embed each waveform as if it were alone, whatever the lengths of the others."""
     heard = _until(lengths, values.shape[1])
     if config.normalize:
         mean = (values * heard).sum(dim=1, keepdim=True) / lengths[:, None]
@@ -119,7 +119,7 @@ def _embed_waveforms(encoder: Any, config: HfEncoderConfig, values: Tensor, leng
 
 
 def _norm_is_last(config: HfEncoderConfig) -> bool:
-    """Whether wav2vec2's norm stands behind the layers, and not before them."""
+    """Whether wav2vec2's norm comes after the layers instead of before them."""
     return bool(config.model.get("do_stable_layer_norm", False))
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Names:
-    """How one family's checkpoints call things."""
+    """Names of tensors in one family's checkpoints."""
 
     prefixes: tuple[str, ...]
-    """Where the encoder stands inside a whole model."""
+    """Prefixes of the encoder's tensors inside a whole model."""
     others: tuple[str, ...]
-    """Beginnings of what belongs to other parts, inside and outside the encoder; all the rest must fit."""
+    """Prefixes of other parts, inside and outside the encoder; all the rest must fit."""
     renamed: tuple[tuple[str, str], ...] = ()
     """Older names: pattern and replacement."""
 
