@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from zippkit.cli.prepare_dataset import run_prepare
 from zippkit.data.dataset import Dataset
 from zippkit.data.image_corpora import Picture, handwritten, prepare_pictures
 from zippkit.data.pixel_tokenizer import PixelTokenizer
-from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import DIGITS
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Image

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from helpers.sounds import SMALL, tone
+from zippkit.cli.prepare_dataset import run_prepare
 from zippkit.data import rows, table
 from zippkit.data.audio import read_audio, resample
 from zippkit.data.dataset import Dataset, Example
 from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.prepare import prepare
-from zippkit.data.prepare_command import run_prepare
 from zippkit.data.readers import librispeech
 from zippkit.data.text import ByteTokenizer
 from zippkit.errors import DataError, ZippkitError

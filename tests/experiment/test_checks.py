@@ -12,7 +12,7 @@ import yaml
 
 from helpers.tiny_experiments import CLAIM, METRICS, experiment, problems
 from helpers.tiny_runs import zippkit
-from zippkit.cli import check
+from zippkit.cli.compositions import check
 from zippkit.errors import SpecError, ZippkitError
 from zippkit.experiment.claims import judge_claim
 from zippkit.experiment.cli import lay_out_all

@@ -1,0 +1,5 @@
+"""``python -m zippkit.cli``: the same as ``python -m zippkit``."""
+
+from zippkit.cli import main
+
+main()

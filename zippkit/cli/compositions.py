@@ -1,0 +1,169 @@
+"""Commands on a spec: check it, show its plan, draw it, count it, compare it, prove it, derive its recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zippkit.cli.options import AsJson, Overrides, SpecFile
+from zippkit.errors import Problem, SpecError, ZippkitError
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="Spec, recipe or experiment (YAML).")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find everything that is wrong with a spec, a recipe or an experiment, without torch.
+
+    Example: zippkit check recipes/demo/spec.yaml
+    """
+    from zippkit.loading import cautions, load_any
+    from zippkit.spec.yaml_document import read_document
+
+    told: list[Problem] = []
+    try:
+        if "cells" in read_document(file).data:
+            from zippkit.experiment.grid import check_experiment
+
+            if overrides:
+                raise ZippkitError(f"{file}: holds an experiment, whose overrides stand in its presets; leave them out")
+            name = check_experiment(file)
+        else:
+            found = load_any(file, overrides or ())
+            name, told = found.name, cautions(file, found)
+    except SpecError as error:
+        if not as_json:
+            raise
+        print(json.dumps({"ok": False, "problems": [asdict(problem) for problem in error.problems]}, indent=2))
+        raise typer.Exit(2) from None
+    if as_json:
+        print(json.dumps({"ok": True, "problems": [], "warnings": [asdict(each) for each in told]}, indent=2))
+        return
+    for each in told:
+        print(f"warning: {each}", file=sys.stderr)
+    print(f"{file}: {name} is sound")
+
+
+def plan(
+    file: SpecFile,
+    overrides: Overrides = None,
+    task: Annotated[str | None, typer.Option(help="Prune to a task, such as 'speech -> text'.")] = None,
+) -> None:
+    """Print the operations of a composition in the order in which they run.
+
+    Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
+    """
+    from zippkit.loading import spec_at
+    from zippkit.plan.graph import build_graph
+    from zippkit.plan.plan import Wanted, build_plan
+    from zippkit.spec.task import Task
+
+    graph = build_graph(spec_at(file, overrides or ()))
+    whole = build_plan(graph)
+    if task is not None:
+        wanted, host = Task.parse(task).check(graph.modalities), {m: at.tower for m, at in graph.modalities.items()}
+        sees = {(host[later], host[earlier]) for later, earlier in wanted.sees()}
+        whole = whole.prune(Wanted(heads={host[name] for name in wanted.targets}, sees=sees))
+    print(whole)
+
+
+def diagram(
+    file: SpecFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A .svg or .mmd (Mermaid) file.")],
+    overrides: Overrides = None,
+) -> None:
+    """Draw towers, sites, projections and freezing.
+
+    Example: zippkit diagram recipes/demo/spec.yaml -o architecture.svg
+    """
+    from zippkit.loading import spec_at
+    from zippkit.plan.diagram.diagram import write_diagram
+    from zippkit.plan.graph import build_graph
+
+    spec = spec_at(file, overrides or ())
+    write_diagram(spec, build_graph(spec), out)
+    print(out)
+
+
+def sizes(
+    file: Annotated[Path, typer.Argument(help="Spec, recipe, checkpoint or run.")],
+    overrides: Overrides = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Such as 'speech -> text'; every linked direction if left out.")
+    ] = None,
+    source_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of each given segment; 256, or what fits, if left out.")
+    ] = None,
+    target_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Length of each predicted segment; 64, or what fits, if left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count parameters, bytes, operations for each token and what generation keeps, without any weights.
+
+    Example: zippkit sizes recipes/demo/spec.yaml --task "speech -> text"
+    """
+    from zippkit.loading import spec_at
+    from zippkit.report.sizes import sizes as measure
+
+    found = measure(spec_at(file, overrides or ()), task, source_tokens, target_tokens)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2))
+        return
+    from zippkit.report.terminal_tables import binary, show, size_tables
+
+    show(*size_tables(found))
+    print(f"Weights, gradients and Adam's moments: {binary(found.training_bytes)}")
+
+
+def diff(
+    old: Annotated[Path, typer.Argument(help="Spec, recipe, checkpoint or run.")],
+    new: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what differs between two compositions, down to parameters, without weights; exit code 1 if anything does.
+
+    Example: zippkit diff recipes/compositions/zipper.yaml recipes/compositions/lora_zipper.yaml
+    """
+    from zippkit.loading import spec_at
+    from zippkit.report.model_diff import diff as compare
+
+    # What was saved holds its own weights, wherever they came from.
+    found = compare(spec_at(old), spec_at(new), weights=not (old.is_dir() or new.is_dir()))
+    print(json.dumps(found.as_json(), indent=2) if as_json else found)
+    if not found.same:
+        raise typer.Exit(1)
+
+
+def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
+
+    Example: zippkit verify recipes/demo/spec.yaml
+    """
+    from zippkit.composition import compile, load
+    from zippkit.evaluation.certificates import verify as prove
+    from zippkit.loading import spec_at
+
+    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())))
+    print(json.dumps(report.as_json(), indent=2) if as_json else report)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def recipe(file: SpecFile, overrides: Overrides = None) -> None:
+    """Print the training recipe that follows from a spec.
+
+    Example: zippkit recipe recipes/demo/spec.yaml
+    """
+    import yaml
+
+    from zippkit.loading import spec_at
+    from zippkit.spec.derived_recipe import derived_recipe, dump
+
+    print(yaml.safe_dump(dump(derived_recipe(spec_at(file, overrides or ()))), sort_keys=False), end="")

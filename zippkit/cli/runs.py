@@ -1,0 +1,134 @@
+"""Commands on runs: train, experiment, score, report, generate and export."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zippkit.cli.options import Overrides, Run
+from zippkit.errors import ZippkitError
+from zippkit.spec.sampling import MOST_TOKENS
+
+
+def train(
+    file: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<name> if left out.")] = None,
+) -> None:
+    """Run a recipe, or go on with it where it stopped.
+
+    Example: zippkit train recipes/demo/recipe.yaml --out runs/demo train.steps=200
+    """
+    from zippkit.loading import load_recipe
+    from zippkit.training.trainer import train as run_recipe
+
+    loaded = load_recipe(file, overrides or ())
+    folder = out or Path("runs") / loaded.name
+    run_recipe(loaded, folder)
+    print(folder)
+
+
+def experiment(
+    folder: Annotated[Path, typer.Argument(help="Folder with one YAML file for each experiment.")],
+    only: Annotated[str | None, typer.Option(help="Experiments to run, as in asr,tts; all if left out.")] = None,
+    smoke: Annotated[bool, typer.Option("--smoke", help="The same as --preset smoke.")] = False,
+    preset: Annotated[str, typer.Option(help="Which of the experiments' presets.")] = "cpu",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Results; runs/<folder>-<preset> if left out.")
+    ] = None,
+) -> None:
+    """Run experiments, or go on with them where they stopped, and judge their claims; exit code 1 if a run failed.
+
+    Example: zippkit experiment recipes/paper --smoke
+    """
+    from zippkit.experiment.cli import run_experiments
+
+    chosen = "smoke" if smoke else preset
+    target = out or Path("runs") / f"{folder.resolve().name}-{chosen}"
+    page, n_failed = run_experiments(folder, only.split(",") if only else None, chosen, target)
+    print(page)
+    if n_failed:
+        print(f"{n_failed} runs failed; start again to try them again", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset; the recipe's if left out.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Another dataset folder, of the same tokenizers.")] = None,
+    n_examples: Annotated[int, typer.Option("--examples", min=0, help="Answers to print.")] = 10,
+) -> None:
+    """Score a run: word error rate by task, and what each tower kept of its own modality.
+
+    Example: zippkit eval runs/demo --split dev
+    """
+    from zippkit.evaluation.evaluate import evaluate as score
+    from zippkit.report.terminal_tables import answers_table, show, summary_tables
+
+    result = score(run, split, data)
+    show(*(answers_table(task, n_examples) for task in result.tasks), *summary_tables(run))
+
+
+def report(run: Run) -> None:
+    """Prove the certificates on a finished run, print its results, and write report.html into it.
+
+    Example: zippkit report runs/demo
+    """
+    from zippkit.report.run_page import write_report
+    from zippkit.report.terminal_tables import show, summary_tables
+
+    page = write_report(run)
+    show(*summary_tables(run))
+    print(page)
+
+
+def generate(
+    run: Run,
+    choosing: Annotated[
+        list[str] | None, typer.Argument(help="How tokens are chosen: temperature=0.8 top_p=0.9, or beams=4.")
+    ] = None,
+    audio: Annotated[Path | None, typer.Option(help="A .wav or .flac file to listen to.")] = None,
+    text: Annotated[str | None, typer.Option(help="Text to start from.")] = None,
+    prompt: Annotated[
+        Path | None, typer.Option(help='JSON file of segments, as [{"speech": "in.wav"}, {"text": "two"}].')
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option(help="Towers to generate with, in order; the linked one if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write sound that is generated.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=0, max=MOST_TOKENS, help="Longest segment, in tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    scorer: Annotated[
+        str | None, typer.Option(help="Print what this recogniser hears in generated sound, as moonshine.")
+    ] = None,
+) -> None:
+    """Continue sound or text in other modalities.
+
+    Example: zippkit generate runs/demo --audio recipes/demo/audio/two_five_zero.wav
+    """
+    from zippkit.evaluation.conversation import Given, answer, read_prompt, read_sampling
+
+    given = [Given(each) for each in (audio, text) if each is not None]
+    if len(given) + (prompt is not None) != 1:
+        raise ZippkitError("generate: expected one of --audio, --text and --prompt")
+    segments = given if prompt is None else read_prompt(prompt)
+    for line in answer(run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer):
+        print(line)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
+    tower: Annotated[str, typer.Option(help="The tower to take out.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a spec's `weights` can name it.")],
+    merge: Annotated[bool, typer.Option("--merge", help="Add the tower's adapters (LoRA) into its weights.")] = False,
+) -> None:
+    """Take one tower out of a run; a frozen one that has a source is a copy of it, byte for byte.
+
+    Example: zippkit export runs/demo --tower text -o towers/text
+    """
+    from zippkit.training.export import export_tower
+
+    print(*export_tower(run, tower, out, merge=merge), out, sep="\n")
