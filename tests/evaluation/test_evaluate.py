@@ -20,7 +20,8 @@ from zippkit.composition import compile, load
 from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.text import train_words
 from zippkit.errors import CheckpointError, DataError, ZippkitError
-from zippkit.evaluation.evaluate import Evaluated, Retention, evaluate, word_error_rate
+from zippkit.evaluation.evaluate import evaluate, word_error_rate
+from zippkit.evaluation.evaluation_file import Evaluated, Retention
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import trained_spec
 from zippkit.training.trainer import train

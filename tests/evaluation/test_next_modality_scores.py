@@ -11,7 +11,8 @@ import zippkit
 from helpers.tiny_runs import spec, tiny_recipe
 from zippkit.composition import Composition
 from zippkit.data.dataset import Dataset
-from zippkit.evaluation.next_modality_scores import NextScore, score_next
+from zippkit.evaluation.evaluation_file import NextScore
+from zippkit.evaluation.next_modality_scores import score_next
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+import zippkit.report.origin
 import zippkit.report.plots
 import zippkit.report.run_page
 from helpers.compositions import link, tower
@@ -27,8 +28,9 @@ from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates import Certificate, Report, verify
 from zippkit.loading import load_recipe
 from zippkit.plan.diagram.diagram import drawn_sites
+from zippkit.report.examples import marked
 from zippkit.report.plots import loss_curve
-from zippkit.report.run_page import marked, write_report
+from zippkit.report.run_page import write_report
 from zippkit.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -318,16 +320,16 @@ def test_a_commit_is_only_told_of_zippkits_own_checkout(tmp_path: Path, monkeypa
     package = tmp_path / "zippkit"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    monkeypatch.setattr(zippkit.report.run_page, "__file__", str(package / "report.py"))
+    monkeypatch.setattr(zippkit.report.origin, "__file__", str(package / "report.py"))
     who = ["-c", "user.name=n", "-c", "user.email=e"]
     for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "theirs"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert zippkit.report.run_page._commit() == ""
+    assert zippkit.report.origin.commit() == ""
     for words in (["add", "."], [*who, "commit", "-q", "-m", "ours"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    assert re.fullmatch("[0-9a-f]{40}", zippkit.report.run_page._commit())
+    assert re.fullmatch("[0-9a-f]{40}", zippkit.report.origin.commit())
     monkeypatch.setenv("PATH", "")
-    assert zippkit.report.run_page._commit() == ""
+    assert zippkit.report.origin.commit() == ""
 
 
 def test_an_earlier_page_stays_whole_when_a_new_one_cannot_be_made(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from zippkit.evaluation.evaluate import Answer, TaskScore
+from zippkit.evaluation.evaluation_file import Answer, TaskScore
 from zippkit.report.terminal_tables import answers_table, show, summary_tables
 from zippkit.training.run_folder import RunFolder
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from zippkit.checkpoint.frozen_hashes import check_frozen
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError, ZippkitError
-from zippkit.evaluation.next_modality_scores import NextScore, score_next
+from zippkit.evaluation.evaluation_file import FILE, Answer, Evaluated, Retention, SpeechScore, TaskScore
+from zippkit.evaluation.next_modality_scores import score_next
 from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
 from zippkit.evaluation.recognisers.normalize import normalize
-from zippkit.evaluation.speech_scores import SpeechScore, ends_in_speech, score_speech, transcript_of
+from zippkit.evaluation.speech_scores import ends_in_speech, score_speech, transcript_of
 from zippkit.generation.api import generate_batch
 from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
@@ -28,57 +29,6 @@ from zippkit.training.device import backend
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import starting_point
 from zippkit.training.task_data import TaskData, check_tokenizers
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One example, as it should be and as it came out."""
-
-    id: str
-    reference: str
-    hypothesis: str
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """Word error rates of one task."""
-
-    task: str
-    wer_before: float
-    """Of the composition before its training: the links are the identity, so nothing is heard."""
-    wer: float
-    answers: tuple[Answer, ...]
-
-
-@dataclass(frozen=True)
-class Retention:
-    """A tower's loss on its own modality, in nats per token, alone and inside the composition."""
-
-    tower: str
-    frozen: bool
-    before: float
-    after: float
-
-    @property
-    def change(self) -> float:
-        """Exactly 0 for a frozen tower."""
-        return self.after - self.before
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """Everything that one evaluation found on a split."""
-
-    split: str
-    tasks: tuple[TaskScore | SpeechScore, ...]
-    """Those that end in text, then those that end in speech."""
-    retention: tuple[Retention, ...]
-    skipped: tuple[str, ...] = ()
-    """Tasks that end in speech and were not scored, each with the reason."""
-    next: tuple[NextScore, ...] = ()
-    """For each task, how often a model that learns it tells what comes after a segment."""
-    more: tuple[Evaluated, ...] = ()
-    """The same of the recipe's other splits."""
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
@@ -114,7 +64,7 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     work = _Work(run, recipe, before, after, dataset)
     first, *others = [work.on(name) for name in ([split] if split else recipe.evaluate.all_splits)]
     result = replace(first, more=tuple(others))
-    run.write_json("evaluation.json", asdict(result))
+    run.write_json(FILE, asdict(result))
     run.add_seconds("evaluate", time.monotonic() - began)
     return result
 

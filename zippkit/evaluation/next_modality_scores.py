@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from zippkit.batch.batch import IGNORE
 from zippkit.composition import Composition
 from zippkit.data.dataset import Dataset
+from zippkit.evaluation.evaluation_file import NextScore
 from zippkit.model.next_modality import PREFIX
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.training.task_data import TaskData
-
-
-@dataclass(frozen=True)
-class NextScore:
-    """Of one task's examples."""
-
-    task: str
-    accuracy: float
-    """Share of segments after which the right thing is told."""
-    n_segments: int
 
 
 @torch.inference_mode()

@@ -18,6 +18,7 @@ from zippkit.data.audio import Wave, resample, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.speech_tokenizer import Ids, SpeechTokenizer
 from zippkit.errors import DataError
+from zippkit.evaluation.evaluation_file import SpeechScore, Spoken
 from zippkit.evaluation.recognisers.base import Scorer
 from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.generation.api import generate_batch
@@ -28,39 +29,6 @@ from zippkit.training.task_data import TaskData
 
 SHORTEST_PAUSE = 0.1
 """Seconds of silence put around a sound, which recognisers expect."""
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """One example, in the words that `normalize` gives."""
-
-    id: str
-    reference: str
-    hypothesis: str
-    """What is heard in the generated speech, from the best of the seeds."""
-    target: str
-    """What is heard in the true speech's units, from the best of the seeds."""
-    wer: float
-    """``hypothesis`` against ``reference``."""
-    wer_target: float
-    """``hypothesis`` against ``target``."""
-    wer_oracle: float
-    """``target`` against ``reference``."""
-    sound: str | None = None
-    """A WAV file of the generated speech, inside the run; only the first few have one."""
-
-
-@dataclass(frozen=True)
-class SpeechScore:
-    """Word error rates of one task that ends in speech: errors over words, of all examples together."""
-
-    task: str
-    scorer: str
-    best_of: int
-    wer: float
-    wer_target: float
-    wer_oracle: float
-    answers: tuple[Spoken, ...]
 
 
 def ends_in_speech(task: Task, dataset: Dataset) -> bool:

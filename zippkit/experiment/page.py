@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-from string import Template
+from typing import NamedTuple
+
+from markupsafe import Markup
 
 from zippkit.experiment.claims import Judged, judge_claim
-from zippkit.experiment.claims_page import Verdicts, claims_table, overview, table, tile, tiles
+from zippkit.experiment.claims_page import ClaimRow, Tile, claim_rows, tiles
 from zippkit.experiment.exports import as_json, as_markdown
+from zippkit.experiment.format import Experiment
 from zippkit.experiment.results import Results
-from zippkit.experiment.tables import Entry, Rows, progress_of, shown_progress, table_of
+from zippkit.experiment.tables import Rows, progress_of, shown_progress, table_of
 from zippkit.experiment.words import explanation
-from zippkit.report.run_page import Markup, markup, tag
+from zippkit.report.html import render
+from zippkit.system.extras import require
 from zippkit.system.files import write_text
+
+
+class Drawn(NamedTuple):
+    """A plot on the page."""
+
+    title: str
+    picture: Markup
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one experiment."""
+
+    experiment: Experiment
+    progress: str
+    """Empty where every run is done."""
+    table: Rows
+    n_seeds: int
+    plots: list[Drawn]
+    claims: list[ClaimRow]
+    skipped: dict[str, str]
+    """Tasks that were not scored, and the runs of which."""
+    failures: dict[str, str]
+    """Runs that failed, and why."""
 
 
 def write_page(results: Sequence[Results], out: Path, preset: str | None, name: str) -> Path:
@@ -31,85 +59,58 @@ def write_page(results: Sequence[Results], out: Path, preset: str | None, name: 
 
     Returns:
         The page: one file, which loads nothing.
-    """
-    from zippkit.experiment.pictures import picture
 
-    sections: list[str] = []
-    verdicts: list[tuple[Results, list[Judged]]] = []
-    for each in results:
-        experiment = each.grid.experiment
-        judged = [judge_claim(each, claim) for claim in experiment.claims]
-        rows = table_of(each)
-        pictures = [picture(each, plot) for plot in experiment.plots]
-        for i, svg in enumerate(pictures):
-            write_text(out / f"{experiment.name}-{i + 1}.svg", svg)
-        write_text(out / f"{experiment.name}.md", as_markdown(each, rows, judged))
-        write_text(out / f"{experiment.name}.json", json.dumps(as_json(each, judged), indent=2))
-        verdicts.append((each, judged))
-        sections.append(tag("section", *_section(each, rows, pictures, judged), id=experiment.name))
-    titles = (each.grid.experiment.page_title for each in results)
-    title = next((given for given in titles if given), name)
-    template = Template(files("zippkit.report").joinpath("templates/report.html").read_text(encoding="utf-8"))
-    body = [*_head(verdicts, preset, title), *sections, *_foot(results)]
-    write_text(out / "index.html", template.substitute(title=markup(f"{title} - zippkit"), body="\n".join(body)))
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    require("matplotlib")
+    verdicts = [(each, [judge_claim(each, claim) for claim in each.grid.experiment.claims]) for each in results]
+    sections = [_written(each, judged, out) for each, judged in verdicts]
+    done, runs = progress_of(list(results))
+    page = render(
+        "experiment.html",
+        title=next((each.experiment.page_title for each in sections if each.experiment.page_title), name),
+        preset=preset,
+        notes=[note for note in dict.fromkeys(each.grid.preset.note for each in results) if note],
+        tiles=[*tiles(verdicts), Tile(f"{done} of {runs}", "runs done")],
+        explanation=explanation(),
+        sections=sections,
+        versions=sorted({each for one in results for record in one.records.values() for each in record.versions}),
+        version=version("zippkit"),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    write_text(out / "index.html", page)
     return out / "index.html"
 
 
-def _head(verdicts: Verdicts, preset: str | None, title: str) -> Iterator[Markup]:
-    """Title, what to beware of, and every claim in one table."""
-    yield tag("p", "zippkit experiment" + (f", preset {preset}" if preset else ""), class_="kicker")
-    yield tag("h1", title)
-    every = [results for results, _ in verdicts]
-    for note in dict.fromkeys(results.grid.preset.note for results in every):
-        if note:
-            yield tag("p", tag("span", note, class_="bad"), class_="summary")
-    done, runs = progress_of(every)
-    yield tag("div", *tiles(verdicts), tile(f"{done} of {runs}", "runs done"), class_="tiles")
-    yield overview(verdicts)
-    yield tag("p", explanation(), class_="note")
+def _written(results: Results, judged: Sequence[Judged], out: Path) -> Section:
+    """One experiment's section; its own files are written on the way."""
+    from zippkit.experiment.pictures import picture
+
+    experiment, rows = results.grid.experiment, table_of(results)
+    pictures = [picture(results, plot) for plot in experiment.plots]
+    for i, svg in enumerate(pictures):
+        write_text(out / f"{experiment.name}-{i + 1}.svg", svg)
+    write_text(out / f"{experiment.name}.md", as_markdown(results, rows, list(judged)))
+    write_text(out / f"{experiment.name}.json", json.dumps(as_json(results, list(judged)), indent=2))
+    return Section(
+        experiment=experiment,
+        progress=shown_progress([results]) or "",
+        table=rows,
+        n_seeds=len({job.seed for job in results.grid.jobs}),
+        plots=[
+            Drawn(plot.title, _inside_page(svg, f"{experiment.name}-{i}"))
+            for i, (plot, svg) in enumerate(zip(experiment.plots, pictures, strict=True))
+        ],
+        claims=claim_rows(results, judged),
+        skipped={line: ", ".join(jobs) for line, jobs in results.skipped().items()},
+        failures=dict(results.failures()),
+    )
 
 
-def _section(results: Results, rows: Rows, pictures: list[str], judged: list[Judged]) -> Iterator[Markup]:
-    experiment = results.grid.experiment
-    yield tag("h2", experiment.title)
-    yield tag("p", experiment.about)
-    if progress := shown_progress([results]):
-        yield tag("p", tag("span", progress, class_="bad"))
-    yield table(rows.columns, [tag("tr", *map(_entry, row)) for row in rows.rows])
-    n_seeds = len({job.seed for job in results.grid.jobs})
-    yield tag("p", "1 seed." if n_seeds == 1 else f"{n_seeds} seeds, mean ± standard deviation.", class_="note")
-    for plot, svg in zip(experiment.plots, pictures, strict=True):
-        own = svg[svg.index("<svg") :]
-        name = f"{experiment.name}-{experiment.plots.index(plot)}"
-        for mark in (' id="', "url(#", 'href="#'):
-            own = own.replace(mark, f"{mark}{name}-")
-        figure = tag("div", Markup(own), class_="paper")
-        yield tag("figure", tag("figcaption", tag("b", plot.title)), figure)
-    if judged:
-        yield tag("h3", "Claims")
-        yield claims_table(results, judged)
-    yield from _listed("not scored", {line: ", ".join(jobs) for line, jobs in results.skipped().items()})
-    yield from _listed("runs failed", results.failures())
-
-
-def _entry(entry: Entry) -> Markup:
-    """A number, which stays on one line, and what stands below it."""
-    text = tag("b", entry.text) if entry.best else markup(entry.text)
-    below = [f"paper: {entry.paper}"] if entry.paper else []
-    small = [tag("small", told) for told in (*below, entry.note) if told]
-    return tag("td", tag("span", text, class_="number" if entry.number else ""), *small)
-
-
-def _listed(what: str, items: Mapping[str, str]) -> Iterator[Markup]:
-    if items:
-        told = [tag("li", tag("b", name), tag("pre", text)) for name, text in items.items()]
-        yield tag("details", tag("summary", f"{len(items)} {what}"), tag("ul", *told), open="open")
-
-
-def _foot(results: Sequence[Results]) -> Iterator[Markup]:
-    versions = sorted({version for each in results for record in each.records.values() for version in record.versions})
-    if len(versions) > 1:
-        told = f"The runs come from different versions of zippkit: {', '.join(versions)}."
-        yield tag("p", tag("span", told, class_="bad"))
-    written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    yield tag("p", f"Written by zippkit {version('zippkit')}, {written}.", class_="note")
+def _inside_page(svg: str, name: str) -> Markup:
+    """Make an SVG file an element of the page, its ids its own."""
+    own = svg[svg.index("<svg") :]
+    for mark in (' id="', "url(#", 'href="#'):
+        own = own.replace(mark, f"{mark}{name}-")
+    return Markup(own)

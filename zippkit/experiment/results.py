@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from zippkit.evaluation.evaluation_file import parse_evaluation
 from zippkit.experiment.format import Value
 from zippkit.experiment.grid import Grid
 from zippkit.experiment.scores import Kept, Scores, read_scores
@@ -81,7 +82,7 @@ class Results:
         for job in self.grid.jobs:
             known = self.records[job.key].evaluations if job.key in self.records else {}
             for split in job.splits:
-                for line in known.get(split, {}).get("skipped", ()):
+                for line in parse_evaluation(known.get(split, {})).skipped:
                     found.setdefault(f"{line} (split {split})", []).append(str(job))
         return found
 

@@ -14,6 +14,7 @@ from typing import Any
 from zippkit.data.dataset import Dataset
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.evaluate import evaluate
+from zippkit.evaluation.evaluation_file import parse_evaluation
 from zippkit.evaluation.recognisers.base import open_scorer
 from zippkit.experiment.grid import Job
 from zippkit.experiment.store import Record, Store
@@ -108,7 +109,7 @@ def _run(task: Task, store: Store) -> Record:
         run = _train(task, store)
         for split in _left(known, task):
             evaluations[split] = _evaluate(run, split)
-            if evaluations[split].get("skipped") and _can_hear(task.recipe):
+            if parse_evaluation(evaluations[split]).skipped and _can_hear(task.recipe):
                 heard.add(split)
     except InterruptedRunError:
         raise

@@ -1,4 +1,4 @@
-"""What an evaluation left in ``evaluation.json``, as sentences and retention: the one file that knows its keys."""
+"""What an evaluation left in ``evaluation.json``, as sentences and retention for metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from zippkit.evaluation.evaluation_file import Answer, Spoken, parse_evaluation
 from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.spec.words import Name
 
@@ -52,27 +53,27 @@ class Scores:
 
 
 def read_scores(evaluation: Mapping[str, Any]) -> Scores:
-    """The scores of one split, from the content of ``evaluation.json``."""
+    """Return the scores of one split, from the content of ``evaluation.json``."""
+    found = parse_evaluation(evaluation)
     answers: dict[tuple[str, str], list[Sentence]] = {}
-    for task in evaluation.get("tasks", ()):
-        for answer in task["answers"]:
+    for task in found.tasks:
+        for answer in task.answers:
             for against, sentence in _sentences(answer).items():
-                answers.setdefault((task["task"], against), []).append(sentence)
-    kept = {row["tower"]: Kept(row["before"], row["after"]) for row in evaluation.get("retention", ())}
-    return Scores(answers, kept)
+                answers.setdefault((task.task, against), []).append(sentence)
+    return Scores(answers, {row.tower: Kept(row.before, row.after) for row in found.retention})
 
 
-def _sentences(answer: Mapping[str, Any]) -> dict[str, Sentence]:
+def _sentences(answer: Answer | Spoken) -> dict[str, Sentence]:
     """An answer's word errors by what they are counted against; a text answer has only ``gold``.
 
     Of speech, ``hypothesis`` is what the scorer heard in it, and ``target`` what it heard in the true speech, all three
     normalised already. Text is normalised here: what a word is must not depend on the way the task goes.
     """
-    name, gold, heard = answer["id"], answer["reference"], answer["hypothesis"]
-    if not isinstance(target := answer.get("target"), str):
+    name, gold, heard = answer.id, answer.reference, answer.hypothesis
+    if not isinstance(answer, Spoken):
         return {"gold": _sentence(name, normalize(gold), normalize(heard))}
-    found = {"gold": _sentence(name, gold, heard), "oracle": _sentence(name, gold, target)}
-    found["target"] = _sentence(name, target, heard)._replace(length=found["gold"].length)
+    found = {"gold": _sentence(name, gold, heard), "oracle": _sentence(name, gold, answer.target)}
+    found["target"] = _sentence(name, answer.target, heard)._replace(length=found["gold"].length)
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from zippkit.evaluation.evaluation_file import parse_evaluation
 from zippkit.experiment.hashes import tower_hash
 from zippkit.spec.kinds import Strict
 from zippkit.spec.recipe import Recipe
@@ -45,7 +46,7 @@ class Record(Strict):
     def unheard(self, splits: tuple[str, ...]) -> list[str]:
         """Splits with tasks that were passed over, maybe for want of the scorer."""
         known = [split for split in splits if split in self.evaluations and split not in self.heard]
-        return [split for split in known if self.evaluations[split].get("skipped")]
+        return [split for split in known if parse_evaluation(self.evaluations[split]).skipped]
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from zippkit.evaluation.evaluate import TaskScore
-from zippkit.evaluation.speech_scores import SpeechScore
+from zippkit.evaluation.evaluation_file import Evaluated, Retention, SpeechScore, TaskScore, read_evaluation
 from zippkit.report.sizes import PartSize, Sizes, TaskCost
 from zippkit.training.run_folder import RunFolder
 
@@ -46,13 +45,13 @@ def summary_tables(run: Path) -> list[Table]:
     """What is known about a run so far: scores, retention, certificates, seconds."""
     folder = RunFolder(run)
     tables = []
-    scores: dict[str, Any] | None = folder.read_json("evaluation.json")
+    scores = read_evaluation(folder)
     if scores:
-        for each in (scores, *scores.get("more", ())):
+        for each in (scores, *scores.more):
             tables += _error_tables(each)
         retention = [
-            (r["tower"], "yes" if r["frozen"] else "no", f"{r['before']:.4f}", f"{r['after']:.4f}", _change(r))
-            for r in scores["retention"]
+            (r.tower, "yes" if r.frozen else "no", f"{r.before:.4f}", f"{r.after:.4f}", _change(r))
+            for r in scores.retention
         ]
         columns = ("tower", "frozen", "alone", "zipped", "change")
         tables.append(_table("Unimodal loss, nats per token", columns, retention))
@@ -66,27 +65,24 @@ def summary_tables(run: Path) -> list[Table]:
     return tables
 
 
-def _error_tables(scores: dict[str, Any]) -> list[Table]:
+def _error_tables(scores: Evaluated) -> list[Table]:
     """Word error rates on one split: of tasks that end in text, and of those that end in speech."""
-    split, written, spoken = scores["split"], [], []
-    for task in scores["tasks"]:
-        if "scorer" in task:
-            rates = (f"{task[key]:.1%}" for key in ("wer", "wer_target", "wer_oracle"))
-            spoken.append((task["task"], task["scorer"], *rates))
-        else:
-            written.append((task["task"], f"{task['wer_before']:.1%}", f"{task['wer']:.1%}"))
-    tables = [_table(f"Word error rate ({split})", ("task", "before", "after"), written)] if written else []
-    if spoken:
+    split, tables = scores.split, []
+    if written := [(task.task, f"{task.wer_before:.1%}", f"{task.wer:.1%}") for task in scores.written]:
+        tables.append(_table(f"Word error rate ({split})", ("task", "before", "after"), written))
+    if spoken := [
+        (task.task, task.scorer, *(f"{rate:.1%}" for rate in (task.wer, task.wer_target, task.wer_oracle)))
+        for task in scores.spoken
+    ]:
         columns = ("task", "scorer", "gold", "target", "oracle")
         tables.append(_table(f"Word error rate of speech ({split})", columns, spoken))
-    if told := [(each["task"], f"{each['accuracy']:.1%}", str(each["n_segments"])) for each in scores.get("next", ())]:
+    if told := [(each.task, f"{each.accuracy:.1%}", str(each.n_segments)) for each in scores.next]:
         tables.append(_table(f"What comes next ({split})", ("task", "right", "segments"), told))
     return tables
 
 
-def _change(row: dict[str, Any]) -> str:
-    change = row["after"] - row["before"]
-    return "0 exactly" if change == 0 else f"{change:+.4f}"
+def _change(row: Retention) -> str:
+    return "0 exactly" if row.change == 0 else f"{row.change:+.4f}"
 
 
 def size_tables(sizes: Sizes) -> list[Table]:
