@@ -42,9 +42,9 @@ class Composition:
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Where the weights of each tower that has any came from."""
     origins: Origins = field(default_factory=Origins)
-    """What each frozen tensor was in the first source of its tower; only of towers that have a source."""
+    """Hashes of each frozen tensor in the first source of its tower; only of towers that have a source."""
     transfer: Transfer | None = None
-    """What was taken from the checkpoint that it was grown from (`load`)."""
+    """The parts that were taken from the checkpoint that it was grown from (`load`)."""
 
     @property
     def plan(self) -> Plan:
@@ -58,9 +58,10 @@ class Composition:
         ids: Sequence[str] = (),
         multimodal: bool | Sequence[bool] = True,
     ) -> Batch:
-        """Examples, each a list of segments in linear order, to one padded batch (`zippkit.batch.collate.collate`).
+        """Collate examples, each a list of segments in linear order, to one padded batch.
 
-        Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal.
+        Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal. See
+        `zippkit.batch.collate.collate`.
         """
         return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, multimodal)
 
@@ -124,7 +125,7 @@ def load(
     towers: Mapping[str, str | Path] | None = None,
     seed: int = 0,
 ) -> Composition:
-    """The composition that `Composition.save` wrote, or the finished model of a run folder.
+    """Load the composition that `Composition.save` wrote, or the finished model of a run folder.
 
     Args:
         path: a checkpoint or a run.
@@ -132,7 +133,7 @@ def load(
             taken over by name, what is only in ``spec`` starts fresh, and what is only in the checkpoint is left out
             (`Composition.transfer` tells).
         towers: where frozen towers are, by name, if not where they were when the checkpoint was written.
-        seed: what new parts depend on.
+        seed: of the parts that start fresh.
 
     Raises:
         CheckpointError: not there, cut short, changed, of another composition, or without its towers; every tower that
@@ -168,6 +169,6 @@ def _origins(
     taken: Collection[str] | None = None,
     towers: Collection[str] | None = None,
 ) -> Origins:
-    """What is known of the first sources of frozen towers, once ``zipped`` has been filled from the checkpoint."""
+    """The first sources of frozen towers, as far as they are known, once ``zipped`` is filled from the checkpoint."""
     files = {name: r.files for name, r in checkpoint.references.items() if taken is None or f"towers.{name}" in taken}
     return Origins.from_manifest(checkpoint.extra, taken).completed(zipped.spec, zipped.model, towers, files)

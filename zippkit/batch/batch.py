@@ -1,4 +1,4 @@
-"""What the model is given: each tower's own tokens densely packed, each with its order in the whole sequence.
+"""The model's input: each tower's own tokens densely packed, each with its order in the whole sequence.
 
 Shapes: B rows, T tokens of one tower, N segments of a continuous tower.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""A target that no loss is taken on."""
+"""Target of a position that has no loss."""
 
 
 COLUMNS = ("tokens", "order", "visible", "segment", "offset", "positions", "position_ids", "inserted", "targets")
@@ -33,16 +33,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Features:
-    """What a continuous tower is fed: one entry for each of its segments in the batch."""
+    """The inputs of a continuous tower: one entry for each of its segments in the batch."""
 
     values: Tensor
     """(N, ...) such as waveforms (N, samples) or pixels (N, channels, height, width); shorter ones end in zeros."""
     lengths: Tensor
-    """(N,) true size of the second dimension."""
+    """(N,) length of each entry without its padding."""
     entry: Tensor
-    """(B, T) which of the N a state belongs to; 0 at padding."""
+    """(B, T) index of the entry, 0 to N - 1, that a state belongs to; 0 at padding."""
 
     def to(self, device: torch.device | str) -> Self:
+        """Move every tensor to a device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
@@ -53,20 +54,20 @@ class TowerBatch:
     tokens: Tensor
     """(B, T) token ids; padding repeats the tower's end id."""
     order: Tensor
-    """(B, T) place in the interleaved sequence; -1 marks padding."""
+    """(B, T) rank in the interleaved sequence; -1 marks padding."""
     visible: Tensor
     """(B, T) order from which other towers may see the token: its own, or its segment's last if not causal."""
     segment: Tensor
-    """(B, T) which segment of the row the token belongs to; -1 marks padding. A place that a link inserts carries the
-    number of the segment that it stands for, and the order of the target's own segment that it is inserted before."""
+    """(B, T) index, in the row, of the token's segment; -1 marks padding. A slot that a link inserts carries the index
+    of the segment that it stands for, and the order of the target's own segment that it is inserted before."""
     offset: Tensor
-    """(B, T) place within its segment."""
+    """(B, T) index within its segment."""
     positions: Tensor
-    """(B, T) place among the tower's own tokens, and its slot in the tower's cache; padding counts on."""
+    """(B, T) index among the tower's own tokens, which is its slot in the tower's KV cache; padding counts on."""
     position_ids: Tensor
-    """(B, T) what position embeddings count: the positions, or the order where towers share their attention."""
+    """(B, T) position ids of position embeddings: ``positions``, or ``order`` where towers share their attention."""
     inserted: Tensor
-    """(B, T) bool: the place is a link's, and so is its state; the token there means nothing."""
+    """(B, T) bool: a slot that a link fills with a state of its own; the token id there means nothing."""
     targets: Tensor
     """(B, T) the next token of the same segment; IGNORE at its end, at padding and where no loss is asked."""
     n_segments: int = 1
@@ -74,10 +75,11 @@ class TowerBatch:
     features: Features | None = None
     """Of a continuous tower, whose tokens are all 0."""
     following: Tensor | None = None
-    """(B, T) at a segment's last token, the modality of what comes next (its place among all of them; their number
-    where nothing does), and IGNORE elsewhere; only for models that learn it."""
+    """(B, T) at a segment's last token, the index of the next segment's modality (the number of modalities where
+    the row ends), and IGNORE elsewhere; None unless the model learns it."""
 
     def to(self, device: torch.device | str) -> Self:
+        """Move every tensor to a device."""
         moved = self.mapped(lambda column: column.to(device, non_blocking=True))
         features = self.features.to(device) if self.features else None
         following = None if self.following is None else self.following.to(device, non_blocking=True)
@@ -85,7 +87,7 @@ class TowerBatch:
 
     @classmethod
     def alone(cls, tokens: Tensor) -> Self:
-        """(B, T) tokens of a tower by itself, one segment a row, with nothing to predict."""
+        """Batch (B, T) tokens of a tower by itself, one segment a row, with nothing to predict."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return cls(
             tokens=tokens,
@@ -100,16 +102,16 @@ class TowerBatch:
         )
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Every (B, T) column changed alike."""
+        """Apply ``change`` to every (B, T) column."""
         columns: dict[str, Any] = {name: change(getattr(self, name)) for name in COLUMNS}
         return replace(self, **columns)
 
     def part(self, which: slice) -> Self:
-        """Some of the columns of tokens."""
+        """Slice the columns along T."""
         return self.mapped(lambda column: column[:, which])
 
     def hidden_before(self, counts: Sequence[int]) -> Self:
-        """The first tokens of each row, so many, turned into padding."""
+        """Turn the first ``counts[b]`` tokens of each row ``b`` into padding."""
         n_hidden = torch.tensor(counts, device=self.order.device)[:, None]
         hidden = torch.arange(self.order.shape[1], device=n_hidden.device) < n_hidden
         order, visible, segment = (
@@ -119,7 +121,7 @@ class TowerBatch:
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Runs of tokens, one after the other."""
+        """Concatenate runs of tokens along T."""
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in COLUMNS}
@@ -141,14 +143,16 @@ class Batch:
 
     @property
     def size(self) -> int:
+        """Number of rows."""
         return next(iter(self.towers.values())).tokens.shape[0]
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are not padding; waits for the device."""
+        """Number of tokens that are not padding; waits for the device."""
         return sum(int((tower.order >= 0).sum()) for tower in self.towers.values())
 
     def to(self, device: torch.device | str) -> Self:
+        """Move every tensor to a device."""
         towers = {name: tower.to(device) for name, tower in self.towers.items()}
         multimodal = self.multimodal.to(device) if isinstance(self.multimodal, Tensor) else self.multimodal
         return replace(self, towers=towers, multimodal=multimodal)

@@ -55,12 +55,12 @@ def collate(
 def declarations(
     multimodal: bool | Sequence[bool], modalities: Sequence[Collection[str]], where: Sequence[str]
 ) -> Tensor | bool:
-    """What is declared of each row, as `Batch.multimodal` has it.
+    """Check which rows are declared multimodal, and give them as `Batch.multimodal` has them.
 
     Args:
         multimodal: one declaration for all rows, or one for each.
         modalities: for each row, those of its segments.
-        where: what messages call each row.
+        where: the name of each row in messages.
 
     Raises:
         DataError: a row that is declared unimodal and is not, or not as many declarations as rows.
@@ -77,7 +77,7 @@ def declarations(
 
 
 def padded_length(length: int, multiple: int) -> int:
-    """The bucket of a length: the next multiple."""
+    """Round a length up to the next multiple."""
     return -(-length // multiple) * multiple
 
 
@@ -114,7 +114,7 @@ def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
 
 
 def _reads(target: Row, source: Row) -> bool:
-    """Whether some place of the target comes after a token of the source."""
+    """Whether some token of the target comes after a token of the source."""
     return source["visible"][0] < target["order"][-1]
 
 

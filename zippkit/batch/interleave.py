@@ -1,7 +1,7 @@
 """Segments in linear order to each tower's own tokens, for one example.
 
-Every segment is framed by its begin and end ids and takes the next orders of the whole sequence; a tower's tokens are
-its segments', one behind the other, with the slots that links insert before them.
+Every segment is framed by its begin and end ids and takes the next orders of the whole sequence. A tower's tokens are
+those of its segments, one behind the other, with the slots that links insert before them.
 """
 
 from __future__ import annotations
@@ -87,10 +87,10 @@ class Interleaving:
         self.rows: dict[str, Row] = {}
         self.order = 0
         self._waiting: dict[str, list[tuple[int, int]]] = {}
-        """For each tower, the places that links insert before its next segment: what they stand for, and how many."""
+        """For each tower, the slots that links insert before its next segment: (segment index, number)."""
 
     def add(self, index: int, segments: Sequence[Segment]) -> None:
-        """Append one segment, or two that are simultaneous."""
+        """Append one segment, or two simultaneous ones."""
         framed = [self._framed(index + i, segment) for i, segment in enumerate(segments)]
         ticks = {len(tokens) for _, tokens, _ in framed}
         if len(ticks) > 1:
@@ -139,8 +139,10 @@ class Interleaving:
         )
 
     def _insert(self, tower: str) -> None:
-        """Give the tower the places that links want of it before its next segment. They are of that segment's order: so
-        whoever stands between sees neither them nor, by them, that the segment will follow."""
+        """Give a tower the slots that links insert before its next segment.
+
+        They have that segment's order, so a token in between sees neither them nor, by them, that the segment follows.
+        """
         for index, n in self._waiting.pop(tower, []):
             row, frame = self.rows.setdefault(tower, Row()), self.towers[tower].frame
             before, order = len(row), [self.order] * n

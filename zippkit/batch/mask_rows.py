@@ -33,6 +33,7 @@ class View(NamedTuple):
 
     @property
     def title(self) -> str:
+        """Who sees whom, by which link."""
         return f"{self.target} sees {self.source} ({self.link})" if self.link else f"{self.target} sees itself"
 
     def lines(self) -> Iterator[str]:

@@ -103,8 +103,11 @@ def _real(batch: TowerBatch, column: str, row: int) -> list[int]:
 
 
 def describe_cross(target: TowerBatch, source: TowerBatch) -> Staircase:
-    """The staircase of a link: each segment of the target, or each of its tokens where the two advance together, sees
-    the source's tokens before it."""
+    """Describe a link's mask as a staircase.
+
+    Each segment of the target, or each of its tokens where the two towers advance together, sees the source's tokens
+    before it.
+    """
     rows = []
     for row in range(len(target.tokens)):
         visible = _real(source, "visible", row)

@@ -27,7 +27,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds."""
+    """Everything that a checkpoint holds."""
 
     spec: CompositionSpec
     """With every config written out and no path to weights."""
@@ -37,12 +37,12 @@ class Checkpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Plain data of whoever wrote it: step, tokenizer fingerprints, hashes of frozen tensors."""
     references: Mapping[str, Reference] = field(default_factory=dict)
-    """Towers by the place of their weights."""
+    """By tower, the location and hashes of weights that the checkpoint names and does not hold."""
     sources: Mapping[str, Path] = field(default_factory=dict)
     """Where every tower's weights came from; once it is read, where they are, inside the checkpoint or elsewhere."""
 
 
 def tower_state(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One tower's tensors under its own names."""
+    """Select one tower's tensors, under its own names."""
     prefix = f"{TOWERS}.{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

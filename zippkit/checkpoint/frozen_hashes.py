@@ -39,7 +39,7 @@ def frozen_hashes(spec: CompositionSpec, model: ZippedModel) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Origins:
-    """What frozen tensors and towers were in the first source that they came from, through any chain of runs since."""
+    """Hashes of frozen tensors and towers in the first source that they came from, through any chain of runs since."""
 
     tensors: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each tensor that the spec freezes, by its name in the model (`zippkit.model.weights.fingerprint`)."""
@@ -48,7 +48,7 @@ class Origins:
 
     @classmethod
     def from_manifest(cls, extra: Mapping[str, Any], parts: Collection[str] | None = None) -> Self:
-        """What a checkpoint's manifest tells, of all parts or only those of these names, such as ``towers.text``."""
+        """Read a checkpoint's manifest, for all parts or only those of these names, such as ``towers.text``."""
         tensors, files = extra.get("frozen") or {}, extra.get("origins") or {}
         return cls(
             {key: value for key, value in tensors.items() if parts is None or part_of(key) in parts},
@@ -56,7 +56,7 @@ class Origins:
         )
 
     def as_manifest(self) -> dict[str, Any]:
-        """What a checkpoint's manifest is to tell."""
+        """The entries of a checkpoint's manifest."""
         return {"frozen": dict(self.tensors), "origins": {name: dict(files) for name, files in self.files.items()}}
 
     def completed(

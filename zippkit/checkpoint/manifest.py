@@ -15,7 +15,7 @@ FORMAT = 2
 
 
 def read_checkpoint_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint.
+    """Read and check the manifest of a checkpoint.
 
     Raises:
         CheckpointError: none there, or of another format.
@@ -45,6 +45,11 @@ def check_whole(folder: Path) -> None:
 
 
 def check_files(files: Mapping[str, str], folder: Path) -> None:
+    """Compare a checkpoint's files with their hashes.
+
+    Raises:
+        CheckpointError: a file is missing, outside the folder, cut short or changed.
+    """
     for name, digest in files.items():
         try:
             file = inside(folder, name)

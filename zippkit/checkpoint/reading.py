@@ -19,12 +19,12 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.system.files import inside
 
 
-def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None) -> Checkpoint:
+def read_checkpoint(folder: Path, locations: Mapping[str, str | Path] | None = None) -> Checkpoint:
     """Read everything that a checkpoint itself holds.
 
     Args:
         folder: the checkpoint.
-        places: where towers are that the checkpoint only names, if not where it says.
+        locations: of towers that the checkpoint only names, if not where it says.
 
     Raises:
         CheckpointError: not a checkpoint, cut short, or changed since it was written.
@@ -36,7 +36,7 @@ def read_checkpoint(folder: Path, places: Mapping[str, str | Path] | None = None
     except SpecError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     references, own, same = _read_entries(manifest["towers"], spec, folder)
-    references = _replaced(references, places or {}, folder)
+    references = _replaced(references, locations or {}, folder)
     states = {name: read_tensors(at, check=False) for name, at in own.items()}
     states |= {name: states[other] for name, other in same.items() if other in states}
     references |= {name: references[other] for name, other in same.items() if other in references}
@@ -86,10 +86,12 @@ def _read_entries(
     return references, own, same
 
 
-def _replaced(references: dict[str, Reference], places: Mapping[str, str | Path], folder: Path) -> dict[str, Reference]:
-    for name in places:
+def _replaced(
+    references: dict[str, Reference], locations: Mapping[str, str | Path], folder: Path
+) -> dict[str, Reference]:
+    for name in locations:
         if name not in references:
             near = did_you_mean(name, references)
             raise CheckpointError(f"{folder}: there is no tower {name!r} that is kept elsewhere{near}")
-    given = {name: Path(os.path.abspath(path)) for name, path in places.items()}  # noqa: PTH100
+    given = {name: Path(os.path.abspath(path)) for name, path in locations.items()}  # noqa: PTH100
     return {name: replace(r, source=given.get(name, r.source)) for name, r in references.items()}

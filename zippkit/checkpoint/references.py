@@ -31,9 +31,9 @@ COMPANIONS = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "tokenizer.model", "chat_template.jinja"),
 )
-"""What says of a model how it is fed and what its tokens are, whatever its weights have become."""
+"""Files that say how a model is fed and what its tokens are, whatever its weights have become."""
 BESIDE_WEIGHTS = ("model.safetensors.index.json", TOWER_FILE, "config.json", *COMPANIONS)
-"""What is copied along with a folder's weights: whatever says how to read them, and the companions."""
+"""Files that are copied along with a folder's weights: those that say how to read them, and the companions."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +149,10 @@ def copy_source(source: Path, folder: Path) -> None:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy what stands beside a tower's weights and stays true when these are trained. Beside a single file it is of
-    that file only where it is the folder's ``model.safetensors``."""
+    """Copy the files beside a tower's weights that stay true when these are trained.
+
+    Beside a single file, they are of that file only where it is the folder's ``model.safetensors``.
+    """
     if source.is_dir() or source.name == "model.safetensors":
         _copy_named(COMPANIONS, source if source.is_dir() else source.parent, folder)
 
@@ -176,7 +178,7 @@ def check_references(references: Mapping[str, Reference], folder: Path) -> None:
 
 
 def _problem(reference: Reference) -> str:
-    """What is wrong with the files of a reference; empty if nothing is."""
+    """Describe every mismatch of a reference's files; empty if there is none."""
     source = reference.source
     if not source.exists():
         return f"is kept at {source}, where nothing is; expected weights of SHA-256 {short_hashes(reference.files)}"
@@ -197,12 +199,12 @@ def short_hashes(files: Mapping[str, str]) -> str:
 
 
 def as_json(reference: Reference, source: str) -> dict[str, Any]:
-    """What a manifest says of a reference."""
+    """The manifest's entry of a reference."""
     return {"source": source, "files": dict(reference.files), "tensors": reference.tensors}
 
 
 def from_json(data: Any, folder: Path) -> Reference:
-    """What a manifest said; its path is relative to the checkpoint's folder, or absolute.
+    """Read the manifest's entry of a reference; its path is relative to the checkpoint's folder, or absolute.
 
     Raises:
         ValueError: something is missing.

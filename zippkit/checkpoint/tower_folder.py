@@ -18,14 +18,15 @@ from zippkit.system.files import write_json
 
 
 def write_tower(folder: Path, tower: Tower, kind: str, source: Path | None = None) -> None:
-    """One tower by itself, as a folder that a spec's ``weights`` can name: ``model.safetensors``, ``tower.json``, and
-    where transformers has such an architecture, ``config.json``.
+    """Write one tower by itself, as a folder that a spec's ``weights`` can name.
+
+    It holds ``model.safetensors``, ``tower.json`` and, where transformers has such an architecture, ``config.json``.
 
     Args:
         folder: where to write.
-        tower: what to write.
+        tower: the tower.
         kind: its kind.
-        source: where its weights came from; tokenizer and the like are taken along from there.
+        source: where its weights came from; its tokenizer and the like are copied along.
     """
     write_tower_state(folder, tower.state_dict(), kind, tower.config, source)
 
@@ -33,7 +34,7 @@ def write_tower(folder: Path, tower: Tower, kind: str, source: Path | None = Non
 def write_tower_state(
     folder: Path, state: Mapping[str, Tensor], kind: str, config: TowerConfig, source: Path | None = None
 ) -> None:
-    """As `write_tower`, from the tower's tensors."""
+    """Write a tower's folder, as `write_tower` does, from its tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", state)
     if source is not None:

@@ -41,7 +41,7 @@ def write_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with appearing(folder) as new:
         new.mkdir()
-        towers = _write_towers(_Place(new, folder, root, copy_towers), checkpoint)
+        towers = _write_towers(Destination(new, folder, root, copy_towers), checkpoint)
         for name, tensors in _other_tensors(checkpoint).items():
             if tensors:
                 write_tensors(new / f"{name}.safetensors", tensors)
@@ -58,8 +58,8 @@ def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]]) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a checkpoint is being written."""
+class Destination:
+    """The folder that is being written, and how to refer to towers' sources from it."""
 
     temporary: Path
     folder: Path
@@ -84,7 +84,7 @@ class _Place:
         return as_json(replace(reference, files=files), f"{TOWERS}/{name}")
 
 
-def _write_towers(place: _Place, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def _write_towers(destination: Destination, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     """Write what has no source, copy what is to be copied; the manifest's entry of each tower."""
     entries: dict[str, dict[str, Any]] = {}
     known: dict[object, str] = {}
@@ -95,17 +95,17 @@ def _write_towers(place: _Place, checkpoint: Checkpoint) -> dict[str, dict[str, 
         if first != name:
             entries[name] = {"same_as": first}
         elif name in checkpoint.references:
-            entries[name] = place.refer(name, checkpoint.references[name])
+            entries[name] = destination.refer(name, checkpoint.references[name])
         else:
             write_tower_state(
-                place.temporary / TOWERS / name, state, spec.kind, spec.settings, checkpoint.sources.get(name)
+                destination.temporary / TOWERS / name, state, spec.kind, spec.settings, checkpoint.sources.get(name)
             )
             entries[name] = {"folder": f"{TOWERS}/{name}"}
     return entries
 
 
 def _other_tensors(checkpoint: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
-    """What is not a tower's, by file."""
+    """Group the tensors that belong to no tower by file."""
     rest = {key: tensor for key, tensor in checkpoint.tensors.items() if not key.startswith(f"{TOWERS}.")}
     adapters = {key: tensor for key, tensor in rest.items() if key.startswith("adapters.")}
     links = {key: tensor for key, tensor in rest.items() if key not in adapters}

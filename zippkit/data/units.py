@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
@@ -147,7 +148,7 @@ class UnitTokenizer(SpeechTokenizer):
         window, stride, n_mels = self.config.window, self.config.stride, self.config.n_mels
         if not units.size:
             return np.zeros((0, n_mels), np.float32)
-        pieces = self._centroids[units].reshape(-1, window, n_mels)
+        pieces = rearrange(self._centroids[units], "u (w m) -> u w m", w=window)
         total = np.zeros(((len(units) - 1) * stride + window, n_mels), np.float32)
         weight = np.zeros((len(total), 1), np.float32)
         for offset in range(window):
@@ -229,7 +230,7 @@ class UnitTokenizer(SpeechTokenizer):
         n_windows = 1 + max(0, -(-(len(mel) - window) // stride))
         mel = np.pad(mel, ((0, (n_windows - 1) * stride + window - len(mel)), (0, 0)), mode="edge")
         views = np.lib.stride_tricks.sliding_window_view(mel, window, axis=0)[::stride]
-        return views.transpose(0, 2, 1).reshape(n_windows, -1)
+        return rearrange(views, "u m w -> u (w m)")
 
 
 def _blank(config: UnitConfig) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.float32]]:

@@ -18,8 +18,11 @@ from zippkit.spec.tower_spec import TowerSpec
 
 
 class AddedVocabulary(nn.Module):
-    """Ids ``first`` and up. The tower's own rows stay as they are, so they may be frozen; the new ones are tied, and
-    stand before a norm of their own, because a tower's last norm is part of its head."""
+    """Token ids ``first`` and up, embedded in rows of their own.
+
+    The tower's own rows stay as they are, so they may be frozen. The new rows are tied between embedding and head, and
+    the head has a norm of its own before them, because a tower's last norm is part of its head.
+    """
 
     def __init__(self, first: int, size: int, dim: int) -> None:
         super().__init__()
@@ -29,18 +32,20 @@ class AddedVocabulary(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def start(self, tower: Tower, inputs: TowerBatch, hidden: Tensor) -> Tensor:
-        """The state at depth 0 (B, T, D), where new ids have their own rows; ``hidden`` is what the tower gave for
-        `known`."""
+        """Replace the state at depth 0 (B, T, D) at the new ids by their own rows.
+
+        ``hidden`` is the tower's embedding of `known`.
+        """
         added = inputs.tokens >= self.first
         embedded = self.embedding((inputs.tokens - self.first).clamp(min=0))
         return torch.where(added[:, :, None], tower.placed(embedded, inputs), hidden)
 
     def known(self, inputs: TowerBatch) -> TowerBatch:
-        """The same tokens with ids that the tower itself has, where they are new."""
+        """Replace the new ids by one that the tower itself has."""
         return replace(inputs, tokens=torch.where(inputs.tokens < self.first, inputs.tokens, 0))
 
     def head(self, logits: Tensor, hidden: Tensor) -> Tensor:
-        """Logits (B, T, V + added): the tower's own, and behind them those of the new ids."""
+        """Append the logits of the new ids to the tower's own: (B, T, V + added)."""
         return torch.cat([logits, nn.functional.linear(self.norm(hidden), self.embedding.weight)], dim=-1)
 
 
@@ -49,6 +54,7 @@ class Vocabularies(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Draw the added rows of every tower that hosts a modality."""
         del graph, towers
         return cls(group, {name: _added(tower) for name, tower in spec.towers.items() if tower.extend_vocabulary})
 
@@ -57,15 +63,18 @@ class Vocabularies(PartGroup):
         return cast("AddedVocabulary", self[name])
 
     def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
+        """Replace the new ids by one that the tower itself has."""
         return self.of(name).known(inputs)
 
     def embedded(
         self, name: str, tower: Tower, inputs: TowerBatch, hidden: Tensor, multimodal: Tensor | bool
     ) -> Tensor:
+        """Embed the new ids."""
         del multimodal
         return self.of(name).start(tower, inputs, hidden)
 
     def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor:
+        """Append the logits of the new ids."""
         del multimodal
         return self.of(name).head(logits, hidden)
 

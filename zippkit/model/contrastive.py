@@ -1,5 +1,7 @@
-"""The contrastive loss between two towers: which row's states belong together (CLIP, arXiv 2103.00020; CoCa,
-arXiv 2205.01917)."""
+"""The contrastive loss between two towers: which row's states belong together.
+
+CLIP (arXiv 2103.00020); CoCa (arXiv 2205.01917).
+"""
 
 from __future__ import annotations
 
@@ -75,6 +77,7 @@ class ContrastiveLosses(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Draw the projections of every contrastive loss of the spec."""
         del towers
         return cls(group, {contrast.label: _head(contrast, graph) for contrast in spec.contrastive})
 
@@ -83,12 +86,14 @@ class ContrastiveLosses(PartGroup):
         return cast("ContrastHead", self[name])
 
     def run(self, name: str, op: Op, forward: Forward) -> None:
+        """Pool and project one side; the second one gives the logits (B, B)."""
         head, pooled = self.of(name), forward.scratch.setdefault(op.part, [])
         pooled.append(head.pool(op.tower, forward.hidden[op.tower], forward.inputs[op.tower]))
         if len(pooled) == 2:
             forward.outputs[name] = head.compare(*pooled)
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        """The weighted loss of each pair whose logits are there."""
         del batch
         return {name: Loss(contrast_loss(outputs[name]), self.of(name).weight) for name in self if name in outputs}
 

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
@@ -35,19 +36,25 @@ from zippkit.plan.plan import Op, Plan
 
 
 class Around(Protocol):
-    """What stands around a tower (`zippkit.model.part_group.PartGroup`)."""
+    """A part around a tower (`zippkit.model.part_group.PartGroup`)."""
 
-    def known(self, name: str, inputs: TowerBatch) -> TowerBatch: ...
+    def known(self, name: str, inputs: TowerBatch) -> TowerBatch:
+        """Replace ids that the tower does not know."""
+
     def embedded(
         self, name: str, tower: Tower, inputs: TowerBatch, hidden: Tensor, multimodal: Tensor | bool
-    ) -> Tensor: ...
-    def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor: ...
+    ) -> Tensor:
+        """Rewrite the state (B, T, D) at depth 0."""
+
+    def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor:
+        """Rewrite or extend the logits (B, T, V)."""
 
 
 class Runs(Protocol):
     """All parts of one kind, some of which have operations of their own (`zippkit.model.part_group.PartGroup`)."""
 
-    def run(self, name: str, op: Op, forward: Forward) -> None: ...
+    def run(self, name: str, op: Op, forward: Forward) -> None:
+        """Run one operation of the part ``name``."""
 
 
 class Modules(NamedTuple):
@@ -64,8 +71,13 @@ class Modules(NamedTuple):
 
 
 def known(name: str, inputs: TowerBatch, around: Sequence[Around]) -> TowerBatch:
-    """A tower's tokens as it is to be given them, by what stands around it: without ids that it does not know
-    itself."""
+    """Give a tower only ids that it knows: what stands around it replaces the others.
+
+    Args:
+        name: of the tower.
+        inputs: its tokens.
+        around: the parts around it, from the inside out.
+    """
     for part in reversed(around):
         inputs = part.known(name, inputs)
     return inputs
@@ -91,11 +103,11 @@ class Forward:
         """By tower, what `Tower.layer` needs besides the state."""
         self.memories = dict(decoding.memories) if decoding else {}
         self.projected: dict[str, Projected] = {}
-        """What the next layer's attention is made of, where it is shared."""
+        """Queries, keys and values of the next layer, where its attention is shared."""
         self.joined: dict[str, list[Memory]] = {}
-        """What that attention sees of other towers."""
+        """Other towers' keys and values in that attention."""
         self.scratch: dict[str | None, Any] = {}
-        """What a part keeps between two of its operations, by its name."""
+        """By part, what it keeps between two of its operations."""
         self._read_here = {op.site for op in plan.ops if op.kind == "read"}
 
     def do(self, op: Op) -> None:
@@ -181,11 +193,11 @@ class Forward:
         self.outputs[name] = logits
 
     def route(self, towers: Set[str]) -> None:
-        """What the routers of some mixtures of experts did, once all layers are run."""
+        """Load-balancing losses of some mixtures of experts, once all layers are run."""
         for name in self.context.keys() & towers:
-            told = self.modules.towers[name].router_loss(self.inputs[name], self.context[name])
-            if told is not None:
-                self.outputs[ROUTER + name] = told
+            loss = self.modules.towers[name].router_loss(self.inputs[name], self.context[name])
+            if loss is not None:
+                self.outputs[ROUTER + name] = loss
 
 
 def _site_of(op: Op) -> LinkSite:
@@ -195,4 +207,4 @@ def _site_of(op: Op) -> LinkSite:
 
 def _keys_and_values(projected: Projected) -> Tensor:
     """(B, T, 2, H, K), as `zippkit.model.links.joint_attention` keeps them."""
-    return torch.stack([projected.keys, projected.values], dim=1).permute(0, 3, 1, 2, 4)
+    return rearrange([projected.keys, projected.values], "two b h t k -> b t two h k")

@@ -22,6 +22,7 @@ class InputProjections(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Draw the input projection of every tower that has one."""
         del towers
         wanted = {name: tower.input_projection for name, tower in spec.towers.items()}
         return cls(group, {name: _projection(each, graph.towers[name].dim) for name, each in wanted.items() if each})
@@ -29,6 +30,7 @@ class InputProjections(PartGroup):
     def embedded(
         self, name: str, tower: Tower, inputs: TowerBatch, hidden: Tensor, multimodal: Tensor | bool
     ) -> Tensor:
+        """Pass the embeddings of multimodal rows through the projection."""
         del tower, inputs
         if multimodal is False:
             return hidden
@@ -36,6 +38,7 @@ class InputProjections(PartGroup):
         return where_multimodal(at_least_float32(self[name](hidden)), hidden, multimodal)
 
     def trains(self, op: Op) -> bool:
+        """Only the start of a tower uses its input projection."""
         return op.kind == "start" and super().trains(op)
 
 

@@ -13,9 +13,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "si
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """float32 of what is narrower (bfloat16, under autocast or in a tower of it); float32 and float64 as they are.
+    """Cast what is narrower (bfloat16, under autocast or in a tower of it) to float32; float64 stays.
 
-    What states become between layers and links, and what losses and positions are computed in.
+    States between layers and links, losses and position ids are computed in it.
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -50,6 +50,7 @@ class ResidualMLP(nn.Module):
         zero_last(self.mlp)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map (B, T, D) states to (B, T, D)."""
         projected: Tensor = self.mlp(x_BTD)
         return x_BTD + projected
 
@@ -60,10 +61,10 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
     The first half of the sines is negative, so that `rotate` has no sign to change.
 
     Args:
-        positions: (B, T).
+        positions: (B, T) position ids.
         head_dim: width of a head.
         theta: base of the frequencies.
-        dtype: of what is turned; angles are float32 at least, since bfloat16 has no odd positions above 256.
+        dtype: of the queries and keys; angles are float32 at least, since bfloat16 has no odd positions above 256.
     """
     wide = torch.promote_types(dtype, torch.float32)
     exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
@@ -73,14 +74,14 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
 
 
 def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn queries or keys by their positions' angles."""
+    """Rotate queries or keys by their position ids' angles (`rotary_angles`)."""
     cos, sin = angles
     first, second = x_BHTK.chunk(2, dim=-1)
     return torch.addcmul(x_BHTK * cos, torch.cat((second, first), dim=-1), sin).to(x_BHTK.dtype)
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    """(B, T, H * K) to (B, H, T, K)."""
+    """Split heads: (B, T, H * K) to (B, H, T, K)."""
     return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
 
 
@@ -88,6 +89,9 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) 
     """Attention of T queries over S keys, heads joined again: (B, T, H * K).
 
     Args:
+        q_BHTK: queries, positions applied.
+        k_BHSK: keys, positions applied; fewer heads than queries have is grouped-query attention.
+        v_BHSK: values.
         mask: (B, T, S) bool, True where a query may attend; None for plain causal attention (T == S).
     """
     grouped = q_BHTK.shape[1] != k_BHSK.shape[1]

@@ -22,6 +22,7 @@ class Links(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Draw a link module for every site, and the projections that sites share."""
         del towers
         specs, builder = {link.label: link for link in spec.links}, _Builder(graph)
         sites: dict[str, nn.ModuleList] = {}
@@ -30,6 +31,7 @@ class Links(PartGroup):
         return cls(group, sites)
 
     def around(self, tower: str, owner: str) -> bool:
+        """Links act between a tower's operations, not inside them."""
         del tower, owner
         return False
 

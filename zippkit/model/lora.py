@@ -21,7 +21,7 @@ from zippkit.spec.tower_spec import some_of
 
 
 class Adapter(nn.Module):
-    """What is added to one linear map: ``alpha / rank * up(down(x))``, 0 at first."""
+    """The low-rank addition to one linear map: ``alpha / rank * up(down(x))``, 0 at first."""
 
     def __init__(self, n_in: int, n_out: int, lora: Lora, transposed: bool) -> None:
         super().__init__()
@@ -31,12 +31,13 @@ class Adapter(nn.Module):
         nn.init.normal_(self.down, std=n_in**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out), in float32."""
         # Adapters are float32, in towers of another dtype too.
         added: Tensor = self.scale * F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
         return added
 
     def change(self) -> Tensor:
-        """What the weight would have to change by, of the weight's shape."""
+        """The addition as a matrix, of the weight's shape."""
         change = self.scale * self.up @ self.down
         return change.T if self.transposed else change
 
@@ -56,6 +57,7 @@ class AdaptedLinear(nn.Linear):
         object.__setattr__(self, "adapter", adapter)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out), the adapter added."""
         mapped: Tensor = super().forward(input)
         return mapped + cast("Tensor", self.adapter(input)).to(mapped.dtype)
 
@@ -73,6 +75,7 @@ class AdaptedConv1D(nn.Module):
         object.__setattr__(self, "adapter", adapter)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (..., n_in) to (..., n_out), the adapter added."""
         mapped = torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
         return mapped + cast("Tensor", self.adapter(x)).to(mapped.dtype)
 
@@ -130,6 +133,11 @@ class Adapters(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Attach an adapter to every linear map that the spec's freeze rules call ``lora``.
+
+        Raises:
+            SpecError: a weight that is no linear map's, or that the rank does not fit.
+        """
         del graph
         found: dict[str, nn.Module] = {}
         for name, tower in spec.towers.items():
@@ -143,6 +151,7 @@ class Adapters(PartGroup):
         return cls(group, found)
 
     def around(self, tower: str, owner: str) -> bool:
+        """A tower that shares its weights shares their adapters."""
         del tower
         return owner in self
 

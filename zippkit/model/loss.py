@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -15,14 +16,14 @@ from zippkit.model.part_group import Loss
 
 
 def loss(outputs: Mapping[str, Tensor], batch: Batch, added: Mapping[str, Loss] | None = None) -> dict[str, Tensor]:
-    """Mean nats per predicted token of each tower, the losses that are added, and ``total``: the mean over the tokens
-    of all towers, and the others by their weights.
+    """Mean nats per predicted token of each tower, added losses, and ``total``.
 
-    A tower without any target in this batch has a loss of 0.
+    ``total`` is the mean over the tokens of all towers, plus the added losses by their weights. A tower without any
+    target in this batch has a loss of 0.
 
     Args:
-        outputs: what the model gave.
-        batch: what it was given.
+        outputs: the model's.
+        batch: its input.
         added: losses that are not of tokens (`zippkit.model.zipped_model.ZippedModel.added_losses`).
 
     Raises:
@@ -35,7 +36,8 @@ def loss(outputs: Mapping[str, Tensor], batch: Batch, added: Mapping[str, Loss] 
     counts: list[Tensor] = []
     for name, values in outputs.items():
         if name in batch.towers:
-            flat, wanted = at_least_float32(values.flatten(0, 1)), batch.towers[name].targets.flatten()
+            flat = at_least_float32(rearrange(values, "b t v -> (b t) v"))
+            wanted = rearrange(batch.towers[name].targets, "b t -> (b t)")
             nats.append(F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum"))
             counts.append((wanted != IGNORE).sum())
             losses[name] = nats[-1] / counts[-1].clamp(min=1)

@@ -15,7 +15,7 @@ from zippkit.spec.kinds import TowerConfig
 
 
 def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights: Path | None = None) -> Tower:
-    """A new tower, its parameters in ``dtype``, with the weights of a file or folder where one is given.
+    """Build a tower, its parameters in ``dtype``, with the weights of a file or folder where one is given.
 
     Raises:
         CheckpointError: weights that do not fit.
@@ -43,7 +43,7 @@ def _words(dtypes: Iterable[torch.dtype]) -> str:
 
 @contextmanager
 def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """What new parameters are made in, so that none is ever held in a wider dtype on the way."""
+    """Set the dtype of new parameters, so that none is ever held in a wider one on the way."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,4 +1,4 @@
-"""What comes after a segment: a small head at its end that tells the next modality, or that nothing follows."""
+"""A small head at a segment's end that predicts the next modality, or that the row ends."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Self, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,8 +39,9 @@ class NextHead(nn.Module):
 
 def next_nats(logits: Tensor, tokens: TowerBatch) -> tuple[Tensor, Tensor]:
     """Nats over all ends of a tower's segments, and how many ends there are."""
-    wanted = cast("Tensor", tokens.following).flatten()
-    total = F.cross_entropy(at_least_float32(logits.flatten(0, 1)), wanted, ignore_index=IGNORE, reduction="sum")
+    wanted = rearrange(cast("Tensor", tokens.following), "b t -> (b t)")
+    flat = at_least_float32(rearrange(logits, "b t n -> (b t) n"))
+    total = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="sum")
     return total, (wanted != IGNORE).sum()
 
 
@@ -51,22 +53,27 @@ class NextModality(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Draw a head for every tower."""
         names, n = spec.towers if spec.next is not None else (), len(graph.modalities)
         heads = cls(group, {name: NextHead(graph.towers[name].dim, n) for name in towers if name in names})
         heads.weight = spec.next.weight if spec.next is not None else 0.0
         return heads
 
     def answers(self, name: str, batch: Batch) -> bool:
+        """Whether the batch says what follows."""
         return batch.towers[name].following is not None
 
     def around(self, tower: str, owner: str) -> bool:
+        """The head is an operation of its own."""
         del tower, owner
         return False
 
     def run(self, name: str, op: Op, forward: Forward) -> None:
+        """Logits (B, T, N + 1) over the N modalities and the end of the row."""
         forward.outputs[PREFIX + name] = self[name](forward.hidden[op.tower])
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        """Mean nats per segment's end."""
         ends = [next_nats(outputs[PREFIX + name], batch.towers[name]) for name in self if PREFIX + name in outputs]
         if not ends:
             return {}

@@ -1,6 +1,6 @@
-"""All parts of one kind in a model: what they are built from, what they do around a tower, their operations and their
-loss.
+"""All parts of one kind in a model.
 
+A group says what its parts are built from, what they do around a tower, their operations and their loss.
 `zippkit.spec.part_kinds` says the same without torch. A package of somebody else adds a kind by one subclass, named in
 the entry points `zippkit.parts`: its ``Config`` is what stands under ``towers.<name>.parts.<kind>``, and `part` builds
 it.
@@ -32,8 +32,10 @@ class Loss(NamedTuple):
 
 
 class PartGroup(nn.ModuleDict):
-    """Parts by the name of the tower, link or loss to which each belongs; their parameters are called
-    ``<group>.<name>.…``."""
+    """Parts by the name of the tower, link or loss to which each belongs.
+
+    Their parameters are called ``<group>.<name>.…``.
+    """
 
     def __init__(self, group: str, parts: Mapping[str, nn.Module]) -> None:
         super().__init__(parts)
@@ -106,6 +108,7 @@ class TowerParts(PartGroup):
 
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
+        """Build the part of every tower whose section ``parts`` names the kind."""
         del graph
         given = {name: tower.parts[group] for name, tower in spec.towers.items() if group in tower.parts}
         configs = {name: cls.Config.model_validate(settings) for name, settings in given.items()}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.weights import load_into, read_tensors
@@ -17,8 +18,18 @@ ROUTER = "router."
 """Begins the name of the loss of a tower's own routing, such as `router.text`."""
 
 
-class Tower(nn.Module, ABC):
-    """Base of every tower. Subclass it, name its ``Config``, write `start`, `layer` and `head`."""
+Cache = TypeVar("Cache", default=Any)
+"""A tower's own KV cache (`Tower.new_cache`)."""
+Context = TypeVar("Context", default=Any)
+"""Whatever a tower's layers need besides the states (`Tower.start`)."""
+
+
+class Tower(nn.Module, ABC, Generic[Cache, Context]):
+    """Base of every tower. Subclass it, name its ``Config``, write `start`, `layer` and `head`.
+
+    A ``class Imu(Tower[list[Tensor], ImuContext])`` has its cache and its context checked by mypy; plain ``Tower``
+    leaves them open.
+    """
 
     Config: ClassVar[type[TowerConfig]]
     made_by_weights: ClassVar[bool] = False
@@ -34,11 +45,11 @@ class Tower(nn.Module, ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its parameters; `layer` and `head` are given states of it."""
+        """The dtype of its parameters; `layer` and `head` are given states of it."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @abstractmethod
-    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens.
 
         Args:
@@ -52,7 +63,7 @@ class Tower(nn.Module, ABC):
         """
 
     @abstractmethod
-    def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
+    def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index`` (from 0) on (B, T, D) states."""
 
     @abstractmethod
@@ -60,26 +71,34 @@ class Tower(nn.Module, ABC):
         """Logits (B, T, V) from the last layer's states, final norm included."""
 
     def placed(self, states: Tensor, inputs: TowerBatch) -> Tensor:
-        """States (B, T, D) that come from elsewhere than the embedding, as `start` would have placed them: a tower that
-        adds learned positions to its embedding adds them here."""
+        """Add positions to states (B, T, D) that come from elsewhere than the embedding, as `start` would have.
+
+        A tower that adds learned positions to its embedding adds them here.
+        """
         del inputs
         return states
 
     def check(self) -> None:
-        """Called once the tower is built and its weights are loaded: whether it can be run as it should.
+        """Check, once the tower is built and its weights are loaded, that it can be run as it should.
 
         Raises:
             CheckpointError: it would run wrong.
         """
 
     def apart(self) -> str:
-        """Asked of a copy by certificates that compare bits: from here on, a token's result has no bit that depends on
-        what else is in the batch, however slow that is; in words, what is run in another way than usual."""
+        """Make every token's result independent, to the last bit, of what else is in the batch, however slow that is.
+
+        Certificates that compare bits ask it of a copy.
+
+        Returns:
+            In words, what is run in another way than usual; empty if nothing is.
+        """
         return ""
 
-    def router_loss(self, inputs: TowerBatch, context: Any) -> Tensor | None:
-        """For a mixture of experts that is trained: how unevenly the tokens that just passed the layers were dealt out,
-        as one number that counts `router_weight` times in the total loss; None where nothing is told.
+    def router_loss(self, inputs: TowerBatch, context: Context) -> Tensor | None:
+        """Load-balancing loss of a mixture of experts that is trained, over the tokens that just passed the layers.
+
+        It counts `router_weight` times in the total loss; None where there is none.
 
         Args:
             inputs: the tokens, as `start` had them; padding does not count.
@@ -88,18 +107,20 @@ class Tower(nn.Module, ABC):
         del inputs, context
         return None
 
-    def new_cache(self, batch_size: int, max_len: int) -> Any:
-        """An empty cache of ``max_len`` slots in each row."""
+    def new_cache(self, batch_size: int, max_len: int) -> Cache:
+        """Allocate an empty KV cache of ``max_len`` slots in each row."""
         raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")
 
-    def reorder_cache(self, cache: Any, rows: Tensor) -> Any:
-        """A cache of its own with these (N,) rows of ``cache``, each as often as it is named; for beam search."""
+    def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
+        """Copy the (N,) rows of a cache into a new one, each as often as it is named; for beam search."""
         raise NotImplementedError(f"{type(self).__name__} has no beam search: it cannot reorder its cache")
 
     @classmethod
     def hugging_face(cls, config: Any) -> dict[str, Any] | None:
-        """The ``config.json`` with which ``transformers.AutoModelForCausalLM`` loads this kind's tensors, under the
-        names that they have here, and computes the same logits; None where transformers has no such architecture.
+        """The ``config.json`` with which transformers loads this kind's tensors and computes the same logits.
+
+        ``transformers.AutoModelForCausalLM`` finds them under the names that they have here; None where it has no such
+        architecture.
 
         Args:
             config: of a tower of this kind.
@@ -114,13 +135,13 @@ class Tower(nn.Module, ABC):
         optimizers and adapters hold on to them (`zippkit.model.weights.filled_in_place`).
 
         Raises:
-            CheckpointError: cut short, not safetensors, or names and shapes that differ; all of them are told.
+            CheckpointError: cut short, not safetensors, or names and shapes that differ, all of which are named.
         """
         load_into(self, read_tensors(path), str(path))
 
 
 class Projected(NamedTuple):
-    """What a layer's attention is made of."""
+    """Queries, keys and values of one layer's attention."""
 
     queries: Tensor
     """(B, H, T, K), positions applied."""
@@ -130,18 +151,20 @@ class Projected(NamedTuple):
     """(B, H_kv, T, K)"""
 
 
-class SharedAttention(ABC):
-    """For a Tower whose attention others can join (`TowerConfig.shared_attention`): its layer in three parts, which
-    together do what `Tower.layer` does. Positions are ``inputs.position_ids``."""
+class SharedAttention(ABC, Generic[Context]):
+    """A layer in three parts, for a Tower whose attention others can join (`TowerConfig.shared_attention`).
+
+    Together they do what `Tower.layer` does. Position ids are ``inputs.position_ids``.
+    """
 
     @abstractmethod
-    def project(self, index: int, hidden: Tensor, context: Any) -> Projected:
+    def project(self, index: int, hidden: Tensor, context: Context) -> Projected:
         """Queries, keys and values of the new tokens, from (B, T, D) states."""
 
     @abstractmethod
-    def remember(self, index: int, projected: Projected, context: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values (B, H_kv, S, K) of all tokens so far, and the mask (B, T, S); None is plain causal."""
 
     @abstractmethod
-    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Any) -> Tensor:
+    def close(self, index: int, hidden: Tensor, attended: Tensor, context: Context) -> Tensor:
         """The layer's state (B, T, D), from the one before it and what was attended to, (B, T, H * K)."""

@@ -145,12 +145,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
 
 @contextmanager
 def filled_in_place(module: nn.Module, name: str) -> Iterator[None]:
-    """Around code that fills ``module`` with values: its modules, parameters and buffers must be the same objects after
-    as before, by the same names, since freezing, optimizers and adapters hold on to them.
+    """Check that the code inside fills ``module`` in place.
+
+    Its modules, parameters and buffers must be the same objects after as before, by the same names, since freezing,
+    optimizers and adapters hold on to them.
 
     Args:
-        module: what is filled.
-        name: what it is called in a message.
+        module: the module that is filled.
+        name: its name in messages.
 
     Raises:
         ZippkitError: names what was replaced, added or removed.

@@ -106,14 +106,17 @@ class ZippedModel(nn.Module):
         return plan.gradient_free(trains)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits (B, T, V) of each tower on which the batch asks for a loss, and (B, B) of each contrastive loss
-        between towers that are there; where the model tells what comes next, (B, T, N + 1) of each tower, as
-        ``next.<tower>``; of trained mixtures of experts, one number that tells how unevenly tokens were dealt out, as
-        ``router.<tower>``. Nothing else is computed."""
+        """Run what the batch needs, and nothing else.
+
+        Returns:
+            By tower, logits (B, T, V) where the batch asks for a loss; by contrastive loss, (B, B) logits between
+            towers that are there; where the model predicts what follows, (B, T, N + 1) of each, as ``next.<tower>``; of
+            trained mixtures of experts, the load-balancing loss, as ``router.<tower>``.
+        """
         return self.run(self.plan.prune(self.wanted(batch)), batch.towers, batch.multimodal)
 
     def wanted(self, batch: Batch) -> Wanted:
-        """What a loss on a batch needs."""
+        """The outputs that a loss on a batch needs."""
         missing = {op.part for op in self.plan.ops if op.tower not in batch.towers}
         parts = {op.part for op in self.plan.ops if op.part is not None and batch.outputs} - missing
         answering = {part for part in parts if self._part(part)[0].answers(self._part(part)[1], batch)}

@@ -15,7 +15,8 @@ PERIOD = 15.0
 class Advance(Protocol):
     """Tell how much is done."""
 
-    def __call__(self, done: int, note: str = "") -> None: ...
+    def __call__(self, done: int, note: str = "") -> None:
+        """Show that ``done`` of the total is done, with a note."""
 
 
 @contextmanager

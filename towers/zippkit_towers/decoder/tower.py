@@ -122,7 +122,7 @@ class Layer(nn.Module):
         return hidden + fed
 
 
-class Decoder(Tower, SharedAttention):
+class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     """A causal decoder for any discrete tokens: text, speech units, image levels."""
 
     Config = DecoderConfig
@@ -144,7 +144,7 @@ class Decoder(Tower, SharedAttention):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layers) ** 0.5 if residual else 0.02)
 
-    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         hidden: Tensor = self.embed_tokens(inputs.tokens)
         angles = rotary_angles(inputs.position_ids, self.config.head_width, self.config.rope_theta, hidden.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from zippkit.model.tower import Tower
+from zippkit.model.tower import Cache, Context, Tower
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
 from zippkit_towers.hf_causal_lm.parts import find_parts
@@ -16,7 +16,7 @@ from zippkit_towers.hf_causal_lm.settings import refuse_sparse, windows_of
 from zippkit_towers.hf_causal_lm.transformers_model import architecture, read_folder, whole_model
 
 
-class DecoderModules(Tower):
+class DecoderModules(Tower[Cache, Context]):
     """A tower that owns the modules of one decoder; `HfCausalLm` runs them, the parity check compares them."""
 
     Config = HfCausalLmConfig

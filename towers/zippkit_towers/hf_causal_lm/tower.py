@@ -38,7 +38,7 @@ class Context:
     """The logits (B * T, n_experts) of each router so far, where they are asked for."""
 
 
-class HfCausalLm(DecoderModules):
+class HfCausalLm(DecoderModules[Slots, Context]):
     """Any causal language model of transformers whose layers can be run one by one, exactly."""
 
     def __init__(self, config: HfCausalLmConfig) -> None:
@@ -55,7 +55,7 @@ class HfCausalLm(DecoderModules):
         """
         check_parity(self)
 
-    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Slots | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         hidden = self.part("embedding")(inputs.tokens) * scale_of(self.hf, "embedding_multiplier")
         angles: dict[str, Any] = {}

@@ -29,7 +29,7 @@ from zippkit_towers.hf_encoder.transformers_model import whole_encoder
 from zippkit_towers.hf_encoder.weights import own_tensors
 
 
-class HfEncoder(Tower):
+class HfEncoder(Tower[None, Context | Tensor | None]):
     """Transformers' own modules, run layer by layer; nothing in it is random, in training either."""
 
     Config = HfEncoderConfig
@@ -54,7 +54,9 @@ class HfEncoder(Tower):
         if config.model_type == "whisper":
             _fix_positions(cast("nn.Embedding", self.embed_positions))
 
-    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
+    def start(
+        self, inputs: TowerBatch, mask: Tensor | None, cache: None = None
+    ) -> tuple[Tensor, Context | Tensor | None]:
         """Embed the segments; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         if inputs.features is None and self.config.continuous:
             raise ZippkitError(f"a {self.config.model_type!r} tower reads waveforms or pixels, and was given tokens")
@@ -66,7 +68,7 @@ class HfEncoder(Tower):
         hidden = states_NLD[features.entry, inputs.offset] * (inputs.order >= 0)[:, :, None]
         return hidden, None if mask is None else mask[:, None]
 
-    def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
+    def layer(self, index: int, hidden: Tensor, context: Context | Tensor | None) -> Tensor:
         """Run a layer; the last one with the norm that follows it, so that its states are ``last_hidden_state``."""
         if self.guessed is not None:
             return self.guessed.layer(self, index, hidden, cast("Context", context))

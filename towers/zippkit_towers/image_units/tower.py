@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
-from zippkit_towers.decoder.tower import Context, Decoder
+from zippkit_towers.decoder.tower import Cache, Context, Decoder
 from zippkit_towers.image_units.config import ImageUnitsConfig
 
 
@@ -28,7 +26,7 @@ class ImageUnits(Decoder):
         for embedding in (self.embed_rows, self.embed_columns):
             nn.init.normal_(embedding.weight, std=0.02)
 
-    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Context]:
+    def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens, with the row and column of the pixel that each of them predicts."""
         hidden, context = super().start(inputs, mask, cache)
         side = self.config.side

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor
@@ -106,7 +107,7 @@ class CodecTokenizer(SpeechTokenizer):
         self.check_rate(wave, rate)
         n, size = self.config.n_codebooks, self.stored.codebook_size
         codes_CF = self._encode(torch.from_numpy(np.asarray(wave, np.float32))[None, None])[:n]
-        ids: NDArray[np.int64] = (codes_CF.T + size * torch.arange(n)).reshape(-1).numpy()
+        ids: NDArray[np.int64] = rearrange(codes_CF + size * torch.arange(n)[:, None], "c f -> (f c)").numpy()
         return ids
 
     @torch.no_grad()
@@ -161,7 +162,7 @@ class CodecTokenizer(SpeechTokenizer):
         for unit in units.tolist():
             if unit // size == len(kept) % n:
                 kept.append(unit % size)
-        return np.array(kept[: len(kept) - len(kept) % n], np.int64).reshape(-1, n)
+        return rearrange(np.array(kept[: len(kept) - len(kept) % n], np.int64), "(f c) -> f c", c=n)
 
 
 def _facts(config: CodecConfig, folder: Path, told: dict[str, Any]) -> tuple[_Stored, int]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
@@ -99,7 +100,7 @@ def _encoded(
 
 def _averages(units: Sequence[NDArray[np.int64]], mels: Sequence[NDArray[np.float32]], config: VocoderConfig) -> Tensor:
     """(n_units, R * M); a unit that no recording has gets the average over all."""
-    rows = torch.from_numpy(np.concatenate(mels).reshape(-1, config.frames_per_unit * config.n_mels))
+    rows = torch.from_numpy(rearrange(np.concatenate(mels), "(u r) m -> u (r m)", r=config.frames_per_unit))
     ids = torch.from_numpy(np.concatenate(units))
     totals = torch.zeros(config.n_units, rows.shape[1]).index_add_(0, ids, rows)
     counts = torch.bincount(ids, minlength=config.n_units)[:, None]

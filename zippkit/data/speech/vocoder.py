@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class UnitVocoder(nn.Module):
         x_BUD = F.dropout(self.embedding(ids_BU) + self.project(averages), dropout, self.training)
         for norm, layer in zip(self.norms, self.layers, strict=True):
             x_BUD = x_BUD + F.dropout(F.gelu(layer(norm(x_BUD).mT).mT), dropout, self.training)
-        mel = (averages + self.out(x_BUD)).reshape(len(ids_BU), -1, self.config.n_mels)
+        mel = rearrange(averages + self.out(x_BUD), "b u (r m) -> b (u r) m", m=self.config.n_mels)
         smoothed: Tensor = mel + self.narrow(F.gelu(self.widen(mel.mT))).mT
         return smoothed
 

@@ -1,4 +1,4 @@
-"""What the cross-attending links share: keys and values of the source, and what the target's states find there."""
+"""Cross-attention that links share: keys and values of the source, and the target's attention over them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from zippkit.model.links.configs import AttendingConfig
 
 
 def apply_rotary(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
-    """Queries or keys, rotated by their positions."""
+    """Rotate queries or keys by their position ids (rotary embedding, arXiv 2104.09864)."""
     return rotate(x_BHTK, rotary_angles(positions_BT, x_BHTK.shape[-1], theta, x_BHTK.dtype))
 
 
 def masked_attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor) -> Tensor:
-    """What queries find, (B, T, H * K); one that may attend to nothing finds something finite without meaning.
+    """Attention under a mask, (B, T, H * K); fully masked queries return an arbitrary finite value.
 
-    A blind query attends everywhere, so that no kernel meets an empty row; whoever calls throws its result away.
+    Such a query attends to every key, so that no kernel meets an empty row; the caller discards its result.
     """
     return attend(q_BHTK, k_BHSK, v_BHSK, mask_BTS | ~mask_BTS.any(dim=-1, keepdim=True))
 
 
 class Attending(Link):
-    """Base of the links in which the target's states attend over the source's."""
+    """Base of the links in which the target's states attend to the source's."""
 
     config: AttendingConfig
 
@@ -40,20 +40,21 @@ class Attending(Link):
         self.output = nn.Linear(target_dim, target_dim, bias=False)
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        """Project and norm the source's states, and keep their keys and values: (B, S, H, K) and (B, S, D)."""
         projected_BSD = self.projection(self.source_norm(source))
         key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
         if self.config.positions != "none":
             rotary = self.config.positions == "rotary"
             wide = torch.promote_types(key_BHSK.dtype, torch.float32)
-            places = tokens.positions.to(wide) * self.config.pace if rotary else tokens.offset
-            key_BHSK = apply_rotary(key_BHSK, places, self.config.rope_theta)
+            positions = tokens.positions.to(wide) * self.config.pace if rotary else tokens.offset
+            key_BHSK = apply_rotary(key_BHSK, positions, self.config.rope_theta)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 
     def attend_to_memory(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
-        """What each target state finds in the memory.
+        """Attend from each target state to the memory's earlier tokens.
 
         Returns:
-            (B, T, D), and (B, T, 1) bool: the token sees anything at all; what a blind one finds means nothing.
+            (B, T, D), and (B, T, 1) bool: the token sees any of them; elsewhere the first is arbitrary.
         """
         mask_BTS = cross_mask(tokens.order, memory.order)
         key_BSHK, value_BSD = memory.tensors
@@ -67,5 +68,5 @@ class Attending(Link):
 
 
 def where_seen(sees_BT1: Tensor, rewritten_BTD: Tensor, target_BTD: Tensor) -> Tensor:
-    """The rewritten states; on blind positions the target's own, to the last bit."""
+    """Rewrite the states that see something; blind positions keep the target's own, to the last bit."""
     return torch.where(sees_BT1, rewritten_BTD, target_BTD)

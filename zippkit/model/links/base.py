@@ -16,7 +16,7 @@ from zippkit.spec.kinds import LinkConfig
 
 @dataclass(frozen=True)
 class Memory:
-    """What a link keeps of its source; it is also the link's cache.
+    """A link's keys and values of its source, or whatever else it keeps; it is also the link's cache.
 
     Every tensor has the batch first and what is seen second (the source's tokens, or what the link makes of a segment
     of them), so that memories of one row's segments join.
@@ -58,28 +58,29 @@ class Link(nn.Module, ABC):
 
     @abstractmethod
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
-        """Turn source states into a memory, once for each source token. Segments come whole (unless the two towers
-        advance together), one or several at a time.
+        """Turn source states into a memory, once for each source token.
+
+        Segments come whole (unless the two towers advance together), one or several at a time.
 
         Args:
             source: (B, S, source_dim) states; keys and values (B, S, 2, H, K) for a link inside attention.
             tokens: the source's tokens, (B, S) each: ``visible`` is the order from which each may be seen, -1 at
-                padding; ``positions`` its place among the source's own; ``segment`` and ``offset`` which segment it
-                belongs to, and its place therein; ``inserted`` marks places that stand for segments of a third tower.
+                padding; ``positions`` its index among the source's own; ``segment`` and ``offset`` which segment it
+                belongs to, and its index therein; ``inserted`` marks slots that stand for segments of a third tower.
         """
 
     @abstractmethod
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
         """Rewrite target states; the identity at initialisation and on blind positions.
 
-        At the embedding (`LinkConfig.acts`), it fills the places that the link has inserted, each from the segment that
+        At the embedding (`LinkConfig.acts`), it fills the slots that the link has inserted, each from the segment that
         ``segment`` names, and leaves every other token as it is. Inside attention it is not called: the target's layer
         attends over keys and values (B, S, H, K), which the memory's tensors are.
 
         Args:
             target: (B, T, target_dim) states.
-            tokens: the target's tokens, (B, T) each: ``order`` is the place of each in the whole sequence, -1 at
-                padding; ``positions`` its place among the target's own.
+            tokens: the target's tokens, (B, T) each: ``order`` is the rank of each in the whole sequence, -1 at
+                padding; ``positions`` its index among the target's own.
             memory: what `write` gave, for every source token so far; only earlier ones may be read
                 (`zippkit.batch.masks.cross_mask`).
         """

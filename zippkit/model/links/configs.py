@@ -27,7 +27,7 @@ def _heads_misfit(n_heads: int, dim: int, rotary: bool) -> Iterator[str]:
 
 
 class AttendingConfig(LinkConfig):
-    """What every kind of cross-attention can be told."""
+    """Settings that every kind of cross-attention has."""
 
     n_heads: int = Field(8, gt=0, description="Attention heads; must divide the target's width.")
     placement: Placement = Field("after", description=_PLACEMENT)
@@ -54,9 +54,11 @@ class AttendingConfig(LinkConfig):
 
     @property
     def acts(self) -> Acts:
+        """Where in the target's forward pass the link acts."""
         return "after_layer" if self.placement == "after" else "before_layer"
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
+        """Yield what does not fit between the link and its towers."""
         del source
         yield from _heads_misfit(self.n_heads, target.dim, self.positions != "none")
 
@@ -92,7 +94,7 @@ class GatedCrossAttentionConfig(AttendingConfig):
 
     @property
     def first_gate(self) -> float:
-        """What gates start at, before their tanh."""
+        """The gates' initial value, before their tanh."""
         return 0.0 if self.start == "zero_gates" else 1.0 if self.gate_init is None else self.gate_init
 
 
@@ -118,12 +120,15 @@ class PrefixConfig(LinkConfig):
 
     @property
     def acts(self) -> Acts:
+        """Where in the target's forward pass the link acts."""
         return "embedding"
 
     def projected_dim(self, source_dim: int) -> int:
+        """Width of the stacked tokens that are projected."""
         return self.stack * source_dim
 
     def n_slots(self, n_tokens: int) -> int:
+        """Slots of a segment: one for each ``stack`` of its tokens."""
         return -(-n_tokens // self.stack)
 
 
@@ -163,19 +168,23 @@ class ResamplerConfig(LinkConfig):
 
     @property
     def acts(self) -> Acts:
+        """Where in the target's forward pass the link acts."""
         if self.output == "prefix":
             return "embedding"
         return "after_layer" if self.placement == "after" else "before_layer"
 
     @property
     def by_segment(self) -> bool:
+        """Latents are of a whole segment."""
         return True
 
     def n_slots(self, n_tokens: int) -> int:
+        """Slots of a segment: one for each latent."""
         del n_tokens
         return self.queries
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:
+        """Yield what does not fit between the link and its towers."""
         del source
         yield from _heads_misfit(self.n_heads, target.dim, self.positions != "none")
 
@@ -188,4 +197,5 @@ class JointAttentionConfig(LinkConfig):
 
     @property
     def acts(self) -> Acts:
+        """Where in the target's forward pass the link acts."""
         return "attention"

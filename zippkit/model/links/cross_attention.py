@@ -11,12 +11,14 @@ from zippkit.model.links.configs import CrossAttentionConfig
 
 
 class CrossAttention(Attending):
-    """For a target state u and a source state s, with a linear projection F (`projection: {depth: 1}`)::
+    """Plain cross-attention without gate and feed-forward.
+
+    For a target state u and a source state s, with a linear projection F (`projection: {depth: 1}`)::
 
         h = u + W_O Attn(norm(u), F(norm(s)))
 
-    and h = u on blind positions. No gate and no feed-forward. CALM starts W_O at random, which disturbs the target at
-    step 0; here it starts at zero. CALM tells of no norms and of no positions (`norm_source: false, positions: none`).
+    and h = u on blind positions. CALM starts W_O at random, which disturbs the target at step 0; here it starts at
+    zero. CALM tells of no norms and of no positions (`norm_source: false, positions: none`).
     """
 
     Config = CrossAttentionConfig
@@ -27,5 +29,6 @@ class CrossAttention(Attending):
         nn.init.zeros_(self.output.weight)
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        """Compute h, (B, T, D)."""
         found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         return where_seen(sees_BT1, target + found_BTD, target)

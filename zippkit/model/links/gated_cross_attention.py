@@ -13,7 +13,9 @@ from zippkit.model.links.configs import GatedCrossAttentionConfig
 
 
 class GatedCrossAttention(Attending):
-    """The design's equation, for a target state u and a source state s::
+    """Cross-attention and a feed-forward, each behind a gate: the design's equation.
+
+    For a target state u and a source state s::
 
         a = u + tanh(g_a) * Attn(norm(u), F(s))
         h = a + tanh(g_f) * FFN(norm(a))
@@ -43,6 +45,7 @@ class GatedCrossAttention(Attending):
         return nn.Parameter(torch.full(shape, self.config.first_gate))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        """Compute h, (B, T, D)."""
         found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         a_BTD = target + _gated(self.attention_gate, found_BTD)
         h_BTD = a_BTD + _gated(self.feed_forward_gate, self.feed_forward(self.feed_forward_norm(a_BTD)))

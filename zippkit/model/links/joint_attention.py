@@ -1,11 +1,14 @@
-"""Joint attention: layers of several towers attend over the tokens of all (Mixture-of-Transformers, arXiv 2411.04996;
-LMFusion, arXiv 2412.15188)."""
+"""Joint attention: layers of several towers attend over the tokens of all.
+
+Mixture-of-Transformers (arXiv 2411.04996); LMFusion (arXiv 2412.15188).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
@@ -26,7 +29,7 @@ class JointAttention(Link):
         return Memory(tokens.visible, (source[:, :, 0], source[:, :, 1]))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
-        """Nothing: the target's own layer reads the memory, by `attend_jointly`."""
+        """Return the target as it is: its own layer reads the memory, by `attend_jointly`."""
         del tokens, memory
         return target
 
@@ -54,7 +57,7 @@ def attend_jointly(
     theirs = [cross_mask(order, memory.order) for memory in memories]
     keys, values = (
         # The softmax is the tower's own, in its own dtype.
-        torch.cat([own[i], *(memory.tensors[i].transpose(1, 2).to(own[i].dtype) for memory in memories)], dim=2)
+        torch.cat([own[i], *(rearrange(m.tensors[i], "b s h k -> b h s k").to(own[i].dtype) for m in memories)], dim=2)
         for i in range(2)
     )
     together = attend(queries, keys, values, torch.cat([mine, *theirs], dim=-1))

@@ -1,11 +1,14 @@
-"""A resampler: learned queries read a segment, and the target reads what they have become (BLIP-2, arXiv 2301.12597;
-Flamingo, arXiv 2204.14198)."""
+"""A resampler: learned queries read a segment, and the target reads the latents that they become.
+
+BLIP-2 (arXiv 2301.12597); Flamingo (arXiv 2204.14198).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import torch
+from einops import repeat
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
@@ -19,7 +22,7 @@ from zippkit.model.links.resampler_layers import LAYERS, Seen
 class Resampler(Link):
     """Each segment of the source becomes ``queries`` latents, which are visible once the segment is complete.
 
-    Latents start as the learned queries and go through layers (`resampler_layers`); then they take places in the
+    Latents start as the learned queries and go through layers (`resampler_layers`); then they take slots in the
     target's sequence, as of a `Prefix`, or the target reads them by a `GatedCrossAttention`.
     """
 
@@ -42,17 +45,18 @@ class Resampler(Link):
             self.reader = GatedCrossAttention(reader, target_dim, target_dim, nn.Identity())
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
+        """Resample every segment, and keep the latents (B, L, D), L = N segments times ``queries``."""
         n, rank_BS = self.config.queries, rank_of_segment(tokens)
         ranks_N = torch.arange(tokens.n_segments, device=rank_BS.device)
         member_BNS = rank_BS[:, None, :] == ranks_N[:, None]
         # L counts the latents of all segments of a row; a row with fewer segments has some that nobody sees.
         order_BL, segment_BL = (
-            torch.where(member_BNS, column[:, None, :], -1).amax(dim=-1).repeat_interleave(n, dim=1)
+            repeat(torch.where(member_BNS, column[:, None, :], -1).amax(dim=-1), "b n -> b (n q)", q=n)
             for column in (tokens.visible, tokens.segment)
         )
-        ranks_L = ranks_N.repeat_interleave(n)
+        ranks_L = repeat(ranks_N, "n -> (n q)", q=n)
         seen = Seen(
-            tokens=member_BNS.repeat_interleave(n, dim=1),
+            tokens=repeat(member_BNS, "b n s -> b (n q) s", q=n),
             latents=(ranks_L[:, None] == ranks_L).expand(len(rank_BS), -1, -1),
             positions=tokens.offset if self.config.positions == "keys" else None,
         )
@@ -66,6 +70,7 @@ class Resampler(Link):
         return self.reader.write(latents_BLD, replace(TowerBatch.alone(order_BL), visible=order_BL))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
+        """Fill the inserted slots with latents, or attend to them."""
         if self.config.output == "cross_attention":
             return self.reader.read(target, tokens, memory)
         latents_BLD, segment_BL = entries(memory)
@@ -75,7 +80,7 @@ class Resampler(Link):
 
 
 def rank_of_segment(tokens: TowerBatch) -> Tensor:
-    """(B, S) which of the row's own segments a token belongs to, from 0; -1 at padding and at inserted places."""
+    """Number the row's own segments from 0, (B, S); -1 at padding and at inserted slots."""
     own_BS = (tokens.visible >= 0) & ~tokens.inserted
     first_BS = own_BS & (tokens.offset == 0)
     return torch.where(own_BS, first_BS.long().cumsum(dim=1) - 1, -1)

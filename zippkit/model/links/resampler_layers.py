@@ -13,18 +13,18 @@ from zippkit.model.links.attending import apply_rotary, masked_attention
 
 @dataclass(frozen=True)
 class Seen:
-    """What latents may attend to. L counts the latents of all segments of a row."""
+    """Masks of the latents' attention. L counts the latents of all segments of a row."""
 
     tokens: Tensor
     """(B, L, S) bool: the source's tokens of the latent's own segment."""
     latents: Tensor
     """(B, L, L) bool: the latents of its own segment."""
     positions: Tensor | None
-    """(B, S) by which the source's keys are turned; None: they are not."""
+    """(B, S) position ids of the source's keys; None: they have no positions."""
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries, and keys of latents, are never turned."""
+    """Multi-head attention; queries, and keys of latents, have no positions."""
 
     def __init__(self, dim: int, n_heads: int, theta: float) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Attention(nn.Module):
         return (key_BHSK if positions_BS is None else apply_rotary(key_BHSK, positions_BS, self.theta)), value_BHSK
 
     def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], mask_BLS: Tensor) -> Tensor:
-        """What the latents find there."""
+        """Attend from the latents (B, L, D) to the keys."""
         out: Tensor = self.output(masked_attention(split_heads(self.query(x_BLD), self.n_heads), *keys, mask_BLS))
         return out
 
@@ -56,6 +56,7 @@ class PerceiverLayer(nn.Module):
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
+        """Rewrite the latents (B, L, D) by the source's states (B, S, D)."""
         normed_BLD = self.attention_norm(x_BLD)
         pairs = zip(self.attention.keys(source_BSD, seen.positions), self.attention.keys(normed_BLD), strict=True)
         keys, values = (torch.cat(pair, dim=2) for pair in pairs)
@@ -82,6 +83,7 @@ class QFormerLayer(nn.Module):
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
+        """Rewrite the latents (B, L, D) by the source's states (B, S, D)."""
         normed_BLD = self.self_attention_norm(x_BLD)
         x_BLD = x_BLD + self.self_attention(normed_BLD, self.self_attention.keys(normed_BLD), seen.latents)
         keys = self.cross_attention.keys(source_BSD, seen.positions)
