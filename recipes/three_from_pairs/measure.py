@@ -27,9 +27,9 @@ from zippkit.data.dataset import Dataset
 from zippkit.data.readers import DIGITS
 from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate_batch
+from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.device import backend
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.task_data import check_tokenizers
 
 AT_ONCE = 100
 LONGEST = 64

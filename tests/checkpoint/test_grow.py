@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import zippkit
-import zippkit.training.trainer
+import zippkit.training.phase_run
 from helpers.compositions import link, make_spec, randomise, tower
 from helpers.tiny_runs import WORDS, copied, finished_run, spec, tiny_recipe, write_data, write_recipe
 from helpers.tiny_runs import examples as examples_of
@@ -305,7 +305,7 @@ def stop_after(patch: pytest.MonkeyPatch, n_steps: int) -> None:
 
         return watched
 
-    patch.setattr(zippkit.training.trainer, "build_step", build)
+    patch.setattr(zippkit.training.phase_run, "build_step", build)
 
 
 def problems(file: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-import zippkit.training.trainer
+import zippkit.training.phase_run
 from helpers.tiny_runs import saved
 from zippkit.batch.batch import Batch
 from zippkit.model.zipped_model import ZippedModel
@@ -36,7 +36,7 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, act: At) -> None:
 
         return watched
 
-    monkeypatch.setattr(zippkit.training.trainer, "build_step", build)
+    monkeypatch.setattr(zippkit.training.phase_run, "build_step", build)
 
 
 def on_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[ZippedModel], None]) -> None:

@@ -288,7 +288,7 @@ def test_what_stood_beside_the_weights_survives_every_chain(
     few = {"steps": 4, "save_every": 1, "batch_size": 2}
     first = tiny_recipe(tmp_path / "first", few, spec=spec)
     with monkeypatch.context() as patch, pytest.raises(ZippkitError, match="stopped after step 1"):
-        patch.setattr("zippkit.training.trainer._Stop.asked", True)
+        patch.setattr("zippkit.training.stop_signals.StopRequest.asked", True)
         train(first, tmp_path / "first" / "run")
     if not freeze:
         for name in BESIDE:

@@ -20,7 +20,8 @@ from zippkit.plan.sequence_layout import Modality, SequenceLayout
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
 from zippkit.spec.task import Task
-from zippkit.training.task_data import TaskData, check_tokenizers
+from zippkit.training.data_checks import check_tokenizers
+from zippkit.training.task_data import TaskData
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 
 HEARS = HfEncoderConfig(model=MODELS["wav2vec2"], sample_rate=800)

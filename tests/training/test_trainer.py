@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-import zippkit.training.trainer
+import zippkit.training.phase_run
 from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_step
 from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
 from helpers.tiny_runs import zippkit as in_a_process
@@ -29,7 +29,8 @@ from zippkit.checkpoint.frozen_hashes import frozen_tensors
 from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import refer
 from zippkit.checkpoint.tower_folder import write_tower
-from zippkit.composition import load
+from zippkit.checkpoint.writing import write_checkpoint
+from zippkit.composition import Composition, load
 from zippkit.errors import CheckpointError, DataError, ZippkitError
 from zippkit.evaluation.evaluate import evaluate
 from zippkit.loading import load_recipe
@@ -83,7 +84,7 @@ def test_a_pre_trained_tower_goes_into_the_composition_and_stays_as_it_is() -> N
 
 def test_frozen_tensors_are_those_of_the_first_step(whole: Path) -> None:
     recipe = recipe_of(whole)
-    fresh = zippkit.training.trainer.compile(recipe.spec, seed=recipe.seed)
+    fresh = zippkit.compile(recipe.spec, seed=recipe.seed)
     last = load(whole / "run").model.state_dict()
     frozen = frozen_tensors(fresh.spec, fresh.model)
     assert {name.split(".")[1] for name in frozen} == {"text"}
@@ -277,9 +278,9 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_named(
         batches.append(ids)
         return original(self, examples, multiple, ids, multimodal)
 
-    original = zippkit.training.trainer.Composition.collate
-    monkeypatch.setattr(zippkit.training.trainer, "build_step", build)
-    monkeypatch.setattr(zippkit.training.trainer.Composition, "collate", collate)
+    original = Composition.collate
+    monkeypatch.setattr(zippkit.training.phase_run, "build_step", build)
+    monkeypatch.setattr(Composition, "collate", collate)
     with pytest.raises(ZippkitError, match="there is no checkpoint yet") as failure:
         train(recipe_of(whole), tmp_path)
     assert len(batches) == 3
@@ -313,7 +314,7 @@ def test_the_proof_goes_back_to_the_first_step(whole: Path, tmp_path: Path, monk
     change_tower(tower, weights)
     reference = refer(checkpoint.spec.towers["text"], tower)
     assert reference is not None
-    zippkit.training.trainer.write_checkpoint(last, replace(checkpoint, references={"text": reference}), root=tmp_path)
+    write_checkpoint(last, replace(checkpoint, references={"text": reference}), root=tmp_path)
     with pytest.raises(ZippkitError, match=r"towers\.text\.norm\.weight has moved"):
         train(recipe_of(whole), tmp_path)
 
@@ -384,7 +385,7 @@ def test_a_run_goes_on_from_another_working_directory(
 ) -> None:
     write_recipe(tmp_path)
     monkeypatch.chdir(tmp_path)
-    train(zippkit.training.trainer.RunFolder(whole / "run").recipe(), Path("copy"))
+    train(RunFolder(whole / "run").recipe(), Path("copy"))
     relative = yaml.safe_load((tmp_path / "copy" / "recipe.yaml").read_text())["data"]
     assert not Path(relative).is_absolute(), "so that run and data move together"
     assert (tmp_path / "copy" / relative).samefile(whole / "data")
@@ -539,7 +540,7 @@ def test_a_run_goes_on_after_it_or_its_inputs_were_moved(
     composition = spec()
     composition["towers"]["speech"]["weights"] = "speech"
     recipe_file = write_recipe(tmp_path / "in", spec=composition)
-    speech = zippkit.training.trainer.compile(tiny_recipe(tmp_path / "plain").spec).model.tower("speech")
+    speech = zippkit.compile(tiny_recipe(tmp_path / "plain").spec).model.tower("speech")
     write_tower(tmp_path / "in" / "speech", speech, "decoder")
     run = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(InterruptedRunError):

@@ -25,10 +25,11 @@ from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.system.progress import progress
+from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.device import backend
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import starting_point
-from zippkit.training.task_data import TaskData, check_tokenizers
+from zippkit.training.task_data import TaskData
 
 
 def word_error_rate(references: list[str], hypotheses: list[str]) -> float:

@@ -16,8 +16,9 @@ from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError
 from zippkit.report.html import arrowed
 from zippkit.spec.recipe import Recipe
+from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.task_data import TaskData, check_tokenizers
+from zippkit.training.task_data import TaskData
 
 
 class MaskExamples(NamedTuple):

@@ -1,0 +1,193 @@
+"""One phase of a run: the training loop, its lines of metrics, its checkpoints, and going on from one of them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zippkit.batch.batch import Batch
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.filling import restore
+from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
+from zippkit.checkpoint.reading import read_checkpoint
+from zippkit.checkpoint.references import TOWERS, Reference, find_references
+from zippkit.checkpoint.writing import write_checkpoint
+from zippkit.composition import Composition
+from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.plan.parts import CHECKPOINT_MANIFEST
+from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.phase import Phase
+from zippkit.system.progress import progress
+from zippkit.training.batch_order import BatchOrder
+from zippkit.training.device import Backend
+from zippkit.training.metrics import Metrics
+from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from zippkit.training.run_folder import RunFolder
+from zippkit.training.step import build_step
+from zippkit.training.stop_signals import InterruptedRunError, StopRequest
+from zippkit.training.task_data import TaskData
+from zippkit.training.whole_checkpoints import advising_older
+
+
+class PhaseRun:
+    """One phase under way, at ``step``; it goes on from the newest checkpoint that the run has of it."""
+
+    def __init__(
+        self,
+        label: str,
+        zipped: Composition,
+        phase: Phase,
+        tasks: Sequence[TaskData],
+        seed: int,
+        run: RunFolder,
+        device: Backend,
+        stop: StopRequest,
+    ) -> None:
+        self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
+        self.model = zipped.model.to(device.device()).train()
+        self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
+        self.tasks = tasks
+        self.order = BatchOrder([task.lengths for task in tasks], phase.batch_size, seed)
+        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
+        self.step = 0
+        self.unlogged: list[Mapping[str, Tensor | float]] = []
+        """Losses and gradient norms of the steps since the last line of metrics."""
+        self.origins = zipped.origins
+        self.sources = zipped.sources
+        saved = run.checkpoints(label)
+        # Once is enough: that frozen tensors rest is checked at every save.
+        self.references = self._resume(saved) if saved else find_references(zipped.spec, self.model, zipped.sources)
+        files = {name: reference.files for name, reference in self.references.items()}
+        self.origins = self.origins.completed(zipped.spec, self.model, files=files)
+        check_frozen(self.origins.tensors, zipped.spec, self.model)
+
+    def finish(self) -> None:
+        """Run the steps that are left.
+
+        Raises:
+            ZippkitError: a loss or gradient was not finite, or a frozen tensor moved.
+            InterruptedRunError: a signal asked to stop; the last step is saved.
+        """
+        metrics = Metrics(self.run.path, self.label, self.step)
+        try:
+            with progress(self.label, self.phase.steps) as advance:
+                self._train(metrics, advance)
+        finally:
+            metrics.close()
+
+    def _train(self, metrics: Metrics, advance: Any) -> None:
+        train_on = build_step(self.model, self.optimizer, self.phase, self.device)
+        n_tokens, began = 0, time.monotonic()
+        while self.step < self.phase.steps:
+            batch = self._batch()
+            n_tokens += batch.n_tokens
+            rate_factor = self.phase.rate(self.step)
+            set_rate(self.optimizer, rate_factor)
+            self.unlogged.append(train_on(batch.to(self.device.device())))
+            self.step += 1
+            # Looked at once: a signal may arrive at any moment below.
+            stop = self.stop.asked
+            save = self.step % self.phase.save_every == 0 or self.step == self.phase.steps
+            log = save or self.step % self.phase.log_every == 0
+            if stop or log:
+                self.unlogged = list(self._numbers())
+            if log:
+                speed = n_tokens / (time.monotonic() - began)
+                n_tokens, began = 0, time.monotonic()
+                self._log(metrics, advance, speed, rate_factor)
+            # What is stopped between two lines keeps its values, so that the next line means the same steps as ever.
+            if stop or save:
+                self._save()
+            if stop:
+                raise InterruptedRunError(
+                    f"stopped after step {self.step} of {self.label}; start again to go on from there"
+                )
+
+    def _batch(self) -> Batch:
+        draw = self.order.draw(self.step)
+        task = self.tasks[draw.task]
+        examples = [task.segments(i) for i in draw.indices]
+        return self.zipped.collate(examples, self.phase.pad_multiple, task.ids(draw.indices), task.task.multimodal)
+
+    def _numbers(self) -> list[dict[str, float]]:
+        """Return the unlogged values as numbers, which is also when the host waits for the device.
+
+        Raises:
+            ZippkitError: a loss or gradient was not finite, with the ids of its batch.
+        """
+        first = self.step - len(self.unlogged)
+        found: list[dict[str, float]] = []
+        for step, values in enumerate(self.unlogged, first):
+            numbers = {name: float(value) for name, value in values.items()}
+            if not all(math.isfinite(number) for number in numbers.values()):
+                raise ZippkitError(self._not_finite(step, numbers))
+            found.append(numbers)
+        return found
+
+    def _not_finite(self, step: int, numbers: Mapping[str, float]) -> str:
+        draw = self.order.draw(step)
+        ids = ", ".join(self.tasks[draw.task].ids(draw.indices))
+        saved = self.run.checkpoints(self.label)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        seen = ", ".join(f"{name} {number}" for name, number in numbers.items())
+        return f"{self.label}: step {step + 1} is not finite ({seen}); {good}; its batch: {ids}"
+
+    def _log(self, metrics: Metrics, advance: Any, speed: float, rate_factor: float) -> None:
+        """Write the means of the unlogged values, and start to collect anew; ``speed`` is in tokens per second."""
+        losses = _means(self.unlogged)
+        self.unlogged = []
+        norm = losses.pop("gradient_norm")
+        metrics.write(self.step, losses, gradient_norm=norm, tokens_per_second=speed, rate_factor=rate_factor)
+        advance(self.step, f"loss {losses['total']:.3f}  {speed:.0f} tokens/s")
+
+    def checkpoint(self, with_optimizer: bool = True) -> Checkpoint:
+        """Return the state after the last step.
+
+        Raises:
+            CheckpointError: a frozen tensor moved.
+        """
+        check_frozen(self.origins.tensors, self.zipped.spec, self.model)
+        extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
+        if self.unlogged:
+            extra["waiting"] = self.unlogged
+        optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
+        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
+
+    def _save(self) -> None:
+        folder = self.run.checkpoint(self.label, self.step)
+        if not folder.exists():
+            write_checkpoint(folder, self.checkpoint(), root=self.run.path)
+            # What stands beside a trained tower's weights is taken along from save to save: older ones are dropped.
+            inside = {name: folder / TOWERS / name for name in self.zipped.spec.towers}
+            self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
+            self.run.drop_old_checkpoints(self.label)
+
+    def _resume(self, saved: Sequence[Path]) -> Mapping[str, Reference]:
+        """Go on from the newest checkpoint, and return its references."""
+        folder = saved[-1]
+        with advising_older(saved):
+            checkpoint = read_checkpoint(folder)
+            restore(self.model, checkpoint, self.zipped.spec, folder)
+            restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
+            if not {"step", "frozen"} <= checkpoint.extra.keys():
+                raise CheckpointError(f"{folder}: not a checkpoint of a run; its {CHECKPOINT_MANIFEST} tells no step")
+            # The proof goes back to the first source, not to this resume.
+            self.origins = Origins.from_manifest(checkpoint.extra)
+        self.step = int(checkpoint.extra["step"])
+        self.unlogged = list(checkpoint.extra.get("waiting", ()))
+        self.sources = checkpoint.sources
+        return checkpoint.references
+
+
+def _means(steps: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:
+    """Return the mean of each value over the steps that have it: a task's steps have the losses of its towers."""
+    table: dict[str, list[float]] = {}
+    for values in steps:
+        for name, number in values.items():
+            table.setdefault(name, []).append(float(number))
+    return {name: sum(numbers) / len(numbers) for name, numbers in table.items()}
