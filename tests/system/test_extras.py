@@ -12,6 +12,7 @@ import pytest
 
 from zippkit.data.audio import write_audio
 from zippkit.data.kmeans import cluster
+from zippkit.experiment.cli import run_experiments
 from zippkit.experiment.statistics import wilcoxon
 from zippkit.system.extras import EXTRAS, MissingExtraError, require
 
@@ -40,6 +41,13 @@ def test_a_missing_module_names_its_extra(module: str, monkeypatch: pytest.Monke
     with pytest.raises(MissingExtraError) as error:
         require(module)
     assert str(error.value) == f"{purpose} needs {module}, which is not installed: pip install 'zippkit[{extra}]'"
+
+
+def test_several_missing_modules_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("matplotlib", "scipy"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib, scipy, which are .*'zippkit\[plots,statistics\]'"):
+        run_experiments(Path("recipes/paper"), None, "cpu", Path("nowhere"))
 
 
 def test_what_needs_a_missing_module_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

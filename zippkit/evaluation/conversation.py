@@ -32,7 +32,7 @@ SOUND = (".wav", ".flac")
 
 @dataclass(frozen=True)
 class Given:
-    """One segment of a prompt, as somebody writes it."""
+    """A segment of a prompt as the user writes it."""
 
     value: Path | str | Sequence[int]
     """A sound file, text, or ids."""
@@ -149,7 +149,7 @@ def _given(file: Path, i: int, item: Any, expected: str) -> Given:
 
 
 class _Heard:
-    """How a run's towers take sound and text."""
+    """Converts the sound and text of a prompt to segments of a run's towers."""
 
     def __init__(self, zipped: Composition, tokenizers: Mapping[str, Tokenizer], rates: Mapping[str, int]) -> None:
         self.modalities = zipped.graph.modalities

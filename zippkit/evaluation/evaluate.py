@@ -71,7 +71,7 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
 
 
 class _Work:
-    """What one evaluation needs, opened once for every split."""
+    """State shared by all splits of one evaluation: compositions, dataset, tasks and scorer."""
 
     def __init__(
         self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, dataset: Dataset

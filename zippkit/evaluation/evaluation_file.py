@@ -1,4 +1,4 @@
-"""What an evaluation finds, and the reader of ``evaluation.json``: the one file that knows its keys. Without torch."""
+"""Results of an evaluation, and the reader of ``evaluation.json``: the one file that knows its keys. Without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Answer:
-    """One example, as it should be and as it came out."""
+    """Reference and hypothesis of one example."""
 
     id: str
     reference: str
@@ -28,7 +28,7 @@ class TaskScore:
 
     task: str
     wer_before: float
-    """Of the composition before its training: the links are the identity, so nothing is heard."""
+    """Word error rate of the untrained composition, whose links are the identity."""
     wer: float
     answers: tuple[Answer | Spoken, ...]
 
@@ -83,11 +83,11 @@ class Retention:
 
 @dataclass(frozen=True)
 class NextScore:
-    """How often a model tells rightly what comes after a segment, over one task's examples."""
+    """Accuracy of predicting which modality follows a segment, over one task's examples."""
 
     task: str
     accuracy: float
-    """Share of segments after which the right thing is told."""
+    """Share of segments whose successor is predicted correctly."""
     n_segments: int
 
 
@@ -102,7 +102,7 @@ class Evaluated:
     skipped: tuple[str, ...] = ()
     """Tasks that end in speech and were not scored, each with the reason."""
     next: tuple[NextScore, ...] = ()
-    """For each task, how often a model that learns it tells what comes after a segment."""
+    """Next-modality accuracy of each task, for a model that learns it."""
     more: tuple[Evaluated, ...] = ()
     """The same of the recipe's other splits."""
 

@@ -1,4 +1,4 @@
-"""How often a model tells rightly what comes after a segment, or that nothing does."""
+"""Accuracy of a model's prediction of which modality follows a segment, if any."""
 
 from __future__ import annotations
 

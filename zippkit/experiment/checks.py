@@ -1,4 +1,4 @@
-"""What is wrong with an experiment: names that are not there, values said twice, and what no recipe measures."""
+"""Errors of an experiment: names that are not there, values said twice, and what no recipe measures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a claim: names that are not there, and comparisons that say too little or too much."""
+"""Errors of a claim: names that are not there, and comparisons that say too little or too much."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Judged:
     """For the seeds that both groups have, as in all that follows."""
     second: BySeed
     interval: Interval | None
-    """Of first minus second."""
+    """Interval of first minus second."""
     p: float | None
     """Wilcoxon's, over sentences."""
     why: str

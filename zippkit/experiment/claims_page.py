@@ -36,7 +36,7 @@ class ClaimRow(NamedTuple):
 
 
 def tiles(verdicts: Verdicts) -> Iterator[Tile]:
-    """How many claims got each verdict; `not measured` only where there are some."""
+    """Yield the number of claims of each verdict; `not measured` only where there are some."""
     counts = Counter(claim.verdict for _, judged in verdicts for claim in judged)
     for verdict in Verdict:
         if counts[verdict] or verdict is not Verdict.UNMEASURED:
@@ -44,7 +44,7 @@ def tiles(verdicts: Verdicts) -> Iterator[Tile]:
 
 
 def claim_rows(results: Results, judged: Sequence[Judged]) -> list[ClaimRow]:
-    """The paper's words and numbers, ours, and the verdict."""
+    """Return a row for each claim: the paper's words and numbers, ours, and the verdict."""
     return [
         ClaimRow(
             text=each.claim.text,

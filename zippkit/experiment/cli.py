@@ -14,6 +14,7 @@ from zippkit.experiment.page import write_page
 from zippkit.experiment.results import Results
 from zippkit.experiment.runner import run_all
 from zippkit.experiment.store import Store
+from zippkit.system.extras import require
 from zippkit.training.trainer import InterruptedRunError
 
 PAGE_PERIOD = 300.0
@@ -61,7 +62,9 @@ def run_experiments(folder: Path, only: Sequence[str] | None, preset: str, out: 
     Raises:
         SpecError: mistakes in the YAML, before anything is run.
         InterruptedRunError: stopped by a signal; what is finished is on the page.
+        MissingExtraError: what draws the page or tests its numbers is not installed; before anything is run.
     """
+    require("matplotlib", "scipy")
     grids = lay_out_all(folder, only, preset)
     others = lay_out_others(folder, grids, preset) if only is not None else []
     store = Store(out)

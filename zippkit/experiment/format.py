@@ -1,4 +1,4 @@
-"""What an experiment's YAML says: a base recipe, a grid over it, what is measured, and what is claimed."""
+"""Format of an experiment's YAML: a base recipe, a grid over it, what is measured, and what is claimed."""
 
 from __future__ import annotations
 

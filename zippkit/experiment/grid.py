@@ -50,12 +50,12 @@ class Grid:
 
     @property
     def values(self) -> list[Value] | list[None]:
-        """Of the axis; one None where there is no axis."""
+        """Values of the axis; a single None where there is no axis."""
         axis = self.experiment.axis
         return [None] if axis is None else self.preset.values or axis.values
 
     def split(self, name: str) -> str:
-        """What a split is called in this preset's data."""
+        """Return a split's name in this preset's data."""
         return self.preset.splits.get(name, name)
 
 

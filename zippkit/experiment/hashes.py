@@ -1,4 +1,4 @@
-"""What a run and a pre-trained tower are known by: everything that decides their outcome."""
+"""Keys of runs and pre-trained towers: hashes of everything that decides their outcome."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READ_WHOLE = 50 * 1024**2
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """Of the recipe, its seed, and the content of its data and of the weights that it starts from."""
+    """Hash the recipe, its seed, and the content of its data and of the weights that it starts from."""
     data = {**dump(recipe), "data": _data(recipe)}
     for name, tower in recipe.spec.towers.items():
         if tower.weights is not None:
@@ -32,7 +32,7 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def tower_hash(recipe: Recipe, tower: str) -> str:
-    """Of what pre-training makes of a tower, whatever it is zipped with later."""
+    """Hash everything that decides a tower's pre-training, whatever it is zipped with later."""
     spec = dump(single_tower(recipe.spec, tower))
     phase = dump(recipe.pretrain[tower])
     return _hash([spec, phase, recipe.seed, recipe.split, _data(recipe), recipe.device])

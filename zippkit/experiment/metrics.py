@@ -1,4 +1,4 @@
-"""What is measured on an evaluated cell: word errors of a task, a tower's retention, or a mean of other metrics."""
+"""Metrics of an evaluated cell: word errors of a task, a tower's retention, or a mean of other metrics."""
 
 from __future__ import annotations
 

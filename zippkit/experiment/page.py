@@ -1,4 +1,4 @@
-"""What a grid leaves for people: ``index.html``, and each experiment as Markdown, SVG and JSON."""
+"""Results of a grid for readers: ``index.html``, and each experiment as Markdown, SVG and JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """What the page shows of one experiment."""
+    """Contents of one experiment's section."""
 
     experiment: Experiment
     progress: str
@@ -84,7 +84,7 @@ def write_page(results: Sequence[Results], out: Path, preset: str | None, name: 
 
 
 def _written(results: Results, judged: Sequence[Judged], out: Path) -> Section:
-    """One experiment's section; its own files are written on the way."""
+    """Write one experiment's own files and return its section."""
     from zippkit.experiment.pictures import picture
 
     experiment, rows = results.grid.experiment, table_of(results)

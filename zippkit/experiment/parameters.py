@@ -1,4 +1,4 @@
-"""How many parameters a cell's composition has, counted without values and once for each spec."""
+"""Number of parameters of a cell's composition, counted without values and once for each spec."""
 
 from __future__ import annotations
 

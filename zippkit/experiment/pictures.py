@@ -19,7 +19,7 @@ MARKERS = "osD^vPX"
 
 
 def picture(results: Results, plot: Plot) -> str:
-    """One plot as an SVG file; a picture without numbers says so."""
+    """Draw a plot as an SVG file; one without numbers says so."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
     metrics = results.grid.experiment.metrics

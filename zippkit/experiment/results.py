@@ -62,7 +62,7 @@ class Results:
         return {name: sum(each) / len(each) for name, each in rates.items()}
 
     def retention(self, cell: str, at: At = None) -> dict[str, dict[int, Kept]]:
-        """What became of each tower's own modality, by tower and seed; on the first split that was evaluated."""
+        """Return each tower's loss on its own modality, by tower and seed, on the first split evaluated."""
         found: dict[str, dict[int, Kept]] = {}
         for seed, scores in self._of_seeds(cell, at).items():
             first = scores.get("test") or next(iter(scores.values()), None)
@@ -77,7 +77,7 @@ class Results:
         return {key for key, record in known.items() if record and record.status == "done"} - open_splits
 
     def skipped(self) -> dict[str, list[str]]:
-        """What the evaluations passed over, and why, with the jobs to which that happened."""
+        """Return the tasks that were not scored, with the reason, and the jobs concerned."""
         found: dict[str, list[str]] = {}
         for job in self.grid.jobs:
             known = self.records[job.key].evaluations if job.key in self.records else {}

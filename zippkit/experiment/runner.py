@@ -26,7 +26,7 @@ from zippkit.training.trainer import InterruptedRunError, train
 
 @dataclass(frozen=True)
 class Task:
-    """One run, and every job that it answers."""
+    """A run, and every job that it answers."""
 
     key: str
     recipe: Recipe

@@ -1,4 +1,4 @@
-"""What an evaluation left in ``evaluation.json``, as sentences and retention for metrics."""
+"""Content of ``evaluation.json`` as sentences and retention for metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zippkit.spec.words import Name
 
 
 class Sentence(NamedTuple):
-    """One example's word errors."""
+    """Word errors of one example."""
 
     id: str
     errors: int
@@ -41,7 +41,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Scores:
-    """One split of one evaluated run."""
+    """Scores of one run on one split."""
 
     answers: Mapping[tuple[str, str], list[Sentence]]
     """By task and reference (gold, target or oracle)."""

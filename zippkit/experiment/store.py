@@ -27,17 +27,17 @@ from zippkit.training.run_folder import RunFolder
 
 
 class Record(Strict):
-    """What is known of a run; it is written whole or not at all."""
+    """Record of a run; it is written whole or not at all."""
 
     status: Literal["done", "failed"]
     error: str = ""
     seconds: float = 0.0
     evaluations: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """What `evaluation.json` held, by split."""
+    """Content of `evaluation.json`, by split."""
     heard: list[str] = Field(default_factory=list)
     """Splits that were evaluated with the scorer there: what they pass over has other reasons."""
     versions: list[str] = Field(default_factory=list)
-    """Of zippkit, that trained or evaluated it; older records do not say."""
+    """Versions of zippkit that trained or evaluated it; empty in older records."""
 
     def lacks(self, splits: tuple[str, ...]) -> list[str]:
         """Splits that are still to be evaluated."""

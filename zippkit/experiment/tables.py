@@ -14,7 +14,7 @@ NOT_MEASURED = "-"
 
 
 class Entry(NamedTuple):
-    """One cell of a table."""
+    """A cell of a table."""
 
     text: str
     paper: str = ""
@@ -78,7 +78,7 @@ def _parameters(results: Results, cell: str, at: At) -> Entry:
 
 
 def progress_of(results: Sequence[Results]) -> tuple[int, int]:
-    """How many runs are done, and how many there are; those that experiments share count once."""
+    """Return the numbers of finished runs and of all runs; those that experiments share count once."""
     runs = {job.key for each in results for job in each.grid.jobs}
     # A run is done for all experiments or for none: another may want it evaluated on more splits.
     left = {key for each in results for key in {job.key for job in each.grid.jobs} - each.done()}

@@ -89,7 +89,7 @@ class _Show:
 
 
 def explanation() -> str:
-    """What stands in the tables, and how a claim is judged."""
+    """Explain the tables' numbers and how a claim is judged."""
     return (
         "alone → inside: the tower's loss on its own modality, in nats per token, before training and inside the "
         "composition after it. A claim holds or not by the differences of the seeds, paired: where the bootstrap "
@@ -101,5 +101,5 @@ def explanation() -> str:
 
 
 def by_chance(n_seeds: int) -> float:
-    """How often all of two or three seeds lie on one given side if neither side is likelier."""
+    """Probability that all of two or three seeds lie on one given side if both sides are equally likely."""
     return 0.5**n_seeds

@@ -1,1 +1,1 @@
-"""What a run, a spec or a model looks like: pages, plots, terminal tables, sizes, differences."""
+"""Views of a run, a spec or a model: pages, plots, terminal tables, sizes, differences."""

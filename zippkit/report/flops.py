@@ -52,7 +52,7 @@ def _on_meta(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
 
 @cache
 def _rule(func: Any) -> Rule | None:
-    """How the output of an operation is made here, if it is."""
+    """Return the rule that makes an operation's output here; None where torch makes it."""
     if func in _RULES:
         return _RULES[func]
     one = [str(each.type) for each in func._schema.returns] == ["Tensor"]
@@ -68,7 +68,7 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 
 def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Of one's shape and, as torch has it, of the same order in memory, so that views of it work."""
+    """Return an empty tensor of the same shape and, as in torch, memory order, so that views of it work."""
     dtype = dtype or x.dtype
     strides = x.stride()
     if 0 in strides or x.is_contiguous():
@@ -102,7 +102,7 @@ def _broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _kind(arg: Any) -> Any:
-    """What an argument's share in the type of a result depends on."""
+    """Return what the result's dtype depends on: of a tensor, its dtype and whether it is a scalar."""
     return (arg.dtype, arg.dim() == 0) if isinstance(arg, Tensor) else arg
 
 
@@ -153,7 +153,7 @@ def _stack(func: Any, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _made(func: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """What is made of no tensor, as the CPU makes it."""
+    """Run a factory function on the CPU and return its output without values."""
     made = func(*args, **{**kwargs, "device": "cpu"})
     return _empty(made.shape, made.dtype)
 

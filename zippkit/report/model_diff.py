@@ -1,4 +1,4 @@
-"""What differs between two compositions: parts, sites, and the parameters of their models, without any weights."""
+"""Differences between two compositions: parts, sites, and the parameters of their models, without any weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 
 
 class Parameter(NamedTuple):
-    """What two models can differ in under one name."""
+    """Shape of a parameter, and whether it is trained."""
 
     shape: tuple[int, ...]
     trained: bool
@@ -34,7 +34,7 @@ class Difference:
     """By their names in the model; what is shared carries the first of its names."""
     removed: Mapping[str, Parameter]
     changed: Mapping[str, tuple[Parameter, Parameter]]
-    """Of another shape, or trained in one of the two alone."""
+    """Parameters of another shape, or trained in only one of the two."""
 
     @property
     def same(self) -> bool:
@@ -71,7 +71,7 @@ class Difference:
 
 
 def diff(old: CompositionSpec, new: CompositionSpec, *, weights: bool = True) -> Difference:
-    """What differs between two compositions; no weights need to be there.
+    """Compare two compositions; no weights need to be there.
 
     Args:
         old: one composition.

@@ -30,7 +30,7 @@ class PartSize:
     name: str
     """The first two parts of its tensors' names, such as ``links.speech_to_text``."""
     parameters: int
-    """What another part has too counts for the first of them."""
+    """Shared parameters count for the first part that has them."""
     trained: int
     """Parameters that are not frozen."""
     bytes: int
@@ -45,7 +45,7 @@ class TaskCost:
 
     task: str
     tokens: Mapping[str, int]
-    """Of each tower, begin and end ids and inserted places included."""
+    """Tokens of each tower, including begin and end ids and inserted positions."""
     predicted: int
     """Tokens that are predicted."""
     forward: int | None = None
@@ -199,7 +199,7 @@ def memory_bytes(model: ZippedModel, graph: Graph, n_tokens: int, fixed: bool) -
 
 
 def _states(graph: Graph, site: LinkSite, tokens: TowerBatch) -> Tensor:
-    """What a site is given to keep."""
+    """Return (B, T, D) states of the source without values, as a site's ``write`` takes them."""
     source = graph.towers[site.source]
     inside = source.shared_attention if site.acts == "attention" else None
     width = (source.dim,) if inside is None else (2, inside.n_kv_heads, inside.head_width)
@@ -231,7 +231,7 @@ def count(model: ZippedModel, batch: Batch) -> tuple[int, int]:
 
 
 def _batch(graph: Graph, task: Task, lengths: _Lengths, fixed: bool) -> Batch:
-    """One example; shorter than asked, unless its lengths are fixed, where a tower does not take so many."""
+    """Make a batch of one example, shortened to what the towers take unless its lengths are fixed."""
     given = [_segment(graph, name, lengths.source, fixed, loss=False) for name in task.conditions]
     wanted = [_segment(graph, name, lengths.target, fixed, loss=True) for name in task.targets]
     try:

@@ -1,4 +1,4 @@
-"""What differs between two compositions, part by part and site by site, however their specs write it down."""
+"""Differences between two compositions, part by part and site by site, however their specs write it down."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 
 @dataclass(frozen=True)
 class Change:
-    """One value of something that both compositions have."""
+    """A value that differs in a part which both compositions have."""
 
     place: str
     """Such as ``towers.text.config.dim``; a link's name where one of its sites has moved."""
@@ -32,7 +32,7 @@ class SpecDiff:
     removed: tuple[str, ...]
     changed: tuple[Change, ...]
     sites_added: tuple[str, ...]
-    """Those of links that are added as a whole included."""
+    """Sites that are new, those of new links included."""
     sites_removed: tuple[str, ...]
     sites_moved: tuple[Change, ...]
 
@@ -43,7 +43,7 @@ class SpecDiff:
 
 
 def diff_specs(old: CompositionSpec, new: CompositionSpec, *, weights: bool = True) -> SpecDiff:
-    """What differs between two sound specs; order of keys, and defaults that are written out, do not.
+    """Compare two valid specs; order of keys, and defaults that are written out, do not.
 
     Args:
         old: one composition.

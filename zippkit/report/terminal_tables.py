@@ -42,7 +42,7 @@ def answers_table(task: TaskScore | SpeechScore, n_examples: int) -> Table:
 
 
 def summary_tables(run: Path) -> list[Table]:
-    """What is known about a run so far: scores, retention, certificates, seconds."""
+    """Return tables of what a run's files hold so far: scores, retention, certificates, seconds."""
     folder = RunFolder(run)
     tables = []
     scores = read_evaluation(folder)
@@ -86,7 +86,7 @@ def _change(row: Retention) -> str:
 
 
 def size_tables(sizes: Sizes) -> list[Table]:
-    """What `zippkit.sizes` counted: parameters, operations, and what generation keeps."""
+    """Return tables of sizes: parameters, operations, and the cache and memory that generation keeps."""
     rows = [_size_row(part) for part in (*sizes.parts, sizes.total)]
     tables = [_table("Parameters", ("part", "parameters", "trained", "weights"), rows)]
     columns = ("task", "tokens", "forward", "training")

@@ -32,13 +32,16 @@ def is_installed(module: str) -> bool:
 
 
 def require(*modules: str, error: type[MissingExtraError] = MissingExtraError) -> None:
-    """Check that top-level modules of `EXTRAS` are installed, right before they are imported; imports none of them.
+    """Check that top-level modules of `EXTRAS` are installed, before they are imported; imports none of them.
 
     Raises:
-        MissingExtraError: one is not, or the given subclass of it; tells the extra of the first that is missing.
+        MissingExtraError: some are not; names every extra that brings them. ``error`` may be a subclass of it.
     """
     missing = [name for name in modules if not is_installed(name)]
     if missing:
-        extra, purpose = EXTRAS[missing[0]]
+        extras, purposes = (
+            ", ".join(dict.fromkeys(each)) for each in zip(*(EXTRAS[name] for name in missing), strict=True)
+        )
         verb = "is" if len(missing) == 1 else "are"
-        raise error(f"{purpose} needs {', '.join(missing)}, which {verb} not installed: pip install 'zippkit[{extra}]'")
+        command = f"pip install 'zippkit[{extras.replace(' ', '')}]'"
+        raise error(f"{purposes} needs {', '.join(missing)}, which {verb} not installed: {command}")

@@ -26,7 +26,7 @@ LONGEST = 4
 """Tokens of a segment."""
 BEAMS = 3
 ALLOWED = 2e-5
-"""Of the largest logit; some towers round to float32 inside, whatever they are given."""
+"""Tolerance relative to the largest logit: some towers round to float32 inside."""
 ALLOWED_IN_BF16 = 0.1
 """The same where a tower is run in bfloat16, whose numbers are up to 0.4 per cent apart, in every layer anew."""
 
@@ -82,7 +82,7 @@ def _searches(zipped: Composition, name: str) -> bool:
 
 
 class _Case:
-    """One composition, and what was found of it."""
+    """A composition under test, and the largest difference found so far."""
 
     def __init__(self, zipped: Composition, draws: Draws, able: Sequence[str], allowed: float) -> None:
         self.zipped, self.draws, self.able, self.allowed = zipped, draws, able, allowed

@@ -44,7 +44,7 @@ def _check_order(plan: Plan) -> None:
 
 
 def _depth_before(op: Op) -> int | None:
-    """How many layers of the tower have to be done; None: it must not have started."""
+    """Number of the tower's layers that must have run; None if it must not have started."""
     if op.kind == "start":
         return None
     return op.depth - 1 if op.kind == "layer" or op.inside else op.depth
@@ -113,7 +113,7 @@ def _itself(batch: Batch, tower: str, continuous: bool) -> Tensor:
 
 
 def _reach(mask_BTS: Tensor, known_BSN: Tensor) -> Tensor:
-    """What the tokens that a token sees know."""
+    """Return what is known to the tokens that each token sees."""
     return (mask_BTS.float() @ known_BSN.float()) > 0
 
 

@@ -59,7 +59,7 @@ def computes_the_equation(zipped: Composition) -> str:
 
 @torch.no_grad()
 def compare(zipped: Composition, row: Sequence[Segment], multimodal: bool) -> tuple[float, int]:
-    """One row by itself through the model, which has to be in float64 and in evaluation mode, and by the equation.
+    """Compute one row both with the model, in float64 and evaluation mode, and by the equation.
 
     Returns:
         The largest difference of two logits, over the largest logit, and how many positions were compared.
@@ -72,7 +72,7 @@ def compare(zipped: Composition, row: Sequence[Segment], multimodal: bool) -> tu
 
 
 def _missing(spec: CompositionSpec) -> str:
-    """What the reference has no equation for."""
+    """Return the parts of a spec that the reference has no equation for."""
     for name, tower in spec.towers.items():
         if tower.parts:
             return f"the reference knows no part {sorted(tower.parts)[0]!r} of {name}"
@@ -142,7 +142,7 @@ class _Case:
         return "a head"
 
     def _n_links(self, op: Op) -> int:
-        """How many links have acted on the state that an operation leaves."""
+        """Return the number of links that have acted on an operation's output."""
         if op.site is None:
             return 0
         here = [

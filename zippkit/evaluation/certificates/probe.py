@@ -19,7 +19,7 @@ from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
 from zippkit.spec.kinds import TowerConfig
 
 DRAWS = 8
-"""How often a probe that found nothing is drawn again: a ReLU may be shut, or a token without effect, once."""
+"""Attempts of a probe before it reports no effect: a single draw may hit an inactive ReLU or a token without effect."""
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def with_zero_inits_randomized(model: ZippedModel) -> ZippedModel:
 
 
 def kept_apart(model: ZippedModel) -> str:
-    """What a randomized model runs in another way than usual, in words that end a sentence."""
+    """Say how running a randomized model differs from usual, as the end of a sentence."""
     said = {name: words for name in model.towers if (words := model.tower(name).apart())}
     return "".join(f"; {name} ran {words}" for name, words in said.items())
 
@@ -131,7 +131,7 @@ class Draws:
         return Segment(name, pool[self._below(len(pool), [n])]), n + 2
 
     def _room(self, name: str, used: Counter[str]) -> int:
-        """How many more tokens the tower takes, besides begin and end."""
+        """Return how many tokens fit into the tower's context besides begin and end."""
         tower = self.modalities[name].tower
         limit = self.towers[tower].max_len
         taken = sum(used.values()) if tower in self.layout.shared else used[tower]
@@ -199,7 +199,7 @@ def layouts(towers: Sequence[str], rounds: int = 2) -> list[list[str]]:
 
 
 def mixed_batch(zipped: Composition, draws: Draws) -> Batch:
-    """One unimodal row for each tower, in the towers' order, and then a multimodal row for each layout."""
+    """Return a unimodal row for each tower, in the towers' order, then a multimodal row for each layout."""
     layouts = [*([name] for name in zipped.graph.towers), *orders(zipped)]
     rows = [draws.row(names) for names in layouts]
     return to_device(zipped, rows, [len(set(names)) > 1 for names in layouts])

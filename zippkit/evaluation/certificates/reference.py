@@ -48,7 +48,7 @@ class Run:
 
 
 def places_of(link: LinkSpec, n_tokens: int) -> int:
-    """How many places a segment of so many tokens, its frame included, takes in the target's sequence."""
+    """Return how many positions a segment of that many tokens, frame included, takes in the target's sequence."""
     settings: Any = link.settings
     return int(settings.queries) if link.kind == "resampler" else math.ceil(n_tokens / settings.stack)
 
@@ -120,7 +120,7 @@ def lay_out(row: Sequence[Run], spec: CompositionSpec, causal: Mapping[str, bool
 
 @dataclass
 class Reference:
-    """One row, state by state. Depth counts layers; u is a state before the links of its depth, h behind them."""
+    """Compute one row, state by state: u is the state at a depth before its links act, h after them."""
 
     spec: CompositionSpec
     towers: Mapping[str, Layers]
@@ -148,7 +148,7 @@ class Reference:
         ]
 
     def places(self, tower: str) -> list[int]:
-        """What the tower's own position embedding counts."""
+        """Return position ids, as the tower's own position embedding counts them."""
         joint = any(link.kind == "joint_attention" and tower in (link.source, link.target) for link in self.spec.links)
         return [token.order if joint else t for t, token in enumerate(self.tokens[tower])]
 
@@ -281,7 +281,7 @@ class Reference:
         return found
 
     def _with_places(self, link: LinkSpec, target_TD: Array, put: Mapping[int, Array]) -> Array:
-        """What links put into places adds to what is there."""
+        """Return the states that links add at inserted positions."""
         out = target_TD.copy()
         for t, token in enumerate(self.tokens[link.target]):
             if token.inserted and token.segment in put:
@@ -312,7 +312,7 @@ class Reference:
     def _look(
         self, settings: Any, name: str, latents_LD: Array, states: Sequence[tuple[Array, Sequence[int] | None]]
     ) -> Array:
-        """What latents find in these states, whose keys are turned by their places where they have some."""
+        """Return what the latents' attention reads from these states; keys are rotated where positions are given."""
         queries, n, found = self.weights.linear(f"{name}.query", latents_LD), settings.n_heads, []
         for i in range(n):
             keys, values = [], []

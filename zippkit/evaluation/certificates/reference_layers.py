@@ -19,7 +19,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
 EPS = float(np.finfo(np.float64).eps)
-"""Of the norms of links, which take their dtype's."""
+"""Epsilon of the links' norms, which is that of their dtype."""
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -98,7 +98,7 @@ def activate(name: str, x: Array) -> Array:
 
 
 def apply_rotary(x_TK: Array, places: Sequence[float], theta: float) -> Array:
-    """One head's queries or keys, rotated (arXiv 2104.09864): entries i and i + K/2 by place * theta^(-2i/K)."""
+    """Rotate one head's queries or keys (arXiv 2104.09864): entries i and i + K/2 by place * theta^(-2i/K)."""
     half = x_TK.shape[1] // 2
     out = np.zeros_like(x_TK)
     for t, place in enumerate(places):
@@ -111,7 +111,7 @@ def apply_rotary(x_TK: Array, places: Sequence[float], theta: float) -> Array:
 
 
 def attention(q_TK: Array, k_SK: Array, v_SK: Array, mask_TS: Mask) -> Array:
-    """One head; a query that sees nothing finds 0."""
+    """Attend with one head; a fully masked query returns 0."""
     out = np.zeros((len(q_TK), v_SK.shape[1]))
     for t in range(len(q_TK)):
         seen = [s for s in range(len(k_SK)) if mask_TS[t, s]]

@@ -1,4 +1,4 @@
-"""What a verification says: one line for each certificate, and the same as plain data."""
+"""Result of a verification: one line for each certificate, and the same as plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class RefutedError(ZippkitError):
 
 @dataclass(frozen=True)
 class Certificate:
-    """One claim about a composition, and what became of it."""
+    """A claim about a composition, and whether it holds."""
 
     name: str
     """Such as ``C1`` (design, section 5)."""

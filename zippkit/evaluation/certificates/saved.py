@@ -64,7 +64,7 @@ def _hashes(place: Path) -> list[str]:
 
 
 def _demand_source(zipped: Composition, name: str, source: Path) -> None:
-    """What is in memory must be what the source holds, and what the first one held."""
+    """Check that tensors in memory equal those of their source, and of the first source."""
     reference = refer(zipped.spec.towers[name], source)
     if reference is None:
         raise RefutedError(f"{name}: its source {source} is gone or cannot be read")

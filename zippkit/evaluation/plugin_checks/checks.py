@@ -1,4 +1,4 @@
-"""What the checks of towers and of links share: one runner that collects every failure, and comparisons."""
+"""Shared by the checks of towers and links: one runner that collects every failure, and comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from zippkit.batch.batch import Features, TowerBatch
 
 TOLERANCE = 1e-4
-"""What rounding may do where two runs have different shapes, relative to the largest value."""
+"""Relative tolerance, to the largest value, of rounding between runs of different shapes."""
 
 Subject = TypeVar("Subject")
 Check = Callable[[Subject], Iterator[str]]

@@ -1,4 +1,4 @@
-"""What `check_link` runs: a link between random states of a source and a target, laid out as a composition would."""
+"""Inputs of `check_link`: a link between random source and target states, laid out as in a composition."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zippkit.plan.sequence_layout import Insert, SequenceLayout
 from zippkit.spec.kinds import Frame, TowerConfig
 
 QUERY_HEADS, HEADS, HEAD_WIDTH = 4, 2, 8
-"""Of the layer in which a link inside attention is checked."""
+"""Head counts and width of the layer in which a link inside attention is checked."""
 
 
 def small_config(dim: int) -> TowerConfig:
@@ -44,7 +44,7 @@ class States:
         return replace(self, source=_noisy(self.source, source), target=_noisy(self.target, target))
 
     def row(self, index: int) -> Self:
-        """One row, still as a batch."""
+        """Return one row as a batch of size 1."""
         rows = slice(index, index + 1)
         tokens = (each.mapped(lambda column: column[rows]) for each in (self.source_tokens, self.target_tokens))
         return type(self)(self.source[rows], self.target[rows], *tokens)
@@ -94,7 +94,7 @@ class Case:
         return link.write(source, tokens if n_segments is None else replace(tokens, n_segments=n_segments))
 
     def read(self, link: Link, states: States, memory: Memory | None, part: slice = slice(None)) -> Tensor:
-        """What becomes of the target states, or of a run of them; without a memory, what they are by themselves."""
+        """Return the target states, or a slice of them, after reading the memory; without a memory, as they are."""
         tokens = states.target_tokens.part(part)
         if self.acts == "attention":
             return _attended(states.target, part, tokens.order, memory)
@@ -106,7 +106,7 @@ class Case:
         return self.read(link, states, self.write(link, states))
 
     def alone(self, states: States) -> Tensor:
-        """What becomes of the target states where nothing of the source is seen."""
+        """Return the target states at positions that see nothing of the source."""
         return self.read(self.link, states, None)
 
 

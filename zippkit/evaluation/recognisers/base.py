@@ -1,4 +1,4 @@
-"""What a scorer is: sound to words. Kinds are found by name, in the entry points `zippkit.scorers`.
+"""Scorers turn sound into words. Kinds are found by name, in the entry points `zippkit.scorers`.
 
 A package adds a kind with one class and one line::
 
@@ -46,7 +46,7 @@ class Scorer(ABC):
     @property
     @abstractmethod
     def sample_rate(self) -> int:
-        """Of the sound that ``transcribe`` takes, in Hz; the caller resamples."""
+        """Sample rate of the sound that ``transcribe`` takes, in Hz; the caller resamples."""
 
     @abstractmethod
     def transcribe(self, waves: Sequence[Wave]) -> list[str]:
