@@ -263,6 +263,7 @@ def the_page_s_script() -> Any:
 def test_the_page_of_families_says_what_is_so() -> None:
     """A quick sample; all of them take minutes."""
     page = (DOCS / "encoders.md").read_text()
+    assert "site-packages" not in page and "alloc_cpu" not in page
     tried = the_page_s_script().tried
     for family in ("albert", "deit", "flaubert", "mobilebert", "unispeech-sat", "clap", "whisper"):
         assert f"{tried(family)}\n" in page, family
