@@ -63,3 +63,9 @@ def did_you_mean(name: object, valid: Iterable[str]) -> str:
         return "; there are none"
     more = f" and {len(names) - 12} more" if len(names) > 12 else ""
     return f"; valid: {', '.join(names[:12])}{more}"
+
+
+def some_of(messages: Iterable[str]) -> str:
+    """The first five of several messages, in one line."""
+    listed = list(messages)
+    return "; ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

@@ -19,6 +19,7 @@ from zippkit.errors import CheckpointError, SpecError
 from zippkit.loading import load_spec
 from zippkit.model.build import build_tower
 from zippkit.model.weights import read_tensors, write_tensors
+from zippkit.spec.checks.tower_checks import tower_complaints
 from zippkit.spec.tower_spec import TowerSpec
 from zippkit_towers.decoder.config import DecoderConfig
 from zippkit_towers.decoder.tower import Decoder
@@ -153,7 +154,7 @@ def test_a_mistral_without_a_window(save: Any) -> None:
 
 def refusal(folder: Path, **more: Any) -> str:
     """What the check says, before any torch; and a compile says the same."""
-    (message,) = dict(spec_of(folder, **more).complaints()).values()
+    (message,) = dict(tower_complaints(spec_of(folder, **more))).values()
     return message.replace(str(folder), "FOLDER")
 
 
@@ -221,7 +222,7 @@ def test_keys_that_a_config_leaves_out_mean_what_they_mean_to_transformers(save:
 def test_a_model_with_several_end_ids_needs_a_frame(save: Any, tmp_path: Path) -> None:
     folder = rewrite(save("Llama")[0], tmp_path, eos_token_id=[2, 3])
     assert refusal(folder).startswith("the model has no begin and end ids of its own; expected `frame")
-    assert list(spec_of(folder, frame=FRAME).complaints()) == []
+    assert list(tower_complaints(spec_of(folder, frame=FRAME))) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "[" * 100_000, b"\xff"])
@@ -234,7 +235,7 @@ def test_a_config_json_that_is_none(tmp_path: Path, content: str | bytes) -> Non
 def test_a_tower_json_that_does_not_fit(tmp_path: Path, content: str) -> None:
     assert "does not tell its config (tower.json is missing); write `config:` into the spec" in refusal(tmp_path)
     (tmp_path / "tower.json").write_text(content)
-    assert list(spec_of(tmp_path).complaints())
+    assert list(tower_complaints(spec_of(tmp_path)))
 
 
 def test_weights_of_a_tied_model_with_another_head_are_refused(save: Any) -> None:

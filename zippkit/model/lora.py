@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zippkit.errors import Problem, SpecError
+from zippkit.errors import Problem, SpecError, some_of
 from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
 from zippkit.model.zipped_model import ZippedModel
@@ -17,7 +17,6 @@ from zippkit.plan.graph import Graph
 from zippkit.plan.plan import Op
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.part_sections import Lora
-from zippkit.spec.tower_spec import some_of
 
 
 class Adapter(nn.Module):

@@ -10,8 +10,8 @@ import networkx as nx
 
 from zippkit.errors import Problem, SpecError
 from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout
+from zippkit.spec.checks.spec_checks import spec_complaints
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.cross_checks import misfits
 from zippkit.spec.kinds import Acts, TowerConfig
 from zippkit.spec.link_spec import LinkSpec
 from zippkit.spec.part_kinds import Operation, part_kinds
@@ -137,7 +137,7 @@ def find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
 
 def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
     towers = {name: config for name, tower in spec.towers.items() if (config := tower.resolved[0]) is not None}
-    complaints = [*spec.complaints(), *misfits(spec)]
+    complaints = list(spec_complaints(spec))
     sites: list[LinkSite] = []
     for i, link in enumerate(spec.links):
         placed = link.source in towers and link.target in towers and link.resolved[0] is not None

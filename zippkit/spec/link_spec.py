@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -76,37 +75,3 @@ class LinkSpec(Strict):
         if config is None:
             raise ValueError(str(complaints))
         return config
-
-    def complaints(self) -> Iterator[Complaint]:
-        """What is wrong inside this link: its kind and config, and whatever contradicts itself."""
-        if self.source == self.target:
-            yield ("into",), f"a link joins two towers, but `from` and `into` are both {self.source!r}"
-        config, complaints = self.resolved
-        yield from complaints
-        acts = config.acts if config else "after_layer"
-        if acts == "embedding":
-            yield from self._complaints_at_embedding()
-            return
-        if (self.every is None) == (self.sites is None) and (config or self.sites):
-            yield (), "expected either `every` or `sites`" + (", got both" if self.sites else ", got neither")
-        if self.sites is not None and (self.source_every or self.source_depth):
-            yield ("sites",), "`sites` says the source depths itself; remove `source_every` and `source`"
-        if self.source_every and self.source_depth:
-            yield ("source",), f"expected either `source_every` or `source: {self.source_depth}`, got both"
-        for i, site in enumerate(self.sites or ()):
-            if site.target == 0:
-                yield ("sites", i, "into"), "0 is the embedding, but this kind acts on layers; expected 1 or more"
-            if acts == "attention" and site.source != site.target:
-                yield ("sites", i, "from"), f"attention is shared at one depth; expected {site.target}"
-        if acts == "attention" and (self.source_every or self.source_depth):
-            key = "source_every" if self.source_every else "source"
-            yield (key,), f"kind {self.kind!r} shares the attention of layers of one depth; remove `{key}`"
-        if config and not config.projects and self.projection != Projection():
-            yield ("projection",), f"kind {self.kind!r} projects nothing; remove `projection`"
-
-    def _complaints_at_embedding(self) -> Iterator[Complaint]:
-        for key, given in (("every", self.every), ("source_every", self.source_every)):
-            if given is not None:
-                yield (key,), f"kind {self.kind!r} acts once, at the target's embedding; remove `{key}`"
-        if self.sites is not None and (len(self.sites) > 1 or self.sites[0].target != 0):
-            yield ("sites",), f"kind {self.kind!r} acts once, at the embedding; expected one site with `into: 0`"
