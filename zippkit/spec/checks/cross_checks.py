@@ -1,4 +1,4 @@
-"""Mistakes that show only between the sections of a spec: where links act, clocks, hosted modalities, contrastive losses."""
+"""Mistakes between the sections of a spec: where links act, clocks, hosted modalities, contrastive losses."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from zippkit.spec.words import TAKEN_NAMES
 
 
 def spec_complaints(spec: CompositionSpec) -> Iterator[Complaint]:
-    """Everything that is wrong with a spec of sound keys and types: names, kinds, configs, frames, freeze rules, shapes."""
+    """Yield all mistakes of a spec of sound keys and types: names, kinds, configs, frames, freeze rules, shapes."""
     for name, tower in spec.towers.items():
         if name in TAKEN_NAMES:
             yield ("towers", name), f"{name!r} means something else in a model; call the tower otherwise"
