@@ -81,7 +81,7 @@ class Composition:
     def save(self, folder: str | Path, *, copy_towers: bool = False) -> None:
         """Write weights, standalone spec and manifest; complete or not at all.
 
-        A frozen tower that still is, bit for bit, what its source holds is named by place and hash, and the folder
+        A frozen tower that still is, bit for bit, what its source holds is named by path and hash, and the folder
         needs that source to be loaded. With ``copy_towers`` the source's files are copied, byte for byte, and the
         folder stands alone.
 

@@ -88,13 +88,13 @@ def _with_following(
     modalities: Mapping[str, Modality],
     layout: SequenceLayout,
 ) -> dict[str, TowerBatch]:
-    place = {name: i for i, name in enumerate(modalities)}
+    index = {name: i for i, name in enumerate(modalities)}
     following = {name: torch.full_like(batch.tokens, IGNORE) for name, batch in batches.items()}
     for b, (row, example) in enumerate(zip(rows, examples, strict=True)):
         names = [segment.tower for segment in example]
         taken = turns(names, layout)
-        # Of an empty row nothing is told.
-        later = [*(place[turn[0]] for turn in taken[1:]), *([len(place)] if taken else [])]
+        # An empty row has no end to predict.
+        later = [*(index[turn[0]] for turn in taken[1:]), *([len(index)] if taken else [])]
         after = [what for turn, what in zip(taken, later, strict=True) for _ in turn]
         for k, (name, what) in enumerate(zip(names, after, strict=True)):
             tower = modalities[name].tower

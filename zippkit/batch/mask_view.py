@@ -60,7 +60,7 @@ class Masks:
         """Draw the masks of one row, targets down and sources across.
 
         Raises:
-            ZippkitError: neither .svg nor .png, or a place that cannot be written.
+            ZippkitError: neither .svg nor .png, or a path that cannot be written.
         """
         require("matplotlib")
         from zippkit.batch.mask_picture import save_picture  # matplotlib takes a while
@@ -96,8 +96,8 @@ def _tokens(tower: TowerBatch, config: TowerConfig, name: Callable[[int], str]) 
     columns = (tower.tokens.tolist(), tower.order.tolist(), tower.segment.tolist())
     for tokens, orders, segments in zip(*columns, strict=True):
         row = (
-            Token(_printable(frame.get(i) or name(i)), *place)
-            for i, *place in zip(tokens, orders, segments, strict=True)
+            Token(_printable(frame.get(i) or name(i)), order, segment)
+            for i, order, segment in zip(tokens, orders, segments, strict=True)
         )
         yield tuple(token for token in row if token.order >= 0)
 

@@ -9,7 +9,7 @@
     towers/NAME/                      towers that were trained, or that have no source of their own
     optimizer.safetensors             while a run is under way
 
-A frozen tower that still equals the weights it came from is not copied: the manifest names their place and hashes.
+A frozen tower that still equals the weights it came from is not copied: the manifest names their location and hashes.
 """
 
 from __future__ import annotations

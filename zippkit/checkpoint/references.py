@@ -38,7 +38,7 @@ BESIDE_WEIGHTS = ("model.safetensors.index.json", TOWER_FILE, "config.json", *CO
 
 @dataclass(frozen=True)
 class Reference:
-    """A frozen tower by the place of its weights."""
+    """A frozen tower by the location and the hashes of its weights."""
 
     source: Path
     """A safetensors file, or a folder as `zippkit.model.weights.read_tensors` reads it."""
@@ -172,8 +172,8 @@ def check_references(references: Mapping[str, Reference], folder: Path) -> None:
     wrong = {name: problem for name, reference in references.items() if (problem := _problem(reference))}
     if wrong:
         lines = [f"{folder}: tower {name!r} {problem}" for name, problem in wrong.items()]
-        places = ", ".join(f'"{name}": PATH' for name in wrong)
-        fix = f'put the right weights there, or say where they are: zippkit.load("{folder}", towers={{{places}}})'
+        paths = ", ".join(f'"{name}": PATH' for name in wrong)
+        fix = f'put the right weights there, or say where they are: zippkit.load("{folder}", towers={{{paths}}})'
         raise CheckpointError("\n".join([*lines, fix]))
 
 

@@ -61,8 +61,8 @@ def write_hugging_face(folder: Path, kind: str, config: TowerConfig, dtypes: Ite
         dtypes: of the weights; transformers loads all of them in the widest.
     """
     cls: type[Tower] = registry.implementation(registry.TOWERS, kind)
-    told = cls.hugging_face(config)
+    hf_config = cls.hugging_face(config)
     floats = {dtype for dtype in dtypes if dtype.is_floating_point}
-    if told is not None and floats:
+    if hf_config is not None and floats:
         widest = reduce(torch.promote_types, floats)
-        write_json(folder / "config.json", {**told, "dtype": str(widest).removeprefix("torch.")})
+        write_json(folder / "config.json", {**hf_config, "dtype": str(widest).removeprefix("torch.")})

@@ -1,4 +1,4 @@
-"""A checked spec to a zipped model: build the towers, load their weights, freeze, and set the links in place."""
+"""A checked spec to a zipped model: build the towers, load their weights, freeze, and add the parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GROUPS: dict[str, type[PartGroup]] = {
 every version."""
 
 
-def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower:
+def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True) -> Tower:
     """One tower by itself, with its weights loaded and its parameters frozen as the spec says.
 
     Raises:
@@ -46,16 +46,16 @@ def build_tower(spec: TowerSpec, place: str, load_weights: bool = True) -> Tower
     try:
         weights = (spec.weights or spec.settings.weights_path()) if load_weights else None
     except ValueError as error:
-        raise SpecError([Problem(place, 0, "config.path", str(error))]) from error
+        raise SpecError([Problem(key_path, 0, "config.path", str(error))]) from error
     if weights is not None and not weights.exists():
-        raise SpecError([Problem(place, 0, "weights", f"{str(weights)!r} does not exist")])
+        raise SpecError([Problem(key_path, 0, "weights", f"{str(weights)!r} does not exist")])
     tower = new_tower(cls, spec.settings, DTYPES[dtype_of(spec, weights)], weights)
     tower.check()
     parameters = dict(tower.named_parameters())
     try:
         frozen = spec.frozen(parameters)
     except ValueError as error:
-        raise SpecError([Problem(place, 0, "freeze", str(error))]) from error
+        raise SpecError([Problem(key_path, 0, "freeze", str(error))]) from error
     for name, parameter in parameters.items():
         parameter.requires_grad_(not frozen[name])
     return tower

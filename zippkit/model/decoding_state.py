@@ -32,8 +32,8 @@ class Growing:
         at: tuple[Any, ...] = (slice(None), slice(first, first + n_new))
         if len(rows) < len(self.lengths) or min(starts) < max(starts):
             device = memory.order.device
-            places = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
-            at = (torch.tensor(rows, device=device)[:, None], places)
+            slots = torch.tensor(starts, device=device)[:, None] + torch.arange(n_new, device=device)
+            at = (torch.tensor(rows, device=device)[:, None], slots)
         self._order[at] = memory.order
         for store, new in zip(self._tensors, memory.tensors, strict=True):
             store[at] = new
@@ -112,9 +112,9 @@ class Decoding:
     n_slots: dict[str, int] = field(default_factory=dict)
     """How many slots of each tower's cache are in use in the longest row, the new tokens included."""
     memories: dict[LinkSite, Memory] = field(default_factory=dict)
-    """What the links keep of their finished segments."""
+    """The links' memories of finished segments."""
     pending: dict[LinkSite, Pending] = field(default_factory=dict)
-    """What the links will keep of the others (`ZippedModel.commit`)."""
+    """States of unfinished segments, for the links to write later (`ZippedModel.commit`)."""
     _growing: dict[LinkSite, Growing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

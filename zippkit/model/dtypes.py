@@ -24,9 +24,9 @@ def dtype_of(spec: TowerSpec, source: Path | None) -> Literal["fp32", "bf16"]:
     """
     if spec.dtype != "auto":
         return spec.dtype
-    place = source or _there(spec)
+    folder = source or _there(spec)
     try:
-        found = float_dtypes(place) if place is not None else set()
+        found = float_dtypes(folder) if folder is not None else set()
     except (CheckpointError, OSError):
         # Whoever reads the weights says what is wrong with them.
         found = set()
@@ -48,9 +48,8 @@ def concrete(spec: CompositionSpec, sources: Mapping[str, Path] | None = None) -
     """
     if all(tower.dtype != "auto" for tower in spec.towers.values()):
         return spec
-    places = sources or {}
     towers = {
-        name: tower.model_copy(update={"dtype": dtype_of(tower, places.get(name))})
+        name: tower.model_copy(update={"dtype": dtype_of(tower, (sources or {}).get(name))})
         for name, tower in spec.towers.items()
     }
     return spec.model_copy(update={"towers": towers})

@@ -67,7 +67,7 @@ class Modules(NamedTuple):
     groups: Mapping[str, Runs]
     """Parts by their group."""
     inserted_into: Set[str]
-    """Towers into whose sequence links insert places."""
+    """Towers into whose sequence links insert slots."""
 
 
 def known(name: str, inputs: TowerBatch, around: Sequence[Around]) -> TowerBatch:

@@ -75,13 +75,13 @@ def check_hashes(folder: Path) -> None:
     if not (folder / TOWER_FILE).exists():
         return
     try:
-        told = read_json(folder / TOWER_FILE).get("files")
+        hashes = read_json(folder / TOWER_FILE).get("files")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    if not isinstance(told, dict):
+    if not isinstance(hashes, dict):
         return
     for file in weight_files(folder):
-        expected = told.get(file.name, "no hash at all")
+        expected = hashes.get(file.name, "no hash at all")
         if (seen := file_hash(file)) != expected:
             raise CheckpointError(
                 f"{file}: SHA-256 is {seen}, {TOWER_FILE} beside it says {expected}; damaged, or another one than was "
@@ -94,7 +94,7 @@ def read_tensors(path: Path, *, check: bool = True) -> dict[str, Tensor]:
 
     Args:
         path: the file or folder.
-        check: compare the files with the hashes that the folder tells (`check_hashes`); not where a manifest did.
+        check: compare the files with the hashes in ``tower.json`` (`check_hashes`); not where a manifest did.
 
     Raises:
         CheckpointError: nothing there, a shard missing, cut short, damaged, or a pickle.

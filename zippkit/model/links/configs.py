@@ -33,16 +33,16 @@ class AttendingConfig(LinkConfig):
     placement: Placement = Field("after", description=_PLACEMENT)
     positions: Literal["rotary", "keys", "none"] = Field(
         "rotary",
-        description="`rotary` turns queries and keys by their place among their tower's own tokens, which learns "
-        "fastest; `keys` turns keys alone, by their place in their segment, so that a query can look for a place in a "
-        "picture or a sound; `none` is the papers'.",
+        description="`rotary` rotates queries and keys by their position among their tower's own tokens, which learns "
+        "fastest; `keys` rotates keys alone, by their position in their segment, so that a query can look for a place "
+        "in a picture or a sound; `none` is the papers'.",
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     pace: float = Field(
         1.0,
         gt=0,
-        description="How many tokens the target says while the source says one: 8 for speech that reads words, 0.125 "
-        "for words that read speech. Of `positions: rotary`: what is said together has one place, and is found sooner.",
+        description="Target tokens per source token: 8 for speech that reads words, 0.125 for words that read speech. "
+        "Of `positions: rotary`: what is said together has one position id, and is found sooner.",
     )
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}; the papers are silent.")
 
