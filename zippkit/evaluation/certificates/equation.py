@@ -26,8 +26,10 @@ from zippkit.evaluation.certificates.probe import (
     to_device,
     with_zero_inits_randomized,
 )
-from zippkit.evaluation.certificates.reference import KINDS, Reference, Run
+from zippkit.evaluation.certificates.reference import Reference
 from zippkit.evaluation.certificates.reference_layers import Array, Decoder, Layers, Others, Token, Weights
+from zippkit.evaluation.certificates.reference_layout import Run
+from zippkit.evaluation.certificates.reference_links import KINDS
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.added_vocabulary import AddedVocabulary
 from zippkit.model.zipped_model import ZippedModel
