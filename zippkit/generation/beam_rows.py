@@ -52,7 +52,7 @@ def _run_best(batch: RowBatch, modality: str, rows: Sequence[Row]) -> dict[int, 
 
 def _run_alike(batch: RowBatch, modality: str, rows: Sequence[Row]) -> dict[int, Tensor]:
     """Feed segments of one length."""
-    kind, (begin, end) = batch.request.graph.modalities[modality], batch.request.frame_ids(modality)
+    kind, (begin, end) = batch.request.modalities[modality], batch.request.frame_ids(modality)
     columns = {
         row.number: next_tokens(row, [begin, *(token + kind.first_id for token in row.found[0]), end]) for row in rows
     }
@@ -67,7 +67,7 @@ class BeamRows:
 
     def __init__(self, batch: RowBatch, modality: str, rows: Sequence[Row]) -> None:
         self._batch, self._modality, self._roots = batch, modality, rows
-        self._kind = batch.request.graph.modalities[modality]
+        self._kind = batch.request.modalities[modality]
         tower = self._kind.tower
         self._plan = batch.request.zipped.plan.prune(Wanted(heads={tower}, given=batch.given([tower])))
         self._owners: list[int] | None = None

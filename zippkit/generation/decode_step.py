@@ -55,7 +55,7 @@ def _choose(
 ) -> list[int]:
     """The next token of every row, in the tower's ids; arbitrary in rows that are not at this turn."""
     request = batch.request
-    kind, sampling = request.graph.modalities[modality], request.sampling[modality]
+    kind, sampling = request.modalities[modality], request.sampling[modality]
     of_tower = logits[kind.tower][:, -1]
     if request.watch is not None:
         request.watch(modality, {row.number: (row.segment + number, row.step) for row in rows}, of_tower)

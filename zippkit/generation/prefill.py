@@ -83,7 +83,7 @@ def _slots(row: Row, tower: str, advancing: Sequence[str]) -> int:
 def _run(batch: RowBatch, given: Batch, advancing: Sequence[str]) -> None:
     """Run the prompts; where the model chooses, each row's last position predicts the next modality."""
     request = batch.request
-    modalities = request.graph.modalities
+    modalities = request.modalities
     last = [modalities[row.prompt[-1].tower].tower for row in batch.rows] if request.choices else []
     writes = {s for s in request.graph.sites if s.source in given.towers and s.target in advancing}
     layers = set(advancing) & set(given.towers)

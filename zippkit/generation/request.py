@@ -16,6 +16,7 @@ from zippkit.errors import ZippkitError
 from zippkit.generation.length_limits import LengthLimits, Turn
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
+from zippkit.plan.sequence_layout import Modality
 from zippkit.spec.kinds import Frame
 from zippkit.spec.sampling import Sampling
 
@@ -37,15 +38,20 @@ class Request:
     """Modalities among which the model itself chooses what comes next."""
     watch: Watch | None = None
 
-    @property
+    @cached_property
     def graph(self) -> Graph:
         """The composition's graph."""
         return self.zipped.graph
 
-    @property
+    @cached_property
     def model(self) -> ZippedModel:
         """The composition's module."""
         return self.zipped.model
+
+    @cached_property
+    def modalities(self) -> dict[str, Modality]:
+        """The graph's modalities by name, which the graph would make anew for each call."""
+        return self.graph.modalities
 
     @cached_property
     def device(self) -> torch.device:
@@ -59,22 +65,22 @@ class Request:
 
     def frame(self, modality: str) -> Frame:
         """Begin and end in the modality's own ids."""
-        return cast("Frame", self.graph.modalities[modality].frame)
+        return cast("Frame", self.modalities[modality].frame)
 
     def frame_ids(self, modality: str) -> tuple[int, int]:
         """Begin and end in the tower's ids."""
-        first_id, frame = self.graph.modalities[modality].first_id, self.frame(modality)
+        first_id, frame = self.modalities[modality].first_id, self.frame(modality)
         return first_id + frame.begin, first_id + frame.end
 
     def towers(self, turns: Iterable[Turn]) -> list[str]:
         """The towers of some turns, once for each segment."""
-        modalities = self.graph.modalities
+        modalities = self.modalities
         return [modalities[name].tower for turn in turns for name in turn]
 
     def turn_of(self, modality: str) -> Turn:
         """The turn that a chosen modality takes: together with the one that has its clock, if there is one."""
         partners = [other for other in self.choices if self.graph.layout.simultaneous(modality, other)]
-        return tuple(sorted([modality, *partners[:1]], key=list(self.graph.modalities).index))
+        return tuple(sorted([modality, *partners[:1]], key=list(self.modalities).index))
 
     def check_beams(self, turns: Iterable[Turn]) -> None:
         """Refuse beam search where two modalities advance together.

@@ -100,7 +100,7 @@ class Row(Progress):
     def _append(self, chosen: Sequence[int]) -> list[Piece]:
         pieces = []
         for k, (name, token) in enumerate(zip(self.turns[0], chosen, strict=True)):
-            own = token - self.request.graph.modalities[name].first_id
+            own = token - self.request.modalities[name].first_id
             self.found[k].append(own)
             self.mark_seen(name, own)
             pieces.append(Piece(self.number, len(self.done) + k, name, own))
@@ -114,7 +114,7 @@ class Row(Progress):
 
     def finish(self) -> None:
         """Complete the present turn: its places wait for the next segment of each target."""
-        turn, modalities = self.turns.pop(0), self.request.graph.modalities
+        turn, modalities = self.turns.pop(0), self.request.modalities
         for k, (name, found) in enumerate(zip(turn, self.found, strict=True)):
             for insert in self.request.graph.layout.inserts:
                 if insert.source == modalities[name].tower:
@@ -145,7 +145,7 @@ class Row(Progress):
         """Add the turn that the model predicts, by (N + 1,) logits, unless nothing follows or it cannot follow."""
         if self.choices_left:
             self.choices_left -= 1
-            names, request = list(self.request.graph.modalities), self.request
+            names, request = list(self.request.modalities), self.request
             able = [*(names.index(name) for name in request.choices), len(names)]
             best = able[int(logits[able].argmax())]
             if best < len(names) and self._can_follow(turn := request.turn_of(names[best])):

@@ -72,7 +72,7 @@ class RowBatch:
         Returns:
             (B, V) logits, and (B, V) bool which ids each row has seen, where there is a repetition penalty.
         """
-        kind = self.request.graph.modalities[modality]
+        kind = self.request.modalities[modality]
         last = None if kind.vocab_size is None else kind.first_id + kind.vocab_size
         own = logits[:, kind.first_id : last]
         if self.request.sampling[modality].repetition_penalty == 1:
