@@ -1,5 +1,6 @@
-"""Checksums of each column of each row group of a Parquet file, so that a part that is read is known to be what was
-written, without hashing the whole of a large file.
+"""Checksums of each column of each row group of a Parquet file.
+
+A part that is read is known to be what was written, without hashing the whole of a large file.
 
 The file of checksums is little-endian 32-bit numbers (CRC-32): of the footer, which says where everything is, and then
 of the columns of the first row group, of the second one, and so on.
@@ -49,7 +50,7 @@ class Checksums:
     """The file of checksums."""
 
     def check_footer(self) -> None:
-        """Raises DataError if the table of contents is another one than was written."""
+        """Raise DataError if the table of contents is not what was written."""
         with self.parquet.open("rb") as file:
             self._compare(_footer(file), 0, "the footer")
 

@@ -16,9 +16,12 @@ class Labelled(Protocol):
     """A recording, or another thing of a corpus that has a transcript."""
 
     @property
-    def text(self) -> str | None: ...
+    def text(self) -> str | None:
+        """What is said or shown; None where the transcript is missing."""
+
     @property
-    def split(self) -> str: ...
+    def split(self) -> str:
+        """Name of the split."""
 
 
 _Labelled = TypeVar("_Labelled", bound=Labelled)

@@ -64,9 +64,12 @@ def prepare_pictures(
 
     Args:
         kind: a reader's name, or a function like one.
+        out: the dataset to write.
         pixels: size and levels of the images; 8 x 8 of 17 levels if left out.
         text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
         limit: at most so many images per split, drawn with ``seed``.
+        seed: of that sample.
+        overwrite: replace a dataset that is there.
 
     Raises:
         DataError: no such corpus, an image of another size, or ``out`` exists.

@@ -34,6 +34,7 @@ class Reservoir:
         return self._chunks[0]
 
     def add(self, rows: NDArray[np.float32]) -> None:
+        """Offer rows (N, D); each of all rows so far is kept with the same probability."""
         fill = max(0, min(self.size - self.n_seen, len(rows)))
         if fill:
             self._chunks.append(rows[:fill].copy())

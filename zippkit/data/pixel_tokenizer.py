@@ -36,14 +36,17 @@ class PixelTokenizer:
 
     @property
     def begin(self) -> int:
+        """Id that opens a segment."""
         return self.levels
 
     @property
     def end(self) -> int:
+        """Id that closes a segment."""
         return self.levels + 1
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, begin and end included."""
         return self.levels + 2
 
     @property
@@ -80,8 +83,10 @@ class PixelTokenizer:
         return shape.height % self.side == 0 and shape.width % self.side == 0
 
     def scaled(self, ids: Sequence[int] | NDArray[np.integer], shape: Image) -> NDArray[np.float32]:
-        """(channels, height, width) floats for a tower that is fed pixels: no ink is -1, full ink 1, each pixel becomes
-        a block of equal ones, and all channels are alike."""
+        """Return (channels, height, width) floats for a tower that is fed pixels.
+
+        No ink is -1, full ink 1; each pixel becomes a block of equal ones, and all channels are alike.
+        """
         image = self.decode(ids).astype(np.float32) * 2 / (self.levels - 1) - 1
         block = np.ones((shape.height // self.side, shape.width // self.side), np.float32)
         return np.repeat(np.kron(image, block)[None], shape.channels, axis=0)
@@ -92,6 +97,7 @@ class PixelTokenizer:
         return "\n".join("".join(2 * SHADES[level] for level in row) for row in shade)
 
     def save(self, path: str | Path) -> None:
+        """Write the file that ``load`` reads."""
         write_text(path, json.dumps({"zippkit": "pixels", "side": self.side, "levels": self.levels}) + "\n")
 
     @classmethod

@@ -62,6 +62,7 @@ def pairs(
     """``.wav`` or ``.flac`` files anywhere under ``root``, each with a ``.txt`` of the same name beside it.
 
     Args:
+        root: the corpus's folder.
         fractions: split to its share, adding up to 1. The split is drawn from the words alone, so that recordings of
             the same prompt stay together.
         seed: another seed draws other splits.
@@ -86,8 +87,10 @@ def fsdd(
     Recordings 0-4 of a speaker are test (the corpus's own rule), 5-9 dev, the others train; a string never mixes them.
 
     Args:
+        root: the corpus's folder.
         max_digits: longest string; 1 gives every recording once, and then ``counts`` must be left out.
         counts: split to its number of strings, of 1 to ``max_digits`` digits; 2000, 200 and 300 if left out.
+        seed: another seed draws other strings.
     """
     base = _existing(root)
     if max_digits < 1:

@@ -30,6 +30,7 @@ class Counter:
     done: int = 0
 
     def step(self) -> None:
+        """Count one more as done."""
         self.done += 1
         if self.progress:
             self.progress(self.done, self.total, self.what)

@@ -103,6 +103,8 @@ def write_rows(path: Path, examples: Iterable[Example], kinds: Mapping[str, Kind
     """Write one Parquet file.
 
     Args:
+        path: the file.
+        examples: its rows, read once.
         kinds: modalities that are known beforehand, such as those of waveforms; others are as in the first example.
         partial: an example may lack those that are known beforehand.
 

@@ -31,9 +31,14 @@ class Vocoder(Protocol):
     """Ids to sound, trained beside a tokenizer and kept in a file of its own."""
 
     @property
-    def tokenizer_fingerprint(self) -> str: ...
-    def to_sound(self, ids: Ids, seed: int = 0) -> Wave: ...
-    def save(self, path: str | Path) -> None: ...
+    def tokenizer_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer whose units it turns into sound."""
+
+    def to_sound(self, ids: Ids, seed: int = 0) -> Wave:
+        """Return samples at ``sample_rate``; begin and end are left out."""
+
+    def save(self, path: str | Path) -> None:
+        """Write one file."""
 
 
 class SpeechTokenizer(ABC):
@@ -77,7 +82,8 @@ class SpeechTokenizer(ABC):
 
     @property
     @abstractmethod
-    def units_per_second(self) -> float: ...
+    def units_per_second(self) -> float:
+        """Units that a second of sound becomes."""
 
     @classmethod
     @abstractmethod

@@ -36,11 +36,17 @@ class TextTokenizer(Protocol):
     """Text to ids and back. Begin and end ids frame a segment; the text itself never holds them."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of ids, begin and end included."""
+
     @property
-    def begin(self) -> int: ...
+    def begin(self) -> int:
+        """Id that opens a segment."""
+
     @property
-    def end(self) -> int: ...
+    def end(self) -> int:
+        """Id that closes a segment."""
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what an id means."""
@@ -68,9 +74,11 @@ class ByteTokenizer:
     fingerprint: str = hashlib.sha256(b"zippkit bytes 256 257").hexdigest()
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids, without begin and end."""
         return list(text.encode())
 
     def unknown(self, text: str) -> list[str]:
+        """Return the words of ``text`` without an id of their own; bytes know every word."""
         del text
         return []
 
@@ -79,6 +87,7 @@ class ByteTokenizer:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
 
     def save(self, path: str | Path) -> None:
+        """Write the one file that ``load_text_tokenizer`` reads."""
         write_text(path, json.dumps({"zippkit": "bytes"}) + "\n")
 
 
@@ -98,10 +107,12 @@ class FileTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
+        """Number of ids, begin and end included."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what an id means."""
         content = json.dumps(json.loads(self.tokenizer.to_str()), sort_keys=True)
         return hashlib.sha256(f"{self.begin} {self.end} {content}".encode()).hexdigest()
 
@@ -137,6 +148,7 @@ class FileTokenizer:
         return found if isinstance(found, int) else token_id(self.tokenizer, model.get("unk_token"))
 
     def unknown(self, text: str) -> list[str]:
+        """Return the words of ``text`` of which some part has no id of its own."""
         return [word for word in dict.fromkeys(text.split()) if not self._reads(word)]
 
     def _reads(self, word: str) -> bool:

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 def load_text_tokenizer(
     path: str | Path, begin: int | None = None, end: int | None = None
 ) -> ByteTokenizer | FileTokenizer:
-    """``"bytes"``, a ``tokenizer.json``, or the folder of one.
+    """Load ``"bytes"``, a ``tokenizer.json``, or the one in a folder.
 
     Args:
-        begin, end: the frame's ids; left out, they are found in the ``tokenizer_config.json`` or ``config.json``
-            beside the file, or by the usual names in its vocabulary (``FRAME_TOKENS``).
+        path: ``"bytes"``, the file, or its folder.
+        begin: id that opens a segment; left out, it is found with ``end`` in the ``tokenizer_config.json`` or
+            ``config.json`` beside the file, or by the usual names in its vocabulary (``FRAME_TOKENS``).
+        end: id that closes a segment.
 
     Raises:
         DataError: no such file, not a tokenizer, or no begin and end to be found.

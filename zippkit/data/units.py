@@ -50,10 +50,12 @@ class UnitConfig(Strict):
 
     @property
     def hop_samples(self) -> int:
+        """Samples from one frame to the next."""
         return round(self.hop * self.sample_rate)
 
     @property
     def units_per_second(self) -> float:
+        """Units that a second of sound becomes."""
         return self.sample_rate / (self.hop_samples * self.stride)
 
 
@@ -77,14 +79,17 @@ class UnitTokenizer(SpeechTokenizer):
 
     @property
     def begin(self) -> int:
+        """Id that opens a segment."""
         return self.config.n_units
 
     @property
     def sample_rate(self) -> int:
+        """Sample rate of the sound, in Hz."""
         return self.config.sample_rate
 
     @property
     def units_per_second(self) -> float:
+        """Units that a second of sound becomes."""
         return self.config.units_per_second
 
     @cached_property
@@ -97,6 +102,7 @@ class UnitTokenizer(SpeechTokenizer):
 
     @classmethod
     def rate_for(cls, config: Any) -> int:
+        """Return the sample rate that ``train`` takes with these settings, in Hz."""
         rate: int = config.sample_rate
         return rate
 
@@ -113,6 +119,10 @@ class UnitTokenizer(SpeechTokenizer):
 
         Args:
             waves: recordings at ``config.sample_rate``, read once and not kept.
+            config: the defaults if left out.
+            seed: of the sample and of the clustering.
+            progress: told how far the clustering is.
+            max_windows: size of the sample.
 
         Raises:
             DataError: there are fewer different windows than units.
@@ -170,6 +180,7 @@ class UnitTokenizer(SpeechTokenizer):
         return mel_to_sound(self.decode_mel(ids), config.sample_rate, config.n_fft, config.hop_samples, seed=seed)
 
     def with_vocoder(self, vocoder: Vocoder) -> Self:
+        """Return the same tokenizer with a trained vocoder; ids mean what they did."""
         self.check_vocoder(vocoder)
         return replace(self, vocoder=vocoder)
 

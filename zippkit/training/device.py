@@ -18,6 +18,7 @@ class Backend(ABC):
     name: str
 
     def device(self) -> torch.device:
+        """The torch device of that name."""
         return torch.device(self.name)
 
     @abstractmethod
@@ -49,6 +50,7 @@ class CUDA(Backend):
     name = "cuda"
 
     def sync(self) -> None:
+        """Wait until everything that was started has run."""
         torch.cuda.synchronize()
 
 

@@ -49,6 +49,7 @@ class Metrics:
                 self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others)
 
     def close(self) -> None:
+        """Close both files."""
         with writing(self._path):
             self._file.close()
             if self._board is not None:
@@ -86,8 +87,9 @@ class _Board:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Every recorded line of a run, those of older versions as newer ones; a last line that was cut short by a kill is
-    left out.
+    """Return every recorded line of a run, those of older versions as newer ones.
+
+    A last line that was cut short by a kill is left out.
 
     Raises:
         ZippkitError: a line is something else.

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,16 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from zippkit.checkpoint.references import known_hash
 from zippkit.data.dataset import Dataset, Tokenizer
 from zippkit.data.manifest import DATASET_MANIFEST, read_dataset_manifest
 from zippkit.errors import DataError, ZippkitError
 from zippkit.loading import load_recipe
-from zippkit.model.weights import weight_files
-from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
-from zippkit.spec.derived_recipe import dump
 from zippkit.spec.recipe import Recipe
 from zippkit.system.files import (
     LOCK,
@@ -43,6 +36,7 @@ from zippkit.system.files import (
     write_json,
     write_text,
 )
+from zippkit.training.run_recipe import first_difference, input_hashes, recipe_text, was_moved
 
 KEPT_CHECKPOINTS = 2
 
@@ -55,10 +49,12 @@ class RunFolder:
 
     @property
     def recipe_file(self) -> Path:
+        """The recipe, as the run was started with it."""
         return self.path / "recipe.yaml"
 
     @property
     def model(self) -> Path:
+        """The finished composition."""
         return self.path / "model"
 
     @property
@@ -66,9 +62,11 @@ class RunFolder:
         return self.path / "tokenizers"
 
     def tower(self, name: str) -> Path:
+        """Return the folder of a tower that the run holds."""
         return self.path / "towers" / name
 
     def checkpoint(self, phase: str, step: int) -> Path:
+        """Return the folder of one checkpoint of a phase."""
         return self.path / "checkpoints" / phase / f"step-{step:06d}"
 
     def checkpoints(self, phase: str) -> list[Path]:
@@ -116,43 +114,22 @@ class RunFolder:
             ZippkitError: the folder holds something else; nothing is written over.
         """
         if self.recipe_file.exists():
-            there, here = self.recipe_file.read_text(errors="replace"), self._text(recipe)
+            there, here = self.recipe_file.read_text(errors="replace"), recipe_text(recipe, self.path)
             if there == here:
                 return
-            if not self._was_moved(there, recipe):
-                differs = _first_difference(there, here)
+            if not was_moved(there, here, recipe, self.read_json("inputs.json") or {}):
+                differs = first_difference(there, here)
                 raise ZippkitError(f"{self.path}: holds the run of another recipe ({differs}); choose another --out")
             self.rewrite(recipe)
             return
         self._refuse_another_folder()
         self.path.mkdir(parents=True, exist_ok=True)
         self.rewrite(recipe)
-        self.write_json("inputs.json", {place: _meaning(path) for place, path in _paths(recipe).items()})
+        self.write_json("inputs.json", input_hashes(recipe))
 
     def rewrite(self, recipe: Recipe) -> None:
         """Write the recipe as it is now: the run or what its paths lead to was moved."""
-        write_text(self.recipe_file, self._text(recipe))
-
-    def _text(self, recipe: Recipe) -> str:
-        """The recipe as YAML, its paths relative to the run: equal from any working directory."""
-        data = dump(recipe)
-        for place, path in _paths(recipe).items():
-            _set(data, place, os.path.relpath(path.resolve(), self.path.resolve()))
-        return yaml.safe_dump(data, sort_keys=False)
-
-    def _was_moved(self, there: str, recipe: Recipe) -> bool:
-        """Whether the recipe that is there differs in paths alone, and what they led to is what they lead to now."""
-        try:
-            found, data = yaml.safe_load(there), yaml.safe_load(self._text(recipe))
-            moved = {place: path for place, path in _paths(recipe).items() if _get(found, place) != _get(data, place)}
-            for place in moved:
-                _set(found, place, _get(data, place))
-        except (yaml.YAMLError, LookupError, TypeError):
-            return False
-        known = self.read_json("inputs.json") or {}
-        # As text, because the order of towers and links counts.
-        alike = yaml.safe_dump(found, sort_keys=False) == yaml.safe_dump(data, sort_keys=False)
-        return alike and all(known.get(place) == _meaning(path) != "" for place, path in moved.items())
+        write_text(self.recipe_file, recipe_text(recipe, self.path))
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the run; None where it has not been written yet.
@@ -201,13 +178,15 @@ class RunFolder:
         return Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers)).fingerprints
 
     def tokenizers(self) -> dict[str, Tokenizer]:
-        """What turned the training data into tokens, by modality; plain ids and waveforms have none."""
+        """Return the tokenizers of the training data by modality; plain ids and waveforms have none."""
         dataset = Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers))
         return {name: dataset.tokenizer(name) for name, known in dataset.fingerprints.items() if known is not None}
 
     def tokenizer(self, name: str) -> Tokenizer | None:
-        """What turned one modality into tokens; None where it came as plain ids or waveforms, or is not of the data,
-        or where no run is there."""
+        """Return the tokenizer of one modality.
+
+        None where it came as plain ids or waveforms, or is not of the data, or where no run is there.
+        """
         if not self._tokenizers.exists():
             return None
         dataset = Dataset(self._tokenizers, read_dataset_manifest(self._tokenizers))
@@ -219,43 +198,6 @@ class RunFolder:
         return {name: column.sample_rate for name, column in modalities.items() if column.sample_rate is not None}
 
 
-def _paths(recipe: Recipe) -> dict[str, Path]:
-    """The paths of a recipe by their places in it, as in ``spec.towers.text.weights``."""
-    found = {"data": recipe.data}
-    if recipe.start_from is not None:
-        found["start_from"] = recipe.start_from
-    towers = recipe.spec.towers.items()
-    return found | {f"spec.towers.{name}.weights": tower.weights for name, tower in towers if tower.weights is not None}
-
-
-def _get(data: Any, place: str) -> Any:
-    for key in place.split("."):
-        data = data[key]
-    return data
-
-
-def _set(data: Any, place: str, value: str) -> None:
-    *above, last = place.split(".")
-    (_get(data, ".".join(above)) if above else data)[last] = value
-
-
-def _meaning(path: Path) -> str:
-    """What a path leads to, by hash: a dataset or checkpoint by its manifest, which holds the hashes of its files; else
-    the files of weights. Empty where nothing of the kind is there."""
-    try:
-        manifest = checkpoint_folder(path) / CHECKPOINT_MANIFEST
-        return " ".join(sorted(map(known_hash, [manifest] if manifest.is_file() else weight_files(path))))
-    except (ZippkitError, OSError):
-        return ""
-
-
 def _is_temporary(file: Path) -> bool:
     """Left behind by a start that was killed."""
     return file.name == LOCK or file.name.endswith(SCRATCH)
-
-
-def _first_difference(there: str, here: str) -> str:
-    for old, new in zip(there.splitlines(), here.splitlines(), strict=False):
-        if old != new:
-            return f"{old.strip()!r} there, {new.strip()!r} here"
-    return "one is longer than the other"

@@ -56,8 +56,9 @@ def composition_to_train(recipe: Recipe, run: RunFolder) -> Composition:
 
 
 def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
-    """Frozen towers that have no source, or one in another run, are written into this run once: its checkpoints need
-    not repeat them, and it can be moved.
+    """Write frozen towers that have no source, or one in another run, into this run once.
+
+    Its checkpoints need not repeat them, and it can be moved.
 
     Raises:
         ZippkitError: a frozen tower is not what its first source held, or that source is gone.

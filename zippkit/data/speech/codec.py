@@ -59,18 +59,22 @@ class CodecTokenizer(SpeechTokenizer):
 
     @property
     def config(self) -> CodecConfig:
+        """The settings."""
         return self.stored.config
 
     @property
     def begin(self) -> int:
+        """Id that opens a segment."""
         return self.config.n_codebooks * self.stored.codebook_size
 
     @property
     def sample_rate(self) -> int:
+        """Sample rate of the sound, in Hz."""
         return self.stored.sample_rate
 
     @property
     def units_per_second(self) -> float:
+        """Units that a second of sound becomes."""
         return self.config.n_codebooks * self.stored.sample_rate / self.stored.samples_per_frame
 
     @cached_property
@@ -81,6 +85,7 @@ class CodecTokenizer(SpeechTokenizer):
 
     @classmethod
     def rate_for(cls, config: Any) -> int:
+        """Return the sample rate that ``train`` takes with these settings, in Hz."""
         folder, told = model_folder(config.model, _CLASSES, cls.kind)
         return _facts(config, folder, told)[0].sample_rate
 
@@ -112,8 +117,11 @@ class CodecTokenizer(SpeechTokenizer):
 
     @torch.no_grad()
     def to_sound(self, ids: Ids, seed: int = 0) -> Wave:
-        """Samples by the codec's decoder, which draws nothing. An id of another codebook than its place calls for is
-        passed over, and an unfinished frame at the end too: a language model is not forced to keep the order."""
+        """Return samples by the codec's decoder, which is deterministic; ``seed`` is not used.
+
+        An id of another codebook than its position calls for is passed over, and an unfinished frame at the end too: a
+        language model is not forced to keep the order.
+        """
         codes_FC = self._frames(self.units_of(ids))
         if not len(codes_FC):
             return np.zeros(0, np.float32)

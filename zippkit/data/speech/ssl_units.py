@@ -64,14 +64,17 @@ class SslUnits(SpeechTokenizer):
 
     @property
     def begin(self) -> int:
+        """Id that opens a segment."""
         return self.config.n_units
 
     @property
     def sample_rate(self) -> int:
+        """Sample rate of the sound, in Hz."""
         return self.model.sample_rate
 
     @property
     def units_per_second(self) -> float:
+        """Units that a second of sound becomes."""
         return self.model.sample_rate / self.model.samples_per_unit
 
     @cached_property
@@ -82,6 +85,7 @@ class SslUnits(SpeechTokenizer):
 
     @classmethod
     def rate_for(cls, config: Any) -> int:
+        """Return the sample rate that ``train`` takes with these settings, in Hz."""
         folder, told = model_folder(config.model, _CLASSES, cls.kind)
         rate: int = _extractor(folder, told["model_type"]).sampling_rate
         return rate
@@ -117,16 +121,19 @@ class SslUnits(SpeechTokenizer):
         return trained
 
     def encode(self, wave: Wave, rate: int) -> NDArray[np.int64]:
+        """Return the ids, without begin and end."""
         self.check_rate(wave, rate)
         return nearest(self._states(wave), self.codebook.astype(np.float32))
 
     def to_sound(self, ids: Ids, seed: int = 0) -> Wave:
+        """Return samples at ``sample_rate``; begin and end are left out."""
         units = self.units_of(ids)
         if self.vocoder is None:
             raise DataError("ssl_units have no way back to sound without a vocoder; prepare the data with --vocoder")
         return self.vocoder.to_sound(units, seed)
 
     def with_vocoder(self, vocoder: Vocoder) -> Self:
+        """Return the same tokenizer with a trained vocoder; ids mean what they did."""
         self.check_vocoder(vocoder)
         return replace(self, vocoder=vocoder)
 

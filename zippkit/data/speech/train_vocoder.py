@@ -40,10 +40,14 @@ def train_vocoder(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> UnitVocoder:
-    """A vocoder for the tokenizer's units, the same for the same seed.
+    """Train a vocoder for the tokenizer's units; equal seeds give equal vocoders.
 
     Args:
+        tokenizer: whose units it turns into sound.
         waves: recordings at the tokenizer's sample rate, read once; all are read, also those that are not used.
+        settings: the defaults if left out.
+        seed: of the weights and of the pieces that are drawn.
+        progress: told of every step.
 
     Raises:
         DataError: there are no recordings.

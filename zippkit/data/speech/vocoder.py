@@ -70,6 +70,7 @@ class UnitVocoder(nn.Module):
 
     @property
     def tokenizer_fingerprint(self) -> str:
+        """Fingerprint of the tokenizer whose units it turns into sound."""
         return self.config.tokenizer
 
     def forward(self, ids_BU: Tensor, dropout: float = 0.0) -> Tensor:
