@@ -1,6 +1,6 @@
 """Make the sentences of the paper's experiments: a small grammar or a file has them, festival speaks them.
 
-Needs the Debian packages ``festival festvox-us-slt-hts``, ``pip install zippkit[hf]``, and the folder of a pre-trained
+Needs the Debian packages ``festival festvox-us-slt-hts``, ``pip install zippkit[all]``, and the folder of a pre-trained
 llama with its ``tokenizer.json``. From the repository, for the preset ``cpu`` with stories260K (64 x 5):
 
     python recipes/paper/make_data.py path/to/stories260k --end 1
