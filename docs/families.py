@@ -110,8 +110,10 @@ class Row:
 
 
 def tiny_configs(family: str) -> Iterator[dict[str, Any]]:
-    """A family's settings as plain data, made small wherever it has a setting of a known name; the first that can be
-    built counts, because some sizes follow from others."""
+    """A family's settings as plain data, made small wherever it has a setting of a known name.
+
+    The first that can be built counts, because some sizes follow from others.
+    """
     default = transformers.AutoConfig.for_model(family).get_text_config(decoder=True)
     for more in VARIANTS:
         wanted = {key: value for key, value in (SIZES | more).items() if value is not ...}
