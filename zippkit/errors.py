@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line each: place, value, expectation, nearest valid name."""
+"""Mistakes that a user can make, said in one line each: place, value, expectation, nearest valid name."""
 
 from __future__ import annotations
 

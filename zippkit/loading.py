@@ -80,8 +80,10 @@ _NEEDED: dict[KeyPath, Any] = {
     ("train", "steps"): 1,
     ("pretrain", "*", "steps"): 1,
 }
-"""What stands in for a wrong value of a spec or a recipe, so that the rest of its section can be looked at; nothing is
-said about it."""
+"""Stand-ins for wrong values of a spec or a recipe, so that the rest of their section can be checked.
+
+Nothing is said about a stand-in.
+"""
 
 
 def _stand_in(key_path: KeyPath) -> Any:
@@ -145,8 +147,8 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpe
     return spec_of(document)
 
 
-def _start_complaints(recipe: Recipe) -> Iterator[Complaint]:
-    """What does not fit between the spec and what it starts from."""
+def _starting_point_complaints(recipe: Recipe) -> Iterator[Complaint]:
+    """Yield all misfits between a recipe's spec and the checkpoint that it starts from."""
     if recipe.start_from is None:
         return
     try:
@@ -184,7 +186,7 @@ def frozen_at_random(found: CompositionSpec | Recipe) -> dict[str, str]:
 
 
 def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]:
-    """What `check` tells besides problems, of what `load_any` made of the file."""
+    """Warnings of `zippkit check` about a sound spec or recipe, as `load_any` gave it."""
     document = read_document(path)
     key_path: KeyPath = ("spec",) if isinstance(found, Recipe) else ()
     if key_path and isinstance(document.data["spec"], str):
@@ -198,7 +200,7 @@ class _Inner(NamedTuple):
 
     problems: list[Problem]
     spec: CompositionSpec | None
-    """What is left of it, if it has problems."""
+    """The rest of it, if it has problems."""
     names_known: bool = True
     """Whether every tower and modality that the file names is still there."""
 
@@ -255,7 +257,7 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
     def look(recipe: Recipe) -> list[Complaint]:
         if inner.problems:
             return recipe.complaints(sound_spec=False) if inner.names_known else []
-        return recipe.complaints() + ([] if started else list(_start_complaints(recipe)))
+        return recipe.complaints() + ([] if started else list(_starting_point_complaints(recipe)))
 
     data = document.data if inner.spec is None else document.data | {"spec": inner.spec}
     found = examine(Recipe, data, look, _stand_in)

@@ -48,9 +48,9 @@ class Graph:
     sites: tuple[LinkSite, ...]
     """In spec order; several sites of one target depth act in this order."""
     layout: SequenceLayout
-    """What the composition asks of a sequence."""
+    """The layout of a sequence that the composition asks for."""
     operations: tuple[Operation, ...] = ()
-    """What parts do with the towers' states, besides links."""
+    """Operations of parts on the towers' states, besides links."""
 
     @property
     def modalities(self) -> dict[str, Modality]:
@@ -156,7 +156,7 @@ def _find_graph(spec: CompositionSpec) -> tuple[Graph | None, list[Complaint]]:
 
 
 def _circle(towers: Mapping[str, TowerConfig], sites: Iterable[LinkSite]) -> Iterator[Complaint]:
-    """What keeps the states from being ordered, if anything does."""
+    """Yield the cycle that keeps the states from being ordered, if there is one."""
     states: nx.DiGraph[Node] = nx.DiGraph()
     for name, tower in towers.items():
         nx.add_path(states, [(name, half / 2) for half in range(2 * tower.n_layers + 2)])
@@ -177,7 +177,7 @@ def _circle(towers: Mapping[str, TowerConfig], sites: Iterable[LinkSite]) -> Ite
 
 
 def _layout(spec: CompositionSpec, towers: dict[str, TowerConfig]) -> SequenceLayout:
-    """What the links ask of a sequence, and the modalities that towers host behind their own ids."""
+    """The sequence layout that the links ask for, and the modalities that towers host behind their own ids."""
     hosted: dict[str, Modality] = {}
     for host, tower in spec.towers.items():
         first = towers[host].vocab_size or 0

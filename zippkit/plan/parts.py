@@ -15,12 +15,14 @@ from zippkit.spec.part_kinds import part_kinds
 CHECKPOINT_MANIFEST = "manifest.json"
 SPEC = "spec.yaml"
 Parts = dict[str, dict[str, Any]]
-"""What each part is made of. A part's name is the first two parts of its tensors' names: ``links.speech_to_text``."""
+"""The settings that decide each part's tensors.
+
+A part's name is the first two parts of its tensors' names: ``links.speech_to_text``."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What becomes of a checkpoint's parts in another composition; each is sorted."""
+    """A checkpoint's parts by what another composition does with them; each is sorted."""
 
     taken: tuple[str, ...]
     new: tuple[str, ...]
@@ -52,7 +54,7 @@ def parts(spec: CompositionSpec) -> Parts:
 
 
 def compare(old: CompositionSpec, new: CompositionSpec) -> tuple[Transfer, list[str]]:
-    """What the composition ``new`` takes of ``old``'s parts, and what does not fit although it is called the same."""
+    """Compare the parts of two compositions; returns what ``new`` takes, and a message for each misfit."""
     there, here = parts(old), parts(new)
     common = sorted(there.keys() & here.keys())
     transfer = Transfer(tuple(common), tuple(sorted(here.keys() - there)), tuple(sorted(there.keys() - here)))

@@ -70,7 +70,7 @@ class Op:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a run of the plan is for; whatever none of this depends on is not run."""
+    """The outputs that a run of the plan is for; operations that none of them depends on are not run."""
 
     heads: Set[str] = frozenset()
     """Towers whose logits are wanted."""
@@ -162,7 +162,7 @@ class _Sites:
         return state in self.reading or state in self.rewriting
 
     def ops(self, tower: str, depth: int, state: Op) -> Generator[tuple[Op, set[Op]], None, Op]:
-        """What the links do with a tower's state at one depth; returns the operation that leaves it."""
+        """Yield the links' operations on a tower's state at one depth; returns the operation that leaves it."""
         for site in self.reading.get((tower, depth), ()):
             yield Op("write", tower, depth, site), {state}
         for site in self.rewriting.get((tower, depth), ()):

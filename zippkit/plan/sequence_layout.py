@@ -1,4 +1,4 @@
-"""What a composition asks of a sequence besides its towers: inserted slots, simultaneous tokens, hosted modalities."""
+"""The layout of a sequence that a composition asks for: inserted slots, simultaneous tokens, hosted modalities."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Modality:
 
     tower: str
     first_id: int
-    """What is added to the modality's ids, frame included."""
+    """Offset that is added to the modality's ids, frame included."""
     vocab_size: int | None
     frame: Frame | None
     continuous: bool = False
     """Whether the tower is fed with floats instead of ids."""
     feed: Sound | Image | None = None
-    """Which floats, where it tells."""
+    """The kind of floats, where it tells."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SequenceLayout:
 
     inserts: tuple[Insert, ...] = ()
     shared: frozenset[str] = frozenset()
-    """Towers that share their attention, so that their position embeddings count places in the whole sequence."""
+    """Towers that share their attention, so that their position ids count through the whole interleaved sequence."""
     clocks: frozenset[frozenset[str]] = frozenset()
     """Pairs of towers whose neighbouring segments are simultaneous."""
     hosted: Mapping[str, Modality] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class SequenceLayout:
 
 
 def turns(names: Sequence[str], layout: SequenceLayout) -> list[tuple[str, ...]]:
-    """Who comes after whom in a run of segments: one modality at a time, or two neighbours with one clock."""
+    """Group a run of segments into turns: one modality at a time, or two neighbours with one clock."""
     found: list[tuple[str, ...]] = []
     for name in names:
         if found and len(found[-1]) == 1 and layout.simultaneous(found[-1][0], name):

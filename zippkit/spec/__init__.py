@@ -1,1 +1,1 @@
-"""What a user writes, checked: specs, recipes, and where a kind is found; no torch."""
+"""YAML that a user writes, checked: specs, recipes, and where a kind is found; no torch."""

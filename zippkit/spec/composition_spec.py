@@ -38,7 +38,7 @@ class CompositionSpec(Strict):
 
     @cached_property
     def kept(self) -> dict[str, Any]:
-        """What later stages have worked out about this spec, which never changes: its graph. A copy starts empty."""
+        """Cache of results that follow from this spec, which never changes: its graph. A copy starts empty."""
         return {}
 
     @property

@@ -1,4 +1,4 @@
-"""What follows from a spec alone: learning rates, a recipe, the composition of a single tower."""
+"""Derives from a spec alone: learning rates, a recipe, the composition of a single tower."""
 
 from __future__ import annotations
 

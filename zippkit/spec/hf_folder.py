@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 CONFIG, WEIGHTS = "config.json", "*.safetensors"
-"""What a folder must hold to be read for its config, or for its weights."""
+"""The file or pattern that a folder must hold to be read for its config, or for its weights."""
 _FETCHED = {CONFIG: ["*.json"], WEIGHTS: ["*.json", "*.safetensors"]}
-"""What is fetched of a hub id: nothing that could hold code or a pickle, and no weights for the sake of a config."""
+"""Fetched of a hub id: nothing that could hold code or a pickle, and no weights for the sake of a config."""
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 

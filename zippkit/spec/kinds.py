@@ -1,4 +1,4 @@
-"""What configurations can tell without torch: of towers and links, whether they fit; of generation, how it chooses."""
+"""Base classes of the configurations of towers and links, which say without torch whether they fit."""
 
 from __future__ import annotations
 
@@ -52,8 +52,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 class Frame(Strict):
-    """The tokens that open and close each segment of a tower; one and the same for a model that was trained with a
-    single one between its texts, as GPT-2 was."""
+    """The tokens that open and close each segment of a tower.
+
+    One and the same for a model that was trained with a single token between its texts, as GPT-2 was.
+    """
 
     begin: int = Field(ge=0, description="Token that opens a segment.")
     end: int = Field(ge=0, description="Token that closes a segment; generation of the segment stops here.")
@@ -101,8 +103,10 @@ class TowerConfig(Strict):
 
     @property
     def continuous(self) -> bool:
-        """True: fed with waveforms or pixels instead of token ids, so it has no vocabulary, no frame, no head, no loss.
-        A config of nothing else says ``continuous: ClassVar[bool] = True``."""
+        """Whether it is fed with waveforms or pixels instead of token ids: no vocabulary, no frame, no head, no loss.
+
+        A config of nothing else says ``continuous: ClassVar[bool] = True``.
+        """
         return False
 
     @property
@@ -112,7 +116,7 @@ class TowerConfig(Strict):
 
     @property
     def feed(self) -> Sound | Image | None:
-        """What a continuous tower is fed, so that data are compared with it; None: token ids, or it does not tell."""
+        """The inputs of a continuous tower, which data are compared with; None: token ids, or it does not tell."""
         return None
 
     @property
@@ -142,8 +146,9 @@ class TowerConfig(Strict):
 
     @classmethod
     def told_by(cls, folder: Path, kind: str) -> Self:
-        """As `from_folder`; but where zippkit wrote a tower of this kind into the folder, what it said of it goes
-        before what a Hugging Face ``config.json`` beside it can say.
+        """Config of the model in ``folder``: its ``tower.json`` if it is of this kind, else `from_folder`.
+
+        A ``tower.json`` goes before a Hugging Face ``config.json`` beside it.
 
         Raises:
             ValueError: the folder does not tell.
@@ -153,7 +158,7 @@ class TowerConfig(Strict):
         return cls.model_validate(own.get("config")) if own.get("kind") == kind else cls.from_folder(folder)
 
     def weights_path(self) -> Path | None:
-        """Where the pre-trained weights are, if the config itself tells; the spec's `weights` goes before it.
+        """Path of the pre-trained weights, if the config itself tells; the spec's `weights` goes before it.
 
         Raises:
             ValueError: they are not there.
@@ -161,7 +166,7 @@ class TowerConfig(Strict):
         return None
 
     def n_states(self, values: NDArray[np.float32]) -> int:
-        """How many states a continuous tower makes of one segment's inputs.
+        """Number of states that a continuous tower makes of one segment's inputs.
 
         Raises:
             ValueError: inputs of another shape than the tower takes, or too short for a single state.
@@ -177,13 +182,15 @@ class TowerConfig(Strict):
         return None
 
     def linear_shapes(self) -> Mapping[str, tuple[int, int]] | None:
-        """(outputs, inputs) of the weight of each linear map, by parameter name, so that adapters are checked without
-        torch; None: checked at compile."""
+        """(outputs, inputs) of the weight of each linear map, by parameter name.
+
+        With them adapters are checked without torch; None: checked at compile.
+        """
         return None
 
 
 Acts = Literal["after_layer", "before_layer", "embedding", "attention"]
-"""Where a link acts: on the state after the target's layer, or on the one before it; on places among the target's own
+"""Where a link acts: on the state after the target's layer, or on the one before it; on slots among the target's own
 tokens, at its embedding; or inside the attention of the target's layer, which then sees the source's keys too."""
 
 
@@ -210,8 +217,13 @@ class LinkConfig(Strict):
         return source_dim
 
     def n_slots(self, n_tokens: int) -> int:
-        """How many slots a source's segment of so many tokens, begin and end included, takes in the target's own
-        sequence; only for a link that acts on the embedding."""
+        """Number of slots that a source's segment takes in the target's own sequence.
+
+        Only for a link that acts on the embedding.
+
+        Args:
+            n_tokens: of the segment, begin and end included.
+        """
         raise NotImplementedError(f"{type(self).__name__} takes no slots in the target's sequence")
 
     def misfits(self, source: TowerConfig, target: TowerConfig) -> Iterator[str]:

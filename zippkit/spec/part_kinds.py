@@ -1,5 +1,4 @@
-"""The kinds of parts that a spec can ask for besides its towers, each with its name in the model and what it is made
-of; no torch.
+"""The kinds of parts that a spec can ask for, each with its name in the model and what it is made of; no torch.
 
 The torch half of a kind is its `zippkit.model.part_group.PartGroup`, in the file of `zippkit.model` that is called like
 it; both know the kind by its ``group``, under which its parameters, its learning rates and its place in checkpoints
@@ -19,7 +18,7 @@ from zippkit.spec.tower_spec import TowerSpec
 
 
 class Operation(NamedTuple):
-    """What a part does with a tower's state, in the plan's words."""
+    """An operation of a part on a tower's state, in the plan's words."""
 
     kind: str
     part: str
@@ -43,13 +42,13 @@ class PartKind(ABC):
         """All that decides a part's tensors and what they mean: two parts are the same if this is equal."""
 
     def operations(self, spec: CompositionSpec) -> Iterable[Operation]:
-        """What these parts add to the plan; most act inside the operations of their tower."""
+        """The operations that these parts add to the plan; most act inside the operations of their tower."""
         del spec
         return ()
 
 
 class InputProjections(PartKind):
-    """``towers.<name>.input_projection``"""
+    """The section ``towers.<name>.input_projection``."""
 
     group = "input_projections"
 
@@ -62,7 +61,7 @@ class InputProjections(PartKind):
 
 
 class Adapters(PartKind):
-    """``towers.<name>.lora`` and rules of ``freeze``; towers of one set of weights have one set of adapters."""
+    """The section ``towers.<name>.lora`` and rules of ``freeze``; one set for each set of weights."""
 
     group = "adapters"
 
@@ -77,7 +76,7 @@ class Adapters(PartKind):
 
 
 class Vocabularies(PartKind):
-    """``towers.<name>.extend_vocabulary``"""
+    """The section ``towers.<name>.extend_vocabulary``."""
 
     group = "vocabularies"
 
@@ -89,7 +88,7 @@ class Vocabularies(PartKind):
 
 
 class Links(PartKind):
-    """``links``"""
+    """The section ``links``."""
 
     group = "links"
 
@@ -110,7 +109,7 @@ class Links(PartKind):
 
 
 class ContrastiveLosses(PartKind):
-    """``contrastive``"""
+    """The section ``contrastive``."""
 
     group = "contrastive"
 
@@ -129,7 +128,7 @@ class ContrastiveLosses(PartKind):
 
 
 class NextModality(PartKind):
-    """``next``"""
+    """The section ``next``."""
 
     group = "next"
 
@@ -145,7 +144,7 @@ class NextModality(PartKind):
 
 @dataclass(frozen=True)
 class Registered(PartKind):
-    """``towers.<name>.parts``: a kind that another package registers as an entry point of `zippkit.parts`."""
+    """The section ``towers.<name>.parts``: a kind that a package registers as an entry point of `zippkit.parts`."""
 
     group: str
 

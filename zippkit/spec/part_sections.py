@@ -75,7 +75,7 @@ class Lora(Strict):
         return [self.pattern] if isinstance(self.pattern, str) else list(self.pattern or ())
 
     def misfit(self, name: str, shape: tuple[int, int] | None, kind: str = "") -> str:
-        """Why a weight cannot have an adapter; empty if it can.
+        """Say why a weight cannot have an adapter; empty if it can.
 
         Args:
             name: of the weight.
@@ -108,7 +108,9 @@ class Contrast(Strict):
 
 
 class Next(Strict):
-    """A small head on each tower's last states that tells, at a segment's end, which modality comes next, or that
-    nothing does; so that a model can choose by itself (`zippkit.generate(..., outputs="auto")`)."""
+    """A small head on each tower's last states: at a segment's end it predicts the next modality, or that none follows.
+
+    With it a model chooses modalities by itself: `zippkit.generate(..., outputs="auto")`.
+    """
 
     weight: float = Field(1.0, gt=0, description="Of this loss, a mean over segments, beside that of the tokens.")

@@ -50,7 +50,7 @@ class Recipe(Strict):
         return [Task.parse(text) for text in self.evaluate.tasks or ()] or self.tasks()
 
     def complaints(self, *, sound_spec: bool = True) -> list[Complaint]:
-        """What does not fit between the phases and the spec.
+        """List all mistakes in the phases, and between them and the spec.
 
         Args:
             sound_spec: False where the spec has mistakes of its own; what only follows from them is left out.

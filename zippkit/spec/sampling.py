@@ -13,7 +13,7 @@ MOST_TOKENS = 131_072
 
 
 class Sampling(Strict):
-    """How one modality is generated. The defaults take the likeliest token."""
+    """Decoding settings of one modality. The defaults are greedy decoding."""
 
     temperature: float = Field(0.0, ge=0, description="Logits are divided by it; 0 takes the likeliest token.")
     top_k: int | None = Field(None, gt=0, description="Only so many of the likeliest tokens are drawn from.")

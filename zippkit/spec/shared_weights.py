@@ -7,7 +7,7 @@ from typing import Any
 from zippkit.spec.tower_spec import TowerSpec
 
 SHARED_KEYS = ("kind", "config", "weights", "dtype", "frame", "freeze", "lora")
-"""What towers of one set of weights have in common."""
+"""Keys that towers of one set of weights have in common."""
 
 
 def with_shared(data: Any) -> Any:

@@ -30,8 +30,10 @@ def spec_text(spec: CompositionSpec) -> str:
 
 
 def _plain(spec: CompositionSpec) -> dict[str, Any]:
-    """Plain data without what is not set; but a null among a tower's settings is a value (no limit, no sliding
-    window), and stays."""
+    """Plain data without what is not set.
+
+    A null among a tower's settings is a value (no limit, no sliding window), and stays.
+    """
     data = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     for name, tower in spec.towers.items():
         if "config" in data["towers"][name]:

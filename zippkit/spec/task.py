@@ -18,7 +18,7 @@ class Task(NamedTuple):
     conditions: tuple[str, ...]
     target: str
     beside: str | None = None
-    """What is predicted together with the target."""
+    """A second target, predicted at the same time."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -45,7 +45,7 @@ class Task(NamedTuple):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What is predicted."""
+        """The modalities that are predicted."""
         return (self.beside, self.target) if self.beside else (self.target,)
 
     @property
@@ -54,7 +54,7 @@ class Task(NamedTuple):
 
     @property
     def multimodal(self) -> bool:
-        """What its rows are declared to be: whether they pass the input projections."""
+        """Whether its rows are declared multimodal, and so pass the input projections."""
         return len(set(self.modalities)) > 1
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Task(NamedTuple):
 
 
 def unread(spec: CompositionSpec, task: Task) -> Iterator[str]:
-    """What a task gives or predicts together, and no link or contrastive loss lets anything that it predicts depend on.
+    """Yield a message for each condition of a task that no link or contrastive loss lets a prediction depend on.
 
     A condition is read by a later modality of the task that is predicted, or is read itself.
     """

@@ -14,7 +14,7 @@ from zippkit.spec.yaml_document import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
 Complaint = tuple[KeyPath, str]
-"""Where in the YAML, and what is wrong there."""
+"""The key path in the YAML, and the message."""
 
 
 def field_names(model: type[BaseModel]) -> list[str]:
@@ -78,7 +78,7 @@ def _message(model: type[BaseModel], error: Any) -> str:
 
 
 def complaints_of(model: type[BaseModel], failure: ValidationError) -> list[Complaint]:
-    """What pydantic found, in our words."""
+    """Translate pydantic's errors into complaints."""
     # An unknown word inside a union is told once for each member: keep the first message of a place.
     complaints: dict[KeyPath, str] = {}
     for error in failure.errors(include_url=False):
@@ -97,15 +97,15 @@ def validate(model: type[M], data: Any, prefix: KeyPath = ()) -> tuple[M | None,
 
 
 class Examined(NamedTuple, Generic[M]):
-    """What came of data that may be wrong in several ways."""
+    """The result of checking data that may be wrong in several ways."""
 
     whole: M | None
     """The model, if keys and types are sound."""
     rest: M | None
-    """What is left of it where they are not; None if nothing is."""
+    """The rest of it where they are not; None if nothing is left."""
     complaints: list[Complaint]
     cuts: frozenset[KeyPath]
-    """What was cut out, or replaced, to get the rest."""
+    """Key paths that were cut out, or replaced, to get the rest."""
 
 
 def examine(
@@ -188,7 +188,7 @@ def _cut(data: Any, key_path: KeyPath, stand_in: Callable[[KeyPath], Any], cuts:
 
 
 def value_at(data: Any, key_path: KeyPath) -> Any:
-    """What stands at a place of plain data; None if there is no such place."""
+    """The value at a key path of plain data; None if there is none."""
     for part in key_path:
         try:
             data = data[part]

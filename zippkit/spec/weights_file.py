@@ -1,4 +1,4 @@
-"""Which files of weights a tower may be given; nothing is opened."""
+"""Checks the path in a spec's `weights`; nothing is opened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICKLES = frozenset((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"))
 
 
 def weights_complaints(weights: Path | None, cls: type[TowerConfig]) -> Iterator[Complaint]:
-    """What keeps a tower of a kind from reading a spec's `weights`."""
+    """Yield why a tower of a kind cannot read a spec's `weights`, if it cannot."""
     # Path.exists raises on a name that is too long for the file system.
     if weights is not None and not os.path.exists(weights):  # noqa: PTH110
         yield ("weights",), f"{str(weights)!r} does not exist; expected a safetensors file or a folder"

@@ -22,6 +22,6 @@ TAKEN_NAMES = frozenset(
     to_empty train training type update values xpu zero_grad total gradient_norm next
     """.split()  # noqa: SIM905 (sixty lines of one word each otherwise)
 )
-"""What `torch.nn.ModuleDict` calls its own attributes, and what a step calls its own losses."""
+"""Attributes of `torch.nn.ModuleDict`, and names of a step's own losses and metrics."""
 PART_GROUPS = frozenset(("towers", "input_projections", "adapters", "vocabularies", "links", "contrastive", "next"))
-"""What a model calls its own parts."""
+"""Names of a model's own groups of parts."""

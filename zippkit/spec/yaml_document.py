@@ -20,8 +20,10 @@ MAX_INTEGER = 2**63 - 1
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that also reads ``1e-3`` as a number, as YAML 1.2 does, and counts values and depth while it reads:
-    its scanner takes the square of the depth, so a deep file is refused before it is read to its end."""
+    """SafeLoader that also reads ``1e-3`` as a number, as YAML 1.2 does, and counts values and depth while it reads.
+
+    Its scanner takes the square of the depth, so a deep file is refused before it is read to its end.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -69,7 +71,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
     """Duplicate keys and values that cannot be read; the rest of the file is there."""
     unread: frozenset[KeyPath] = frozenset()
-    """Places whose values could not be read."""
+    """Key paths whose values could not be read."""
 
     def line(self, key_path: KeyPath) -> int:
         """1-based line of a value, or of the nearest parent that the file names; 0 where there is none."""
@@ -78,7 +80,7 @@ class Document:
         return self.lines.get(key_path, 0)
 
     def forget_lines(self, key_path: KeyPath) -> None:
-        """What stands at ``key_path`` does not come from the file any more."""
+        """Drop the lines of ``key_path`` and below, whose value does not come from the file any more."""
         for known in [known for known in self.lines if known[: len(key_path)] == key_path]:
             del self.lines[known]
         self.lines[key_path] = 0
@@ -87,8 +89,10 @@ class Document:
         return Problem(self.file, self.line(key_path), dotted(key_path), message)
 
     def told(self, complaints: Iterable[tuple[KeyPath, str]], inside: KeyPath = ()) -> list[Problem]:
-        """Problems of the file itself, and complaints about what stands ``inside`` it; nothing is said about the values
-        that could not be read."""
+        """Problems of the file itself, and complaints about what stands ``inside`` it.
+
+        Nothing is said about the values that could not be read.
+        """
         placed = [((*inside, *key_path), message) for key_path, message in complaints]
         return self.problems + [
             self.problem(key_path, message)

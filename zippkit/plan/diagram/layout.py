@@ -92,7 +92,7 @@ def _apart(low: Place, high: Place) -> float:
 
 
 def _above(layout: Layout) -> nx.DiGraph[Place]:
-    """What must stand above what, and by how many pixels at least."""
+    """A graph of which box must stand above which, and by how many pixels at least."""
     above: nx.DiGraph[Place] = nx.DiGraph()
     for column in layout.columns:
         for low, high in pairwise(column):

@@ -1,4 +1,4 @@
-"""What a diagram shows of a composition, however it is drawn: each tower's parts from bottom to top, and words."""
+"""The content of a diagram, however it is drawn: each tower's parts from bottom to top, and words."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Part:
     depth: int
     """Depth of the tower once this part has run."""
     label: str = ""
-    """What is written on it; for a tap, the link that reads there."""
+    """The text on it; for a tap, the link that reads there."""
     folded: bool = False
     """Layers, one or a run of them, after which no link reads or acts."""
     site: LinkSite | None = None
@@ -97,12 +97,12 @@ def mlp_label(depth: int) -> str:
 
 
 def projection_label(link: LinkSpec) -> str:
-    """What stands between source and target on a link's arrow."""
+    """The text between source and target on a link's arrow."""
     return mlp_label(link.projection.depth) if link.settings.projects else "keys, values"
 
 
 def tower_facts(spec: TowerSpec, config: TowerConfig) -> list[str]:
-    """What stands under a tower's name."""
+    """The text under a tower's name."""
     layers = f"{config.n_layers} layer" + ("s" if config.n_layers > 1 else "")
     vocabulary = "continuous inputs" if config.vocab_size is None else f"vocab {config.vocab_size:,}"
     added = [f"{name} +{extra.size:,}" for name, extra in spec.extend_vocabulary.items()]
