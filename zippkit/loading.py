@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from zippkit.errors import Problem, SpecError, ZippkitError
 from zippkit.plan.graph import find_graph
 from zippkit.plan.parts import SPEC, checkpoint_folder, compare
+from zippkit.spec.checks.stand_ins import follows_from, inherited, stand_in
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.recipe import Recipe
-from zippkit.spec.shared_weights import SHARED_KEYS, with_shared
+from zippkit.spec.shared_weights import with_shared
 from zippkit.spec.validation import Complaint, Examined, examine, value_at
 from zippkit.spec.yaml_document import Document, KeyPath, override, read_document
 
@@ -55,70 +55,11 @@ def examine_spec(data: Any) -> Examined[CompositionSpec]:
         CompositionSpec,
         given,
         lambda spec: find_graph(spec)[1],
-        _stand_in,
-        lambda key_path, cuts: _follows(key_path, cuts, given),
+        stand_in,
+        lambda key_path, cuts: follows_from(key_path, cuts, given),
     )
-    told = [(key_path, message) for key_path, message in found.complaints if not _inherited(key_path, data)]
+    told = [(key_path, message) for key_path, message in found.complaints if not inherited(key_path, data)]
     return found._replace(complaints=told)
-
-
-_NEEDED: dict[KeyPath, Any] = {
-    ("name",): "x",
-    ("towers",): {"x": {"kind": "?"}},
-    ("towers", "*"): {"kind": "?"},
-    ("towers", "*", "kind"): "?",
-    ("towers", "*", "extend_vocabulary", "*"): 2,
-    ("towers", "*", "extend_vocabulary", "*", "size"): 2,
-    ("links", "*"): {"kind": "?", "from": "", "into": ""},
-    ("links", "*", "kind"): "?",
-    ("links", "*", "from"): "",
-    ("links", "*", "into"): "",
-    ("contrastive", "*", "from"): "",
-    ("contrastive", "*", "into"): "",
-    ("data",): "x",
-    ("train",): {"steps": 1},
-    ("train", "steps"): 1,
-    ("pretrain", "*", "steps"): 1,
-}
-"""Stand-ins for wrong values of a spec or a recipe, so that the rest of their section can be checked.
-
-Nothing is said about a stand-in.
-"""
-
-
-def _stand_in(key_path: KeyPath) -> Any:
-    if key_path[2:] == ("name",):
-        return f"x{key_path[1]}"
-    for needed, value in _NEEDED.items():
-        if len(needed) == len(key_path) and all(
-            part in ("*", seen) for part, seen in zip(needed, key_path, strict=True)
-        ):
-            return deepcopy(value)
-    return None
-
-
-_ALSO = {"freeze": "lora", "weights": "config"}
-"""Where the one key of a tower was cut, what is said about the other follows."""
-
-
-def _follows(key_path: KeyPath, cuts: Collection[KeyPath], data: Any) -> bool:
-    """Whether a complaint speaks of a name, a clock or a rule that is only gone because it was cut."""
-    if len(key_path) == 3 and key_path[2] == "clock":
-        return any(cut[2:] == ("clock",) for cut in cuts)
-    if key_path[-1:] in (("from",), ("into",), ("share_with",)):
-        return ("towers",) in cuts or ("towers", value_at(data, key_path)) in cuts
-    return any(
-        len(cut) == 3 and cut[:2] == key_path[:2] and _ALSO.get(str(cut[2])) == key_path[2]
-        for cut in cuts
-        if key_path[2:]
-    )
-
-
-def _inherited(key_path: KeyPath, data: Any) -> bool:
-    """Whether it is said about what a tower has from another one, where it is said too."""
-    tower = value_at(data, key_path[:2])
-    shares = key_path[:1] == ("towers",) and isinstance(tower, dict) and isinstance(tower.get("share_with"), str)
-    return shares and len(key_path) > 2 and key_path[2] in SHARED_KEYS and key_path[2] not in tower
 
 
 def spec_of(document: Document, key_path: KeyPath = ()) -> CompositionSpec:
@@ -260,7 +201,7 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
         return recipe.complaints() + ([] if started else list(_starting_point_complaints(recipe)))
 
     data = document.data if inner.spec is None else document.data | {"spec": inner.spec}
-    found = examine(Recipe, data, look, _stand_in)
+    found = examine(Recipe, data, look, stand_in)
     # What is wrong with the spec has been told already, place by place.
     complaints = [each for each in found.complaints if each[0][:1] != ("spec",) or not inner.problems]
     problems = list(dict.fromkeys([*inner.problems, *document.told(complaints)]))

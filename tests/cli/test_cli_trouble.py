@@ -102,7 +102,7 @@ def test_a_read_only_run(told: Told, run: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_standard_output_on_a_full_disk(tmp_path: Path) -> None:
-    spec = Path(__file__).parents[1] / "recipes" / "demo" / "spec.yaml"
+    spec = Path(__file__).parents[2] / "recipes" / "demo" / "spec.yaml"
     with Path("/dev/full").open("w") as full:
         call = [*tiny_runs.command("plan", spec)]
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
