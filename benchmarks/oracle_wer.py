@@ -100,8 +100,9 @@ def normalize(text: str) -> str:
 
 def transcriber(named: str | None) -> Transcribe:
     if named is None:
-        moonshine: Transcribe = import_module("zippkit.evaluation.recognisers.base").open_scorer("moonshine").transcribe
-        return moonshine
+        from zippkit.evaluation.recognisers.base import open_scorer
+
+        return open_scorer("moonshine").transcribe
     module, _, function = named.partition(":")
     found: Transcribe = getattr(import_module(module), function)
     return found

@@ -17,7 +17,7 @@ class Labelled(Protocol):
 
     @property
     def text(self) -> str | None:
-        """What is said or shown; None where the transcript is missing."""
+        """Transcript or caption; None where the transcript is missing."""
 
     @property
     def split(self) -> str:

@@ -24,7 +24,7 @@ class Picture:
     id: str
     pixels: Pixels
     text: str
-    """What it shows, in words."""
+    """Caption."""
     split: str
 
 

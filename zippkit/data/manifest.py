@@ -1,4 +1,4 @@
-"""What a dataset folder says about itself in ``manifest.json``, and whether the files beside it agree."""
+"""A dataset folder's ``manifest.json``, and whether the files beside it agree."""
 
 from __future__ import annotations
 

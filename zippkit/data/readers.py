@@ -25,7 +25,7 @@ class Recording:
     audio: tuple[Path, ...]
     """Sound files that make up the utterance, one after the other."""
     text: str | None
-    """What is said; None where the transcript is missing."""
+    """Words; None where the transcript is missing."""
     split: str
 
 

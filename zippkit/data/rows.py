@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 Kind: TypeAlias = Literal["text", "ids", "waveform"]
-"""What a column holds."""
+"""Content of a column."""
 
 _ROWS_AT_ONCE = 1024
 _SAMPLES_AT_ONCE = 2**16
@@ -84,7 +84,7 @@ class Columns:
 
 
 def kind_of(item: Item, is_waveform: bool) -> Kind:
-    """What an item is; whether an array is ids or a waveform is the dataset's to say."""
+    """Kind of an item; whether an array is ids or a waveform is the dataset's to say."""
     if isinstance(item, str):
         return "text"
     return "waveform" if is_waveform else "ids"

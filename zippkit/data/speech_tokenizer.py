@@ -1,4 +1,4 @@
-"""What a speech tokenizer is: sound to ids and back. Kinds are found by name, in the entry points `zippkit.tokenizers`.
+"""The speech tokenizer protocol: sound to ids and back. Kinds are found by name, in the entry points `zippkit.tokenizers`.
 
 A package adds a kind with one class and one line::
 
@@ -138,7 +138,7 @@ class SpeechTokenizer(ABC):
 
     @classmethod
     def no_vocoder(cls) -> str:
-        """What to say to somebody who wants one."""
+        """Message for somebody who wants one."""
         return f"{cls.kind} tokenizers have their own way back to sound, and take no vocoder; leave --vocoder out"
 
     def check_rate(self, wave: Wave, rate: int) -> None:

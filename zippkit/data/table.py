@@ -122,7 +122,7 @@ class Split:
         return np.flatnonzero(there)
 
     def _column(self, modality: str) -> pyarrow.Array:
-        """What is known of a modality without reading waveforms."""
+        """Facts about a modality, without reading waveforms."""
         if modality not in self.modalities:
             raise DataError(f"{self.path}: no modality {modality!r}{did_you_mean(modality, self.modalities)}")
         return self._columns[samples_column(modality) if modality in self._waves else modality]

@@ -27,7 +27,7 @@ _METADATA_KEY = "zippkit_units"
 
 
 class UnitConfig(Strict):
-    """What a unit is: its spectrogram, how many frames it sees, and how many different ones there are."""
+    """Definition of a unit: its spectrogram, how many frames it sees, and how many different ones there are."""
 
     sample_rate: int = Field(16_000, gt=0, description="Rate of the sound to encode, in Hz.")
     n_mels: int = Field(80, gt=0, description="Mel bands per frame.")

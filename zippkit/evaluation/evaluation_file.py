@@ -40,9 +40,9 @@ class Spoken:
     id: str
     reference: str
     hypothesis: str
-    """What is heard in the generated speech, from the best of the seeds."""
+    """Words heard in the generated speech, from the best of the seeds."""
     target: str
-    """What is heard in the true speech's units, from the best of the seeds."""
+    """Words heard in the true speech's units, from the best of the seeds."""
     wer: float
     """``hypothesis`` against ``reference``."""
     wer_target: float

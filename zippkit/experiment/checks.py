@@ -17,7 +17,7 @@ from zippkit.spec.yaml_document import KeyPath
 
 
 def complaints_of(experiment: Experiment) -> Iterator[Complaint]:
-    """What can be told without the recipes."""
+    """Mistakes that can be told without the recipes."""
     metrics = experiment.metrics
     for name, metric in metrics.items():
         for place, message in metric.complaints(metrics):
@@ -69,7 +69,7 @@ def _repeated(place: KeyPath, values: Sequence[float]) -> Iterator[Complaint]:
 def grid_complaints(
     experiment: Experiment, name: str | None, preset: Preset, recipes: Iterable[Recipe]
 ) -> Iterator[Complaint]:
-    """What one preset's recipes do not measure: tasks, towers and splits that none of them has."""
+    """Metrics that one preset's recipes do not measure: tasks, towers and splits that none of them has."""
     recipes = list(recipes)
     named = {split for metric in experiment.metrics.values() for split in metric.splits(experiment.metrics)}
     splits = dict.fromkeys(sorted(named))

@@ -117,7 +117,7 @@ def stream(
 
 
 def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:
-    """What a model that chooses by itself can choose from."""
+    """Modalities that a model with `next` can choose from."""
     if not zipped.graph.layout.tells_next:
         raise ZippkitError(
             'outputs "auto": the model was not trained to tell what comes next; put `next: {}` in its spec'

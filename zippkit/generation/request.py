@@ -1,4 +1,4 @@
-"""What is asked of a generation, the same for every row, and what follows from it."""
+"""A request for generation: settings that are the same for every row, and what follows from them."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Sound(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """What is shown of one task."""
+    """Examples of one task, as the page shows them."""
 
     task: str
     n_wrong: int

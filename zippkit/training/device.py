@@ -13,7 +13,7 @@ from zippkit.errors import ZippkitError
 
 
 class Backend(ABC):
-    """What a training step needs of its device."""
+    """The device of a training step."""
 
     name: str
 

@@ -73,7 +73,7 @@ def _write(zipped: Composition, name: str, folder: Path, merge: bool) -> str:
 
 
 def _demand_origin(zipped: Composition, name: str) -> None:
-    """What the spec freezes of a tower must be what its first source held.
+    """Demand that the frozen part of a tower is what its first source held.
 
     Raises:
         CheckpointError: names what differs.
@@ -122,7 +122,7 @@ def _keep_tokenizer(run: Path, name: str, folder: Path) -> None:
 
 
 def _left_out(zipped: Composition, name: str, out: Path, merge: bool) -> Iterator[str]:
-    """What the folder does not hold."""
+    """Sentences about what the folder leaves out."""
     spec = zipped.spec.towers[name]
     if (spec.share_with or name) in zipped.model.groups["adapters"] and not merge:
         yield "its adapters are left out; --merge adds them into the weights"

@@ -15,7 +15,7 @@ from zippkit.system.extras import is_installed
 from zippkit.system.files import parse_json, write_text, writing
 
 _OWN = ("phase", "step", "gradient_norm", "tokens_per_second", "rate_factor")
-"""What a line holds beside its losses."""
+"""Keys of a line beside its losses."""
 
 
 class Metrics:

@@ -1,4 +1,4 @@
-"""What an earlier start of a run left behind must still be what was written; if not, the message says what to do."""
+"""Checks that the checkpoints of an earlier start are whole; if not, the message says what to do."""
 
 from __future__ import annotations
 

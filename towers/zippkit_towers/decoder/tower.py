@@ -32,7 +32,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer of one forward pass needs besides the states."""
+    """Shared inputs of all layers in one forward pass."""
 
     angles: tuple[Tensor, Tensor]
     mask: Tensor | None

@@ -26,7 +26,7 @@ from zippkit_towers.hf_causal_lm.settings import layer_kinds, scale_of
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer of one forward pass needs besides the states."""
+    """Shared inputs of all layers in one forward pass."""
 
     masks: dict[int | None, Tensor | None]
     """By window; (B, 1, T, S), or None for plain causal."""

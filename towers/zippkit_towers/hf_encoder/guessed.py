@@ -41,7 +41,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class Context:
-    """What the layers need besides the states."""
+    """Shared inputs of all layers in one forward pass."""
 
     groups: tuple[_Group, ...]
     places: Tensor

@@ -174,7 +174,7 @@ class CodecTokenizer(SpeechTokenizer):
 
 
 def _facts(config: CodecConfig, folder: Path, told: dict[str, Any]) -> tuple[_Stored, int]:
-    """What the file keeps, and how many codebooks the model has."""
+    """Content of the file, and how many codebooks the model has."""
     try:
         import transformers
     except ImportError as error:

@@ -12,7 +12,7 @@ from zippkit.spec.hf_folder import WEIGHTS, local_folder
 from zippkit.spec.kinds import read_json
 
 _HASHED = ("config.json", "preprocessor_config.json", "*.safetensors")
-"""What decides the ids that a model makes."""
+"""Everything that decides the ids that a model makes."""
 
 
 def model_folder(path: str, classes: dict[str, str], what: str) -> tuple[Path, dict[str, Any]]:

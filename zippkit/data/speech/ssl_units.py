@@ -41,7 +41,7 @@ class SslUnitConfig(Strict):
 
 
 class _Model(Strict):
-    """What is known of the model without loading it."""
+    """Facts about the model that need no weights."""
 
     sha256: str
     sample_rate: int

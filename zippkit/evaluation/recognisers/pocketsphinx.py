@@ -29,7 +29,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 class PocketSphinxConfig(Strict):
-    """What can be heard."""
+    """Words that can be heard."""
 
     words: list[str] = Field(DIGITS, min_length=1, description="Any string of these; the ten digits if left out.")
     grammar: str | None = Field(None, description="A whole JSGF grammar instead of `words`.")
