@@ -1,4 +1,4 @@
-"""The speech tokenizer protocol: sound to ids and back. Kinds are found by name among entry points, `zippkit.tokenizers`.
+"""The speech tokenizer protocol: sound to ids and back. Kinds are entry points of `zippkit.tokenizers`.
 
 A package adds a kind with one class and one line::
 
