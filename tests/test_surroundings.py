@@ -12,6 +12,8 @@ import torch
 
 from helpers.surroundings import ENVIRONMENT, n_processes, surround
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_process_of_a_test_runs_with_as_many_threads_as_the_test() -> None:
     code = "import torch; print(torch.get_num_threads())"

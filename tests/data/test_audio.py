@@ -10,6 +10,8 @@ import pytest
 from zippkit.data.audio import log_mel, mel_filters, mel_to_sound, read_audio, resample, write_audio
 from zippkit.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 RATE = 16_000
 NOISE = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
 

@@ -21,6 +21,8 @@ from zippkit.generation.beam_search import beam_search
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 BEGIN, END = 0, 3
 
 

@@ -26,6 +26,8 @@ from zippkit.generation.sampling import choose, penalised
 from zippkit.plan.plan import Wanted
 from zippkit.spec.sampling import Sampling
 
+pytestmark = pytest.mark.slow
+
 N_DRAWS = 20_000
 
 

@@ -16,6 +16,8 @@ from zippkit.experiment.cli import run_experiments
 from zippkit.experiment.statistics import wilcoxon
 from zippkit.system.extras import EXTRAS, MissingExtraError, require
 
+pytestmark = pytest.mark.slow
+
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",

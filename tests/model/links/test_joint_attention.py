@@ -25,6 +25,8 @@ from zippkit.model.layers import attend
 from zippkit.model.links.base import Memory
 from zippkit.model.links.joint_attention import attend_jointly
 
+pytestmark = pytest.mark.slow
+
 THETA = 100.0
 
 

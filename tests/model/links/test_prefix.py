@@ -21,6 +21,8 @@ from zippkit.errors import SpecError
 from zippkit.generation.api import generate, generate_batch
 from zippkit_towers.decoder.config import DecoderConfig
 
+pytestmark = pytest.mark.slow
+
 
 def prefix(source: str, target: str, **more: Any) -> dict[str, Any]:
     return {"kind": "prefix", "from": source, "into": target, **more}

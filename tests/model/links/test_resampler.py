@@ -27,6 +27,8 @@ from zippkit.model.links.configs import ResamplerConfig
 from zippkit.model.links.resampler import Resampler
 from zippkit.plan.graph import build_graph
 
+pytestmark = pytest.mark.slow
+
 D_SOURCE, D_TARGET, N_HEADS, N = 6, 8, 2, 3
 HEAD = D_TARGET // N_HEADS
 
