@@ -31,6 +31,7 @@ from zippkit.training.trainer import train
 pytestmark = pytest.mark.slow
 
 SPEC, RECIPE = DEMO / "spec.yaml", DEMO / "recipe.yaml"
+COMPOSITIONS = DEMO.parent / "compositions"
 COMMANDS = {c.name or c.callback.__name__: c for c in cli.app.registered_commands if c.callback}
 
 
@@ -111,6 +112,11 @@ def test_check_warns_of_a_tower_that_is_frozen_at_random(call: Call, here: Path)
     assert (said.code, said.err.count("warning")) == (0, 1)
     assert said.err.startswith(f"warning: {SPEC}:{line}: towers.text.freeze: the tower is frozen and has no weights")
     assert "unless" not in said.err
+
+
+def test_check_asks_for_no_weights_that_a_config_names(call: Call) -> None:
+    listens = COMPOSITIONS / "smollm2_listens.yaml"
+    assert call("check", listens) == Said(0, f"{listens}: smollm2_listens is sound\n", "")
 
 
 def test_check_tells_file_line_and_key(call: Call, here: Path) -> None:

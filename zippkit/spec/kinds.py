@@ -165,6 +165,11 @@ class TowerConfig(Strict):
         """
         return None
 
+    @property
+    def names_weights(self) -> bool:
+        """Whether the config itself names pre-trained weights, which need not be fetched for the answer."""
+        return type(self).weights_path is not TowerConfig.weights_path
+
     def n_states(self, values: NDArray[np.float32]) -> int:
         """Number of states that a continuous tower makes of one segment's inputs.
 

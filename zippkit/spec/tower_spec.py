@@ -114,8 +114,8 @@ class TowerSpec(Strict):
 
     @property
     def has_weights(self) -> bool:
-        """Whether the spec says where pre-trained weights are; only for a spec without problems."""
-        return self.weights is not None or self.settings.weights_path() is not None
+        """Whether the spec names pre-trained weights, fetched or not; only for a spec without problems."""
+        return self.weights is not None or self.settings.names_weights
 
     @property
     def freezes(self) -> bool:

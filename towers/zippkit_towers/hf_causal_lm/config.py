@@ -91,6 +91,10 @@ class HfCausalLmConfig(TowerConfig):
             return super().from_folder(folder)
         return cls.model_validate(_told(read_json(folder / "config.json"), str(folder)))
 
+    @property
+    def names_weights(self) -> bool:
+        return self.path is not None
+
     def weights_path(self) -> Path | None:
         """The folder of the pre-trained weights, if the config names one."""
         return None if self.path is None else local_folder(self.path, WEIGHTS)

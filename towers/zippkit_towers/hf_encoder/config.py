@@ -145,6 +145,10 @@ class HfEncoderConfig(TowerConfig):
         """
         return cls.model_validate(_read(folder)) if (folder / "config.json").exists() else super().from_folder(folder)
 
+    @property
+    def names_weights(self) -> bool:
+        return self.path is not None
+
     def weights_path(self) -> Path | None:
         """The folder of the pre-trained weights, if the config names one."""
         return None if self.path is None else local_folder(self.path, WEIGHTS)
