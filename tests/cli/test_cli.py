@@ -164,18 +164,23 @@ print(*sorted(sys.modules))
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["check", str(RECIPE)], ["plan", str(SPEC)], ["recipe", str(SPEC)], ["diagram", str(SPEC), "-o", "a.svg"]],
-    ids=lambda arguments: arguments[0],
+    ("arguments", "most"),
+    [
+        (["check", str(RECIPE)], 35),
+        (["plan", str(SPEC)], 36),
+        (["recipe", str(SPEC)], 36),
+        (["diagram", str(SPEC), "-o", "a.svg"], 40),
+    ],
+    ids=["check", "plan", "recipe", "diagram"],
 )
-def test_what_needs_no_torch_imports_none(arguments: list[str], here: Path) -> None:
+def test_what_needs_no_torch_imports_none(arguments: list[str], most: int, here: Path) -> None:
     code = WATCH.format(arguments=arguments)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = done.stdout.splitlines()[-1].split()
     assert not HEAVY & set(modules)
     packages = {name.rpartition(".")[0] for name in modules}
     own = [name for name in modules if name.startswith("zippkit.") and name not in packages]
-    assert len(own) <= 44, own
+    assert len(own) <= most, own
     assert len(modules) < 800
 
 

@@ -29,7 +29,8 @@ class ZippedModel(nn.Module):
     def __init__(self, plan: Plan, towers: Mapping[str, Tower], groups: Mapping[str, PartGroup]) -> None:
         super().__init__()
         self.plan = plan
-        self._sites = {op.site for op in plan.ops if op.site is not None}
+        sites = {op.site for op in plan.ops if op.site is not None}
+        self._inserted_into = {site.target for site in sites if site.acts == "embedding"}
         self.towers = nn.ModuleDict(towers)
         for name, group in groups.items():
             self.add_module(name, group)
@@ -44,7 +45,7 @@ class ZippedModel(nn.Module):
             links={site: self.link(site) for site in sites},
             around=self._around,
             groups=self.groups,
-            inserted_into={site.target for site in self._sites if site.acts == "embedding"},
+            inserted_into=self._inserted_into,
         )
 
     @property
