@@ -27,7 +27,8 @@ import torch
 
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound, read_audio, resample
 from zippkit.data.prepare import add_vocoder
-from zippkit.data.readers import Recording, pairs
+from zippkit.data.readers import pairs
+from zippkit.data.records import Record
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.system.progress import progress
 
@@ -57,7 +58,7 @@ def main() -> None:
         args.out.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def run(recordings: list[Recording], args: argparse.Namespace, transcribe: Transcribe) -> dict[str, float]:
+def run(recordings: list[Record], args: argparse.Namespace, transcribe: Transcribe) -> dict[str, float]:
     """Row to WER in percent; each is printed as it is known."""
     by_text = {str(r.text): r for r in reversed(recordings) if r.split == "test"}
     test = sorted(by_text.values(), key=lambda r: r.id)[: args.sentences]
@@ -89,8 +90,8 @@ def _back(mel: Wave) -> Wave:
     return mel_to_sound(mel, RATE, 512, 160, seed=0)
 
 
-def sound(recording: Recording) -> Wave:
-    return resample(*read_audio(recording.audio[0]), RATE)
+def sound(recording: Record) -> Wave:
+    return resample(*read_audio(recording.files[0]), RATE)
 
 
 def normalize(text: str) -> str:
@@ -108,7 +109,7 @@ def transcriber(named: str | None) -> Transcribe:
     return found
 
 
-def speak(recordings: list[Recording], count: int, folder: Path) -> None:
+def speak(recordings: list[Record], count: int, folder: Path) -> None:
     """Say each text once, as `.wav` and `.txt` in ``folder``; needs festival and festvox-us-slt-hts (Debian)."""
     texts = list(dict.fromkeys(str(r.text) for r in recordings))[:count]
     lines = []

@@ -21,7 +21,8 @@ from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.dataset_writer import refuse_to_overwrite
 from zippkit.data.prepare import prepare
-from zippkit.data.readers import DIGITS, Recording
+from zippkit.data.readers import DIGITS
+from zippkit.data.records import Record
 from zippkit.data.units import UnitConfig
 from zippkit.errors import DataError, ZippkitError
 
@@ -49,10 +50,10 @@ def make(out: Path, seed: int, overwrite: bool) -> None:
     refuse_to_overwrite(out / "data", overwrite)
     strings = draw_strings(seed)
 
-    def festival_digit_strings(root: Path) -> Iterator[Recording]:
+    def festival_digit_strings(root: Path) -> Iterator[Record]:
         for split, texts in strings.items():
             for index, text in enumerate(texts):
-                yield Recording(f"{split}-{index:04d}", "slt", (wav(root, text),), text, split)
+                yield spoken(f"{split}-{index:04d}", split, (wav(root, text),), text, "slt")
 
     with tempfile.TemporaryDirectory() as scratch:
         # The manifest names this folder; a name of its own makes two runs write the same bytes.

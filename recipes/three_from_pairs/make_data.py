@@ -21,9 +21,10 @@ import numpy as np
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset, Example, Item, Tokenizer
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
-from zippkit.data.image_corpora import Picture, handwritten, picture_examples
+from zippkit.data.image_corpora import handwritten, picture_examples, pixels_of
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.readers import DIGITS, fsdd
+from zippkit.data.records import Record
 from zippkit.data.text import train_words
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
@@ -70,7 +71,7 @@ def speech(root: Path, seed: int) -> tuple[UnitTokenizer, dict[str, list[Example
     recordings = list(fsdd(root))
     if not recordings:
         raise DataError(f"{root}: no recordings; expected {{digit}}_{{speaker}}_{{index}}.wav")
-    waves = {recording.id: read_audio(recording.audio[0])[0] for recording in recordings}
+    waves = {recording.id: read_audio(recording.files[0])[0] for recording in recordings}
     units = UnitTokenizer.train((waves[r.id] for r in recordings if r.split == "train"), UNITS, seed)
     examples: dict[str, list[Example]] = {split: [] for split in SPLITS}
     for recording in recordings:
@@ -81,7 +82,7 @@ def speech(root: Path, seed: int) -> tuple[UnitTokenizer, dict[str, list[Example
     return units, examples
 
 
-def turned(seed: int) -> Iterator[Picture]:
+def turned(seed: int) -> Iterator[Record]:
     """Copies of the training images, turned by up to 11 degrees and slanted as much; 1300 are few to learn from."""
     from scipy.ndimage import affine_transform
 
@@ -91,9 +92,9 @@ def turned(seed: int) -> Iterator[Picture]:
         if picture.split == "train":
             angle, slant = rng.uniform(-0.2, 0.2, size=2)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, 0], [slant, 1]]
-            moved = affine_transform(picture.pixels.astype(float), turn, middle - turn @ middle)
+            moved = affine_transform(pixels_of(picture).astype(float), turn, middle - turn @ middle)
             levels = np.clip(np.rint(moved), 0, 16).astype(np.int64)
-            yield Picture(f"{picture.id}-turned", levels, picture.text, picture.split)
+            yield Record(f"{picture.id}-turned", picture.split, {**picture.items, "image": levels})
 
 
 def counted(seed: int) -> Iterator[Example]:

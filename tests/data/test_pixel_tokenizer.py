@@ -11,9 +11,10 @@ import pytest
 
 from zippkit.cli.prepare_dataset import run_prepare
 from zippkit.data.dataset import Dataset
-from zippkit.data.image_corpora import Picture, handwritten, prepare_pictures
+from zippkit.data.image_corpora import handwritten, pixels_of, prepare_pictures
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.readers import DIGITS
+from zippkit.data.records import Record
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Image
 
@@ -81,9 +82,9 @@ def test_the_handwritten_digits() -> None:
     assert counts == {"train": 1300, "dev": 200, "test": 297}
     assert {p.text for p in pictures if p.split == "test"} == set(DIGITS)
     assert len({p.id for p in pictures}) == len(pictures)
-    assert max(p.pixels.max() for p in pictures) == 16 and min(p.pixels.min() for p in pictures) == 0
+    assert max(pixels_of(p).max() for p in pictures) == 16 and min(pixels_of(p).min() for p in pictures) == 0
     # A zero is empty in the middle and has ink around it, whatever the others look like.
-    zeros = np.mean([p.pixels for p in pictures if p.text == "zero"], axis=0)
+    zeros = np.mean([pixels_of(p) for p in pictures if p.text == "zero"], axis=0)
     assert zeros[3:5, 3:5].max() < 4
     assert zeros[3:5, 2].min() > 10
 
@@ -98,15 +99,15 @@ def test_a_corpus_of_images_becomes_a_dataset(tmp_path: Path) -> None:
     for picture in handwritten():
         example = stored[picture.id]
         assert example.items["text"] == picture.text
-        assert np.array_equal(tokenizer.decode(np.asarray(example.items["image"])), picture.pixels)
+        assert np.array_equal(tokenizer.decode(np.asarray(example.items["image"])), pixels_of(picture))
     with pytest.raises(DataError, match="image holds pixels, expected text"):
         dataset.text_tokenizer("image")
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
-    def odd() -> Iterator[Picture]:
-        yield Picture("a", np.zeros((8, 8), np.int64), "zero", "train")
-        yield Picture("b", np.zeros((9, 9), np.int64), "zero", "train")
+    def odd() -> Iterator[Record]:
+        yield Record("a", "train", {"image": np.zeros((8, 8), np.int64), "text": "zero"})
+        yield Record("b", "train", {"image": np.zeros((9, 9), np.int64), "text": "zero"})
 
     with pytest.raises(DataError, match=r"b: image of shape \(9, 9\)"):
         prepare_pictures(odd, tmp_path / "data")

@@ -14,7 +14,8 @@ from helpers.sounds import SMALL, tone
 from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.prepare import prepare
-from zippkit.data.readers import Recording, librispeech
+from zippkit.data.readers import librispeech
+from zippkit.data.records import Record, spoken
 from zippkit.data.text import FileTokenizer
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.errors import DataError
@@ -46,7 +47,7 @@ def test_a_corpus_becomes_a_dataset(librispeech_root: Path, tmp_path: Path) -> N
     assert isinstance(units, UnitTokenizer) and isinstance(text, FileTokenizer)
     for recording in librispeech(librispeech_root):
         stored = next(e for e in dataset.split(recording.split) if e.id == recording.id)
-        wave, rate = read_audio(recording.audio[0])
+        wave, rate = read_audio(recording.files[0])
         assert (stored.speaker, stored.seconds) == (recording.speaker, 0.5)
         assert stored.items["text"] == recording.text == text.decode(text.encode(str(recording.text)))
         np.testing.assert_array_equal(stored.items["speech"], units.encode(wave, rate))
@@ -121,8 +122,8 @@ def test_a_string_is_its_files_one_after_the_other(tmp_path: Path, units: UnitTo
     for index, piece in enumerate(pieces):
         write_audio(tmp_path / f"{index}.wav", piece, 8000)
 
-    def two_files(root: Path) -> Iterator[Recording]:
-        yield Recording("a", "s", (root / "0.wav", root / "1.wav"), "zero one", "train")
+    def two_files(root: Path) -> Iterator[Record]:
+        yield spoken("a", "train", (root / "0.wav", root / "1.wav"), "zero one", "s")
 
     example = prepare(two_files, tmp_path, tmp_path / "out", units=units).split("train")[0]
     joined = np.concatenate([read_audio(tmp_path / f"{index}.wav")[0] for index in range(2)])
@@ -135,12 +136,12 @@ def test_other_recordings_that_cannot_be_used(tmp_path: Path, units: UnitTokeniz
     write_audio(tmp_path / "1.wav", tone(0.3, 1, rate=16_000), 16_000)
     both = (tmp_path / "0.wav", tmp_path / "1.wav")
 
-    def bad(root: Path) -> Iterator[Recording]:
-        yield Recording("mixed", "s", both, "zero", "train")
-        yield Recording("twice", "s", both[:1], "zero", "train")
-        yield Recording("twice", "s", both[:1], "zero", "test")
-        yield Recording("blank", "s", both[:1], "  ", "train")
-        yield from (Recording(f"gone{i}", "s", (root / "none.wav",), "zero", "train") for i in range(30))
+    def bad(root: Path) -> Iterator[Record]:
+        yield spoken("mixed", "train", both, "zero", "s")
+        yield spoken("twice", "train", both[:1], "zero", "s")
+        yield spoken("twice", "test", both[:1], "zero", "s")
+        yield spoken("blank", "train", both[:1], "  ", "s")
+        yield from (spoken(f"gone{i}", "train", (root / "none.wav",), "zero", "s") for i in range(30))
 
     with pytest.raises(DataError) as caught:
         prepare(bad, tmp_path, tmp_path / "out", units=units)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zippkit.data.readers import DIGITS, Recording, fsdd, librispeech, libritts, pairs, reader
+from zippkit.data.readers import DIGITS, fsdd, librispeech, libritts, pairs, reader
+from zippkit.data.records import spoken
 from zippkit.errors import DataError
 
 
@@ -36,7 +37,7 @@ def test_librispeech(librispeech_root: Path) -> None:
     assert {(r.split, r.speaker) for r in found} == {("train", "10"), ("dev", "20"), ("test", "20")}
     first = next(r for r in found if r.split == "train")
     assert (first.id, first.text) == ("10-7-tr0000", "zero three")
-    assert all(path.is_file() for r in found for path in r.audio)
+    assert all(path.is_file() for r in found for path in r.files)
 
 
 def test_librispeech_loses_nothing_that_is_incomplete(librispeech_root: Path) -> None:
@@ -44,7 +45,7 @@ def test_librispeech_loses_nothing_that_is_incomplete(librispeech_root: Path) ->
     (chapter / "20-7-de0000.flac").unlink()
     (chapter / "20-7.trans.txt").write_text("20-7-de0000 SAID BUT NOT HEARD\n")
     dev = [r for r in librispeech(librispeech_root) if r.split == "dev"]
-    assert [(r.id, r.text, r.audio[0].is_file()) for r in dev] == [
+    assert [(r.id, r.text, r.files[0].is_file()) for r in dev] == [
         ("20-7-de0000", "SAID BUT NOT HEARD", False),
         ("20-7-de0001", None, True),
     ]
@@ -89,8 +90,8 @@ def test_fractions_must_add_up(tmp_path: Path) -> None:
 def test_single_digits(tmp_path: Path) -> None:
     found = list(fsdd(fsdd_like(tmp_path)))
     assert len(found) == 56
-    assert Recording("7_bob_5", "bob", (tmp_path / "recordings" / "7_bob_5.wav",), "seven", "dev") in found
-    assert {r.split: {index_of(p) for s in found if s.split == r.split for p in s.audio} for r in found} == {
+    assert spoken("7_bob_5", "dev", (tmp_path / "recordings" / "7_bob_5.wav",), "seven", "bob") in found
+    assert {r.split: {index_of(p) for s in found if s.split == r.split for p in s.files} for r in found} == {
         "test": set(range(5)),
         "dev": set(range(5, 10)),
         "train": set(range(10, 14)),
@@ -101,12 +102,12 @@ def test_digit_strings_never_mix_speakers_or_splits(tmp_path: Path) -> None:
     counts = {"train": 60, "dev": 10, "test": 20}
     found = list(fsdd(fsdd_like(tmp_path), max_digits=5, counts=counts, seed=3))
     assert Counter(r.split for r in found) == counts and len({r.id for r in found}) == 90
-    assert {len(r.audio) for r in found} == {1, 2, 3, 4, 5}
+    assert {len(r.files) for r in found} == {1, 2, 3, 4, 5}
     bounds = {"test": range(5), "dev": range(5, 10), "train": range(10, 14)}
     for r in found:
-        assert {p.stem.split("_")[1] for p in r.audio} == {r.speaker}
-        assert all(index_of(p) in bounds[r.split] for p in r.audio)
-        assert r.text == " ".join(DIGITS[int(p.name[0])] for p in r.audio)
+        assert {p.stem.split("_")[1] for p in r.files} == {r.speaker}
+        assert all(index_of(p) in bounds[r.split] for p in r.files)
+        assert r.text == " ".join(DIGITS[int(p.name[0])] for p in r.files)
     assert list(fsdd(tmp_path, max_digits=5, counts=counts, seed=3)) == found
     assert [r.text for r in fsdd(tmp_path, max_digits=5, counts=counts, seed=4)] != [r.text for r in found]
     more = list(fsdd(tmp_path, max_digits=5, counts=counts | {"train": 61}, seed=3))

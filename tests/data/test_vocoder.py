@@ -124,7 +124,7 @@ def test_a_prepared_vocoder_is_kept_with_the_data_and_the_run(
     assert isinstance(kept, UnitTokenizer)
     np.testing.assert_array_equal(kept.to_sound([1, 2]), speech.to_sound([1, 2]))
     trained = UnitTokenizer.load(plain.path / "tokenizers" / "speech.safetensors")
-    waves = [read_audio(r.audio[0])[0] for r in librispeech(librispeech_root) if r.split == "train"]
+    waves = [read_audio(r.files[0])[0] for r in librispeech(librispeech_root) if r.split == "train"]
     again = add_vocoder(trained, waves)
     np.testing.assert_array_equal(again.to_sound([1, 2]), speech.to_sound([1, 2]))
     with pytest.raises(DataError, match="no recordings to train a vocoder on"):

@@ -189,7 +189,7 @@ def test_a_corpus_becomes_waveforms(librispeech_root: Path, tmp_path: Path) -> N
     assert dataset.manifest.modalities["speech"].sample_rate == 8000
     for recording in librispeech(librispeech_root):
         stored = next(example for example in dataset.split(recording.split) if example.id == recording.id)
-        np.testing.assert_array_equal(stored.items["speech"], read_audio(recording.audio[0])[0])
+        np.testing.assert_array_equal(stored.items["speech"], read_audio(recording.files[0])[0])
         assert (stored.items["text"], stored.seconds) == (recording.text, 0.5)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from zippkit.data.records import File
 from zippkit.errors import DataError
 from zippkit.system.extras import require
 from zippkit.system.files import write_bytes
@@ -27,8 +28,8 @@ _BLOCK = 1 << 20
 """Samples that are read at once: what a header promises is not allocated before it is there."""
 
 
-def read_audio(path: str | Path) -> tuple[Wave, int]:
-    """Samples and sample rate (Hz) of a sound file; channels are averaged.
+def read_audio(path: str | Path | File) -> tuple[Wave, int]:
+    """Samples and sample rate (Hz) of a sound file, on disk or in a table; channels are averaged.
 
     Raises:
         DataError: the file is missing, broken, cut short, has no samples or a rate outside `RATES`, does not fit into
@@ -37,13 +38,12 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
     require("soundfile")
     import soundfile
 
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file")
-    if Path(path).stat().st_size == 0:
+    opened, size, head = _opened(Path(path) if isinstance(path, str) else path)
+    if size == 0:
         raise DataError(f"{path}: empty file")
     promised: int | None = None
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(opened) as file:
             rate, promised = int(file.samplerate), int(file.frames)
             if not RATES[0] <= rate <= RATES[1]:
                 raise DataError(f"{path}: sample rate {rate} Hz; expected {RATES[0]} to {RATES[1]}")
@@ -56,7 +56,7 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
         raise DataError(f"{path}: not a readable sound file ({reason}){told}") from None
     if len(wave) == 0 and promised == 0:
         raise DataError(f"{path}: no samples")
-    if len(wave) < promised or _riff_is_cut(Path(path)):
+    if len(wave) < promised or _riff_is_cut(head, size):
         raise DataError(f"{path}: cut short after {len(wave)} samples; its header promises {promised}")
     if not np.isfinite(wave).all():
         raise DataError(f"{path}: sample {int(np.argmin(np.isfinite(wave)))} is not a finite number")
@@ -71,13 +71,22 @@ def _samples(file: Any) -> Wave:
     return np.concatenate(blocks)
 
 
-def _riff_is_cut(path: Path) -> bool:
+def _opened(file: File) -> tuple[Path | io.BytesIO, int, bytes]:
+    """What libsndfile opens, its size in bytes, and its first eight bytes."""
+    if not isinstance(file, Path):
+        content = file.read_bytes()
+        return io.BytesIO(content), len(content), content[:8]
+    if not file.is_file():
+        raise DataError(f"{file}: no such file")
+    with file.open("rb") as opened:
+        return file, file.stat().st_size, opened.read(8)
+
+
+def _riff_is_cut(head: bytes, size: int) -> bool:
     """Whether a WAV file ends before its header says; libsndfile reads such a file as a shorter one without a word."""
-    with path.open("rb") as file:
-        head = file.read(8)
-    size = int.from_bytes(head[4:8], "little")
+    promised = int.from_bytes(head[4:8], "little")
     # Writers that cannot seek leave the largest size or none; others forget the padding byte.
-    return head[:4] == b"RIFF" and size < 0xFFFF_FF00 and size + 8 > path.stat().st_size + 1
+    return head[:4] == b"RIFF" and promised < 0xFFFF_FF00 and promised + 8 > size + 1
 
 
 def write_audio(path: str | Path, wave: Wave, rate: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,14 @@ from zippkit.data.dataset import Dataset, Example
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
 from zippkit.data.pixel_tokenizer import Pixels, PixelTokenizer
 from zippkit.data.readers import DIGITS
+from zippkit.data.records import Record
 from zippkit.errors import DataError, did_you_mean
 from zippkit.system.extras import require
 
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One image of a corpus."""
-
-    id: str
-    pixels: Pixels
-    text: str
-    """Caption."""
-    split: str
+PictureReader = Callable[[], Iterator[Record]]
 
 
-PictureReader = Callable[[], Iterator[Picture]]
-
-
-def handwritten() -> Iterator[Picture]:
+def handwritten() -> Iterator[Record]:
     """scikit-learn's 1797 handwritten digits, 8 x 8 pixels of 17 grey levels, each with its name.
 
     Images 0 to 1299 are train, 1300 to 1499 dev, 1500 to 1796 test: blocks, because neighbours tend to be of the same
@@ -44,14 +32,15 @@ def handwritten() -> Iterator[Picture]:
     digits = load_digits()
     for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "train" if index < 1300 else "dev" if index < 1500 else "test"
-        yield Picture(f"image-{index:04d}", image.astype(np.int64), DIGITS[int(label)], split)
+        items = {"text": DIGITS[int(label)], "image": image.astype(np.int64)}
+        yield Record(f"image-{index:04d}", split, items)
 
 
 PICTURE_READERS: dict[str, PictureReader] = {"handwritten": handwritten}
 
 
 def prepare_pictures(
-    kind: str | Callable[[], Iterable[Picture]],
+    kind: str | Callable[[], Iterable[Record]],
     out: str | Path,
     *,
     pixels: PixelTokenizer | None = None,
@@ -91,7 +80,7 @@ def prepare_pictures(
     )
 
 
-def picture_examples(pictures: Iterable[Picture], split: str, tokenizer: PixelTokenizer) -> Iterator[Example]:
+def picture_examples(pictures: Iterable[Record], split: str, tokenizer: PixelTokenizer) -> Iterator[Example]:
     """The examples of one split, with the modalities ``text`` and ``image``.
 
     Raises:
@@ -100,7 +89,19 @@ def picture_examples(pictures: Iterable[Picture], split: str, tokenizer: PixelTo
     for picture in pictures:
         if picture.split == split:
             try:
-                ids = tokenizer.encode(picture.pixels)
+                ids = tokenizer.encode(pixels_of(picture))
             except DataError as error:
                 raise DataError(f"{picture.id}: {error}") from None
-            yield Example(picture.id, "", 0.0, {"text": picture.text, "image": ids})
+            yield Example(picture.id, "", 0.0, {"text": picture.text or "", "image": ids})
+
+
+def pixels_of(picture: Record) -> Pixels:
+    """(height, width) grey levels.
+
+    Raises:
+        DataError: the record holds none.
+    """
+    pixels = picture.items.get("image")
+    if not isinstance(pixels, np.ndarray):
+        raise DataError("no grey levels under 'image'")
+    return pixels

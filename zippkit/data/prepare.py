@@ -14,8 +14,9 @@ from zippkit.data.audio import Wave
 from zippkit.data.corpus_splits import limited, split_names, transcript_tokenizer
 from zippkit.data.dataset import Dataset, Example, Item
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
-from zippkit.data.readers import Recording, reader
+from zippkit.data.readers import reader
 from zippkit.data.recording_check import Counter, RecordingCheck
+from zippkit.data.records import Record, is_training
 from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
 from zippkit.errors import DataError, did_you_mean
 from zippkit.spec.kinds import Strict
@@ -23,7 +24,7 @@ from zippkit.spec.validation import validate
 
 
 def prepare(
-    kind: str | Callable[..., Iterable[Recording]],
+    kind: str | Callable[..., Iterable[Record]],
     root: str | Path,
     out: str | Path,
     *,
@@ -100,24 +101,24 @@ def prepare(
 
 def _read_and_train(
     check: RecordingCheck,
-    recordings: Sequence[Recording],
+    recordings: Sequence[Record],
     source: _UnitSource | None,
     vocoder: bool,
     seed: int,
     progress: Progress | None,
 ) -> SpeechTokenizer | None:
     """Check every recording, and train the speech tokenizer on those of the training split as they are read."""
-    train_waves = (wave for recording, wave in check.run(recordings, progress) if recording.split == "train")
+    train_waves = (wave for recording, wave in check.run(recordings, progress) if is_training(recording.split))
     trained = source.make(train_waves, seed, progress) if source else None
     for _ in train_waves:
         pass  # What needs no training left the recordings unread, and unchecked.
     if trained is not None and vocoder:
-        again = (check.wave(recording) for recording in check.good if recording.split == "train")
+        again = (check.wave(recording) for recording in check.good if is_training(recording.split))
         trained = add_vocoder(trained, again, seed, progress)
     return trained
 
 
-def _check_options(kind: str | Callable[..., Iterable[Recording]], read: Any, options: Mapping[str, Any]) -> None:
+def _check_options(kind: str | Callable[..., Iterable[Record]], read: Any, options: Mapping[str, Any]) -> None:
     """Compare the options with the reader's own; types are known of zippkit's readers only."""
     accepted = list(inspect.signature(read).parameters)[1:]
     types = get_type_hints(read) if isinstance(kind, str) else {}
@@ -185,5 +186,5 @@ def _examples(check: RecordingCheck, split: str, units: SpeechTokenizer | None, 
             encoded.step()
 
 
-def _name(kind: str | Callable[..., Iterable[Recording]]) -> str:
+def _name(kind: str | Callable[..., Iterable[Record]]) -> str:
     return kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)

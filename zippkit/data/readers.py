@@ -5,35 +5,22 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from zippkit.data.records import File, Record, spoken
 from zippkit.errors import DataError, did_you_mean
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FRACTIONS = {"train": 0.9, "dev": 0.05, "test": 0.05}
 
 
-@dataclass(frozen=True)
-class Recording:
-    """One utterance of a corpus; the files are not opened yet."""
-
-    id: str
-    speaker: str
-    audio: tuple[Path, ...]
-    """Sound files that make up the utterance, one after the other."""
-    text: str | None
-    """Words; None where the transcript is missing."""
-    split: str
-
-
-Reader = Callable[..., Iterator[Recording]]
+Reader = Callable[..., Iterator[Record]]
 """Called with the corpus's root folder and the reader's own options."""
 
 
-def librispeech(root: str | Path) -> Iterator[Recording]:
+def librispeech(root: str | Path) -> Iterator[Record]:
     """``<split>/<speaker>/<chapter>/<id>.flac``, transcripts in ``<speaker>-<chapter>.trans.txt`` beside them.
 
     The split is the folder's name up to its first dash: ``train-clean-100`` is train.
@@ -44,21 +31,21 @@ def librispeech(root: str | Path) -> Iterator[Recording]:
             said = _transcripts(chapter / f"{speaker}-{chapter.name}.trans.txt")
             # A transcript without its sound file is a recording too, so that it is reported and not lost.
             for id_ in sorted(said.keys() | {path.stem for path in chapter.glob("*.flac")}):
-                yield Recording(id_, speaker, (chapter / f"{id_}.flac",), said.get(id_), split)
+                yield spoken(id_, split, (chapter / f"{id_}.flac",), said.get(id_), speaker)
 
 
-def libritts(root: str | Path) -> Iterator[Recording]:
+def libritts(root: str | Path) -> Iterator[Record]:
     """``<split>/<speaker>/<chapter>/<id>.wav``, each with its ``<id>.normalized.txt``; splits as for LibriSpeech."""
     for split, folder in _split_folders(root):
         for chapter in _folders(folder, depth=2):
             for path in sorted(chapter.glob("*.wav")):
                 text = _read_text(path.with_suffix(".normalized.txt"))
-                yield Recording(path.stem, chapter.parent.name, (path,), text, split)
+                yield spoken(path.stem, split, (path,), text, chapter.parent.name)
 
 
 def pairs(
     root: str | Path, fractions: Mapping[str, float] | None = None, seed: int = 0, speaker: str | None = None
-) -> Iterator[Recording]:
+) -> Iterator[Record]:
     """``.wav`` or ``.flac`` files anywhere under ``root``, each with a ``.txt`` of the same name beside it.
 
     Args:
@@ -76,12 +63,12 @@ def pairs(
         text = _read_text(path.with_suffix(".txt"))
         split = _split_of(text or "", fractions, seed)
         id_ = path.relative_to(base).with_suffix("").as_posix()
-        yield Recording(id_, speaker or path.parent.resolve().name, (path,), text, split)
+        yield spoken(id_, split, (path,), text, speaker or path.parent.resolve().name)
 
 
 def fsdd(
     root: str | Path, max_digits: int = 1, counts: Mapping[str, int] | None = None, seed: int = 0
-) -> Iterator[Recording]:
+) -> Iterator[Record]:
     """Free Spoken Digit Dataset, ``{digit}_{speaker}_{index}.wav``: the digits, or strings joined from one speaker's.
 
     Recordings 0-4 of a speaker are test (the corpus's own rule), 5-9 dev, the others train; a string never mixes them.
@@ -120,7 +107,7 @@ def reader(kind: str) -> Reader:
     return READERS[kind]
 
 
-def _joined(pool: list[Recording], split: str, count: int, max_digits: int, seed: int) -> Iterator[Recording]:
+def _joined(pool: list[Record], split: str, count: int, max_digits: int, seed: int) -> Iterator[Record]:
     if not pool and count:
         raise DataError(f"no recordings for {split}; expected {{digit}}_{{speaker}}_{{index}}.wav")
     # A stream per split: asking for more strings of one leaves the others as they were.
@@ -131,18 +118,18 @@ def _joined(pool: list[Recording], split: str, count: int, max_digits: int, seed
         speaker = speakers[rng.integers(len(speakers))]
         own = by_speaker[speaker]
         chosen = [own[i] for i in rng.integers(len(own), size=rng.integers(1, max_digits + 1))]
-        audio = tuple(path for single in chosen for path in single.audio)
+        files: tuple[File, ...] = tuple(file for single in chosen for file in single.files)
         text = " ".join(single.text or "" for single in chosen)
-        yield Recording(f"{split}-{index:05d}", speaker, audio, text, split)
+        yield spoken(f"{split}-{index:05d}", split, files, text, speaker)
 
 
-def _fsdd_file(path: Path) -> Recording | None:
+def _fsdd_file(path: Path) -> Record | None:
     match = re.fullmatch(r"(\d)_(.+)_(\d+)", path.stem)
     if match is None:
         return None
     index = int(match[3])
     split = "test" if index < 5 else "dev" if index < 10 else "train"
-    return Recording(path.stem, match[2], (path,), DIGITS[int(match[1])], split)
+    return spoken(path.stem, split, (path,), DIGITS[int(match[1])], match[2])
 
 
 def _split_of(text: str, fractions: Mapping[str, float], seed: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from zippkit.data import audio
 from zippkit.data.audio import Wave
-from zippkit.data.readers import Recording
+from zippkit.data.records import Record
 from zippkit.data.speech_tokenizer import Progress
 from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.errors import DataError
@@ -45,11 +45,11 @@ class RecordingCheck:
     resample: bool
     skip_bad: bool
     text_tokenizer: ByteTokenizer | FileTokenizer
-    good: list[Recording] = field(default_factory=list)
+    good: list[Record] = field(default_factory=list)
     bad: list[tuple[str, str]] = field(default_factory=list)
     """Id and reason."""
 
-    def run(self, recordings: Sequence[Recording], progress: Progress | None) -> Iterator[tuple[Recording, Wave]]:
+    def run(self, recordings: Sequence[Record], progress: Progress | None) -> Iterator[tuple[Record, Wave]]:
         """Each good recording as it is found; at the end, so that all are named, an error if there were bad ones."""
         count = Counter(len(recordings), "reading", progress)
         seen: set[str] = set()
@@ -58,7 +58,7 @@ class RecordingCheck:
                 self.text(recording)
                 wave = self.wave(recording)
                 if recording.id in seen:
-                    raise DataError(f"another recording has the same id ({recording.audio[0]})")
+                    raise DataError(f"another recording has the same id ({recording.files[0]})")
             except DataError as error:
                 # Where the corpus lay is said once in a message, and is nobody's business in a dataset.
                 self.bad.append((recording.id, str(error).replace(f"{self.root}{os.sep}", "")))
@@ -70,19 +70,19 @@ class RecordingCheck:
         if self.bad and not self.skip_bad:
             raise DataError(self._report(len(recordings)))
 
-    def text(self, recording: Recording) -> str:
+    def text(self, recording: Record) -> str:
         """The transcript, one that the tokenizer takes."""
         if recording.text is None:
-            raise DataError(f"no transcript for {recording.audio[0]}")
+            raise DataError(f"no transcript for {recording.files[0]}")
         if not recording.text.strip():
-            raise DataError(f"empty transcript for {recording.audio[0]}")
+            raise DataError(f"empty transcript for {recording.files[0]}")
         self.text_tokenizer.encode(recording.text)
         return recording.text.strip()
 
-    def wave(self, recording: Recording) -> Wave:
+    def wave(self, recording: Record) -> Wave:
         """(N,) samples at ``self.rate``, of all the recording's files."""
         waves = []
-        for path in recording.audio:
+        for path in recording.files:
             wave, rate = audio.read_audio(path)
             if rate != self.rate and not self.resample:
                 raise DataError(f"{path}: {rate} Hz, expected {self.rate}; resample=True (--resample) converts")
