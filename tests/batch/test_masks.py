@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS
-from zippkit.batch.batch import Segment
+from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.batch.collate import collate
 from zippkit.batch.masks import cache_mask, cross_mask, describe_cross, describe_self, self_mask
 
@@ -74,6 +76,18 @@ def test_self_masks_are_a_staircase_and_a_loop(examples: list[list[Segment]], mu
         real = tower.order >= 0
         assert torch.equal(dense[real], naive[real])
         assert dense.any(dim=-1).all(), "no row is empty, padding included"
+
+
+def test_documents_of_a_row_see_only_themselves() -> None:
+    # Two documents: orders 0 to 2, and 3 to 5.
+    order, start = torch.tensor([[0, 2, 3, 5, -1]]), torch.tensor([[0, 0, 3, 3, 0]])
+    keys = torch.tensor([[1, 4, -1]])
+    assert cross_mask(order, keys, start).int().tolist() == [[[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 0]]]
+    packed = replace(TowerBatch.alone(order), order=order, start=start, packed=True)
+    mask = self_mask(packed, causal=True)
+    assert mask is not None
+    assert mask[0, :4, :4].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert mask.any(dim=-1).all(), "no row is empty, padding included"
 
 
 def test_a_cache_is_seen_up_to_the_own_position() -> None:

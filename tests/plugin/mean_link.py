@@ -23,6 +23,6 @@ class Mean(Link):
         return Memory(tokens.visible, (self.projection(source),))
 
     def read(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> Tensor:
-        seen = cross_mask(tokens.order, memory.order).to(target.dtype)
+        seen = cross_mask(tokens.order, memory.order, tokens.document_start).to(target.dtype)
         total = seen @ memory.tensors[0]
         return target + self.gate * total / seen.sum(dim=-1, keepdim=True).clamp(min=1)

@@ -16,7 +16,9 @@ IGNORE = -100
 """Target of a position that has no loss."""
 
 
-COLUMNS = ("tokens", "order", "visible", "segment", "offset", "positions", "position_ids", "inserted", "targets")
+COLUMNS = (
+    *("tokens", "order", "start", "visible", "segment", "offset", "positions", "position_ids", "inserted", "targets"),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,9 @@ class TowerBatch:
     """(B, T) token ids; padding repeats the tower's end id."""
     order: Tensor
     """(B, T) rank in the interleaved sequence; -1 marks padding."""
+    start: Tensor
+    """(B, T) order of the first token of the token's own document: a query sees ``start <= key.order < query.order``.
+    0 where a row is one document, and at padding."""
     visible: Tensor
     """(B, T) order from which other towers may see the token: its own, or its segment's last if not causal."""
     segment: Tensor
@@ -63,15 +68,19 @@ class TowerBatch:
     offset: Tensor
     """(B, T) index within its segment."""
     positions: Tensor
-    """(B, T) index among the tower's own tokens, which is its slot in the tower's KV cache; padding counts on."""
+    """(B, T) index among the tower's own tokens of its document, which is its slot in the tower's KV cache where a row
+    is one document; padding counts on."""
     position_ids: Tensor
-    """(B, T) position ids of position embeddings: ``positions``, or ``order`` where towers share their attention."""
+    """(B, T) position ids of position embeddings: ``positions``, or ``order`` counted from ``start`` where towers share
+    their attention."""
     inserted: Tensor
     """(B, T) bool: a slot that a link fills with a state of its own; the token id there means nothing."""
     targets: Tensor
     """(B, T) the next token of the same segment; IGNORE at its end, at padding and where no loss is asked."""
     n_segments: int = 1
     """Most segments of this tower in one row."""
+    packed: bool = False
+    """Whether some row holds several documents; where none does, ``start`` is 0 throughout."""
     features: Features | None = None
     """Of a continuous tower, whose tokens are all 0."""
     following: Tensor | None = None
@@ -92,6 +101,7 @@ class TowerBatch:
         return cls(
             tokens=tokens,
             order=positions,
+            start=torch.zeros_like(tokens),
             visible=positions,
             segment=torch.zeros_like(tokens),
             offset=positions,
@@ -100,6 +110,11 @@ class TowerBatch:
             inserted=torch.zeros_like(tokens, dtype=torch.bool),
             targets=torch.full_like(tokens, IGNORE),
         )
+
+    @property
+    def document_start(self) -> Tensor | None:
+        """(B, T) ``start``; None where every row is one document, so that nothing has to be compared with it."""
+        return self.start if self.packed else None
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply ``change`` to every (B, T) column."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,7 +138,7 @@ def _stack(rows: Sequence[Row | None], config: TowerConfig, multiple: int) -> To
         for values, row in zip(columns[name], rows, strict=True):
             n = len(row) if row else 0
             values[n:] = range(n, length)
-    tensors = {name: torch.tensor(column) for name, column in columns.items()}
+    tensors: dict[str, Any] = {name: torch.tensor(column) for name, column in columns.items()}
     tensors["inserted"] = tensors["inserted"].bool()
     n_segments = max(len(row.segments) for row in rows if row)
     return TowerBatch(**tensors, n_segments=n_segments, features=_features(rows, tensors["offset"], config))

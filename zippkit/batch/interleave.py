@@ -41,6 +41,7 @@ class Row:
         n, before = len(tokens), len(self)
         self["tokens"].extend(tokens)
         self["order"].extend(order)
+        self["start"].extend([0] * n)
         self["visible"].extend(visible)
         self["segment"].extend([index] * n)
         self["offset"].extend(range(n))

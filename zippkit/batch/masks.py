@@ -22,26 +22,32 @@ from torch import Tensor
 from zippkit.batch.batch import TowerBatch
 
 
-def cross_mask(query_order: Tensor, key_order: Tensor) -> Tensor:
-    """Which source tokens each target token sees: those that come strictly before it.
+def cross_mask(query_order: Tensor, key_order: Tensor, query_start: Tensor | None = None) -> Tensor:
+    """Which source tokens each target token sees: those of its own document that come strictly before it.
 
     Args:
         query_order: (B, T) order of the target's tokens; -1 marks padding, which sees nothing.
         key_order: (B, S) order from which a source token is visible; -1 marks padding, which nobody sees.
+        query_start: (B, T) order of the first token of each target token's document; None where every row is one
+            document (`zippkit.batch.batch.TowerBatch.document_start`).
 
     Returns:
         (B, T, S) bool.
     """
     keys = key_order[:, None, :]
-    return (keys >= 0) & (keys < query_order[:, :, None])
+    first = 0 if query_start is None else query_start[:, :, None]
+    return (keys >= first) & (keys < query_order[:, :, None])
 
 
 def self_mask(batch: TowerBatch, causal: bool) -> Tensor | None:
     """(B, T, T) mask of a tower's own tokens, or None where plain causal attention says the same.
 
-    Padding stands after a row's tokens, so a causal tower needs no mask; one that is not causal sees its segment.
+    Padding stands after a row's tokens, so a causal tower needs no mask, unless documents share a row; one that is not
+    causal sees its segment.
     """
-    return None if causal else batch.segment[:, :, None] == batch.segment[:, None, :]
+    if not causal:
+        return batch.segment[:, :, None] == batch.segment[:, None, :]
+    return (batch.start[:, :, None] == batch.start[:, None, :]).tril() if batch.packed else None
 
 
 def cache_mask(positions: Tensor, length: int) -> Tensor:

@@ -88,6 +88,7 @@ def tower_batch(
     return TowerBatch(
         tokens=ids,
         order=order,
+        start=torch.zeros_like(ids),
         visible=visible,
         segment=segments,
         offset=offsets,

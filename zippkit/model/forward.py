@@ -159,7 +159,10 @@ class Forward:
         tower, parts = cast("SharedAttention", self.modules.towers[name]), self.projected.pop(name)
         keys, values, mask = tower.remember(index, parts, context)
         others = self.joined.pop(name, [])
-        attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name].order, others)
+        inputs = self.inputs[name]
+        attended = attend_jointly(
+            parts.queries, (keys, values), mask, inputs.order, others, start=inputs.document_start
+        )
         hidden = self.hidden[name].to(self.modules.towers[name].dtype)
         self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
 

@@ -368,9 +368,9 @@ def test_a_planted_fault_fails_exactly_its_certificates(name: str) -> None:
         assert words in details[certificate]
 
 
-def off_by_two(query_order: Tensor, key_order: Tensor) -> Tensor:
+def off_by_two(query_order: Tensor, key_order: Tensor, query_start: Tensor | None = None) -> Tensor:
     """One would change nothing: no two tokens have one order."""
-    return masks_cross(query_order + 2, key_order)
+    return masks_cross(query_order + 2, key_order, query_start)
 
 
 masks_cross = masks.cross_mask

@@ -56,7 +56,7 @@ class Attending(Link):
         Returns:
             (B, T, D), and (B, T, 1) bool: the token sees any of them; elsewhere the first is arbitrary.
         """
-        mask_BTS = cross_mask(tokens.order, memory.order)
+        mask_BTS = cross_mask(tokens.order, memory.order, tokens.document_start)
         key_BSHK, value_BSD = memory.tensors
         query_BHTK = split_heads(self.query(self.attention_norm(target)), self.config.n_heads)
         if self.config.positions == "rotary":

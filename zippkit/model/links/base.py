@@ -82,5 +82,5 @@ class Link(nn.Module, ABC):
             tokens: the target's tokens, (B, T) each: ``order`` is the rank of each in the whole sequence, -1 at
                 padding; ``positions`` its index among the target's own.
             memory: what `write` gave, for every source token so far; only earlier ones may be read
-                (`zippkit.batch.masks.cross_mask`).
+                (`zippkit.batch.masks.cross_mask`), and of a packed row only those of the token's own document.
         """

@@ -35,7 +35,12 @@ class JointAttention(Link):
 
 
 def attend_jointly(
-    queries: Tensor, own: tuple[Tensor, Tensor], mask: Tensor | None, order: Tensor, memories: Sequence[Memory]
+    queries: Tensor,
+    own: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    order: Tensor,
+    memories: Sequence[Memory],
+    start: Tensor | None = None,
 ) -> Tensor:
     """One softmax over a tower's own keys and those of others.
 
@@ -45,6 +50,7 @@ def attend_jointly(
         mask: (B, T, S) of its own keys; None is plain causal.
         order: (B, T) of the tokens that ask.
         memories: keys and values of other towers, (B, S', H_kv, K) each.
+        start: (B, T) order of the first token of each one's document, where documents share a row.
 
     Returns:
         (B, T, H * K); where nothing of the others is seen, it is to the last bit what the tower alone computes.
@@ -54,7 +60,7 @@ def attend_jointly(
         return alone
     n = queries.shape[2]
     mine = torch.ones(len(order), n, n, dtype=torch.bool, device=order.device).tril() if mask is None else mask
-    theirs = [cross_mask(order, memory.order) for memory in memories]
+    theirs = [cross_mask(order, memory.order, start) for memory in memories]
     keys, values = (
         # The softmax is the tower's own, in its own dtype.
         torch.cat([own[i], *(rearrange(m.tensors[i], "b s h k -> b h s k").to(own[i].dtype) for m in memories)], dim=2)
