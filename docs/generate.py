@@ -26,7 +26,8 @@ from zippkit.plan.diagram.diagram import mermaid, svg
 from zippkit.plan.graph import build_graph
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.yaml_document import KeyPath, read_yaml
+from zippkit.spec.inheritance import read_yaml
+from zippkit.spec.yaml_document import KeyPath
 
 ROOT = Path(__file__).parents[1]
 BUILT_IN = tuple(
@@ -55,6 +56,11 @@ digits and underscores, and starts with a letter.
 Editors complete and check while you write: `zippkit schema spec > zippkit-spec.json` writes a JSON Schema that knows
 the installed kinds and what each one's `config` may hold; `# yaml-language-server: $schema=zippkit-spec.json` in the
 file's first line names it.
+
+A spec or a recipe that begins with `base: other.yaml` says only in what it differs from that file: mappings are merged
+key by key, anything else (lists too) replaces the base's value, `null` takes a key out, and a tower or link of another
+`kind` replaces the base's whole. Paths in a base are looked up beside it, and a mistake is told with the file and line
+where it stands. In a recipe with a `base`, `spec: {towers: {text: {freeze: false}}}` changes the base's composition.
 """
 
 EXAMPLE = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,33 +11,24 @@ from zippkit.plan.graph import find_graph
 from zippkit.plan.parts import SPEC, checkpoint_folder, compare
 from zippkit.spec.checks.stand_ins import follows_from, inherited, stand_in
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.inheritance import read_document
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.shared_weights import with_shared
 from zippkit.spec.validation import Complaint, Examined, examine, value_at
-from zippkit.spec.yaml_document import Document, KeyPath, override, read_document
+from zippkit.spec.yaml_document import Document, KeyPath, beside, override
 
 
-def beside(path: str, file: str | Path) -> str:
-    """A relative path in a YAML file is looked up beside that file first, then in the working directory.
-
-    What is found comes back as an absolute path, so that a run can be looked at from anywhere.
-    """
-    for folder in (Path(file).parent, Path()):
-        # Path.exists raises on a name that is too long for the file system.
-        if os.path.exists(folder / path):  # noqa: PTH110
-            return os.path.abspath(folder / path)  # noqa: PTH100
-    return path
-
-
-def resolve_paths(data: Any, file: str | Path) -> Any:
-    """The spec's data with the ``weights`` of its towers, and the ``path`` in their configs, found beside ``file``."""
+def resolve_paths(document: Document, key_path: KeyPath = ()) -> Any:
+    """The data of the spec at ``key_path``, with the paths of its towers found beside the file in which they stand."""
+    data = value_at(document.data, key_path)
     towers = data.get("towers") if isinstance(data, dict) else None
-    for tower in towers.values() if isinstance(towers, dict) else ():
+    for name, tower in towers.items() if isinstance(towers, dict) else ():
+        place = (*key_path, "towers", name)
         if isinstance(tower, dict) and isinstance(tower.get("weights"), str):
-            tower["weights"] = beside(tower["weights"], file)
+            tower["weights"] = beside(tower["weights"], document.file_of((*place, "weights")))
         config = tower.get("config") if isinstance(tower, dict) else None
         if isinstance(config, dict) and isinstance(config.get("path"), str):
-            config["path"] = beside(config["path"], file)
+            config["path"] = beside(config["path"], document.file_of((*place, "config", "path")))
     return data
 
 
@@ -68,7 +58,7 @@ def spec_of(document: Document, key_path: KeyPath = ()) -> CompositionSpec:
     Raises:
         SpecError: every problem found, with its line.
     """
-    found = examine_spec(resolve_paths(value_at(document.data, key_path), document.file))
+    found = examine_spec(resolve_paths(document, key_path))
     problems = document.told(found.complaints, key_path)
     if found.whole is None or problems:
         raise SpecError(problems)
@@ -131,7 +121,7 @@ def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]
     document = read_document(path)
     key_path: KeyPath = ("spec",) if isinstance(found, Recipe) else ()
     if key_path and isinstance(document.data["spec"], str):
-        document, key_path = read_document(beside(document.data["spec"], path)), ()
+        document, key_path = read_document(beside(document.data["spec"], document.file_of(key_path))), ()
     told = frozen_at_random(found)
     return [document.problem((*key_path, "towers", name, "freeze"), message) for name, message in told.items()]
 
@@ -154,14 +144,14 @@ def _inner_spec(document: Document, overrides: Sequence[str]) -> _Inner:
     try:
         if isinstance(given, str):
             # Overrides reach into the spec's own file, and its problems are told with that file's lines.
-            file = read_document(beside(given, document.file), [s.removeprefix("spec.") for s in inside])
-            found = examine_spec(resolve_paths(file.data, file.file))
+            file = read_document(beside(given, document.file_of(("spec",))), [s.removeprefix("spec.") for s in inside])
+            found = examine_spec(resolve_paths(file))
             problems = file.told(found.complaints)
         else:
             override(document, inside)
             if "spec" not in document.data:
                 return _Inner([], None)
-            found = examine_spec(resolve_paths(document.data["spec"], document.file))
+            found = examine_spec(resolve_paths(document, ("spec",)))
             problems = document.told(found.complaints, ("spec",)) if found.complaints else []
     except SpecError as error:
         return _Inner(list(error.problems), None)
@@ -193,7 +183,7 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
     inner = _inner_spec(document, overrides)
     for key in ("data", "start_from"):
         if isinstance(document.data.get(key), str):
-            document.data[key] = beside(document.data[key], document.file)
+            document.data[key] = beside(document.data[key], document.file_of((key,)))
 
     def look(recipe: Recipe) -> list[Complaint]:
         if inner.problems:

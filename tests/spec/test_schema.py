@@ -42,8 +42,8 @@ def test_it_is_a_schema(what: str, validators: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_yaml_is_valid(name: str, validators: dict[str, Any]) -> None:
     data = yaml_1_2(SHIPPED[name])
-    what = "experiment" if "cells" in data else "recipe" if "spec" in data else "spec"
-    if "towers" in data or what != "spec":
+    what = "experiment" if "cells" in data else "recipe" if {"spec", "data"} & data.keys() else "spec"
+    if {"towers", "base"} & data.keys() or what != "spec":
         assert errors(validators[what], data) == []
 
 
@@ -122,3 +122,13 @@ def test_a_kind_that_cannot_be_imported_is_still_a_kind(monkeypatch: pytest.Monk
     before = copy.deepcopy(whole["$defs"]["LinkSpec"])
     assert link["properties"] == before["properties"]
     assert len(link["allOf"]) == len(before["allOf"]) - 1
+
+
+def test_beside_a_base_nothing_is_required(validators: dict[str, Any]) -> None:
+    part = {"base": "other.yaml", "towers": {"text": {"kind": "decoder", "config": {"n_layers": 3}}}}
+    assert errors(validators["spec"], part) == []
+    part["towers"]["text"]["config"]["n_layerz"] = 3  # type: ignore[index]
+    assert "('n_layerz' was" in errors(validators["spec"], part)[0]
+    recipe = {"base": "recipe.yaml", "train": {"warmup": 3}, "spec": {"towers": {"text": {"freeze": True}}}}
+    assert errors(validators["recipe"], recipe) == []
+    assert errors(validators["recipe"], recipe | {"sede": 1})

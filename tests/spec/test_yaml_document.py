@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from helpers.compositions import SPEC
 from zippkit.errors import SpecError
-from zippkit.spec.yaml_document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted, read_yaml
+from zippkit.spec.inheritance import read_yaml
+from zippkit.spec.yaml_document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, dotted
 
 
 @pytest.fixture(scope="session")

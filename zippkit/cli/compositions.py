@@ -24,7 +24,7 @@ def check(
     Example: zippkit check recipes/demo/spec.yaml
     """
     from zippkit.loading import cautions, load_any
-    from zippkit.spec.yaml_document import read_document
+    from zippkit.spec.inheritance import read_document
 
     told: list[Problem] = []
     try:

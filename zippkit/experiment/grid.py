@@ -14,10 +14,11 @@ from zippkit.experiment.checks import grid_complaints
 from zippkit.experiment.format import Experiment, Overrides, Preset, Value
 from zippkit.experiment.hashes import recipe_hash
 from zippkit.experiment.loading import ExperimentFile, load_experiment
-from zippkit.loading import beside, recipe_of
+from zippkit.loading import recipe_of
+from zippkit.spec.inheritance import read_yaml
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
-from zippkit.spec.yaml_document import Document, KeyPath, dotted, read_yaml
+from zippkit.spec.yaml_document import Document, KeyPath, beside, dotted
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from zippkit.errors import Problem, SpecError, did_you_mean
 from zippkit.experiment.checks import complaints_of
 from zippkit.experiment.format import Experiment
+from zippkit.spec.inheritance import read_yaml
 from zippkit.spec.validation import validate
-from zippkit.spec.yaml_document import Document, read_yaml
+from zippkit.spec.yaml_document import Document
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,34 @@ def json_schema(model: type[BaseModel]) -> Schema:
         path = {"type": "string", "description": "Path to a spec's YAML."}
         given = schema["properties"]["spec"]
         schema["properties"]["spec"] = {"description": given.pop("description", ""), "anyOf": [path, given]}
-    return schema
+    return _with_base(schema) if {"towers", "spec"} & schema["properties"].keys() else schema
+
+
+def _with_base(schema: Schema) -> Schema:
+    """Allow ``base``, beside which every key of the file may be left out, at any depth."""
+    base = {"type": "string", "description": "Another YAML file, of which this one says only in what it differs."}
+    whole = {key: value for key, value in schema.items() if key != "$defs"}
+    part = _partial(whole)
+    part["properties"] = {"base": base, **part["properties"]}
+    definitions = schema.get("$defs", {})
+    return {
+        "if": {"required": ["base"]},
+        "then": part,
+        "else": whole,
+        "$defs": definitions | {f"part.{name}": _partial(each) for name, each in definitions.items()},
+    }
+
+
+def _partial(schema: Any) -> Any:
+    """Copy a schema with nothing required, whose references lead to such copies."""
+    if isinstance(schema, list):
+        return [_partial(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(schema.get("$ref"), str):
+        return {**schema, "$ref": schema["$ref"].replace("#/$defs/", "#/$defs/part.")}
+    # The condition by which a config's schema is chosen stays.
+    return {key: value if key == "if" else _partial(value) for key, value in schema.items() if key != "required"}
 
 
 def _add_kinds(section: Schema, definitions: Schema, group: registry.Group) -> None:

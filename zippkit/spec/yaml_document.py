@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -72,21 +73,31 @@ class Document:
     """Duplicate keys and values that cannot be read; the rest of the file is there."""
     unread: frozenset[KeyPath] = frozenset()
     """Key paths whose values could not be read."""
+    files: dict[KeyPath, str] = field(default_factory=dict)
+    """The base file (`zippkit.spec.inheritance`) in which a value stands, if it does not stand in ``file``."""
 
     def line(self, key_path: KeyPath) -> int:
         """1-based line of a value, or of the nearest parent that the file names; 0 where there is none."""
+        return self.lines.get(self._known(key_path), 0)
+
+    def file_of(self, key_path: KeyPath) -> str:
+        """The file in which a value stands, or the nearest parent that a file names."""
+        return self.files.get(self._known(key_path), self.file)
+
+    def _known(self, key_path: KeyPath) -> KeyPath:
         while key_path and key_path not in self.lines:
             key_path = key_path[:-1]
-        return self.lines.get(key_path, 0)
+        return key_path
 
     def forget_lines(self, key_path: KeyPath) -> None:
         """Drop the lines of ``key_path`` and below, whose value does not come from the file any more."""
         for known in [known for known in self.lines if known[: len(key_path)] == key_path]:
             del self.lines[known]
+            self.files.pop(known, None)
         self.lines[key_path] = 0
 
     def problem(self, key_path: KeyPath, message: str) -> Problem:
-        return Problem(self.file, self.line(key_path), dotted(key_path), message)
+        return Problem(self.file_of(key_path), self.line(key_path), dotted(key_path), message)
 
     def told(self, complaints: Iterable[tuple[KeyPath, str]], inside: KeyPath = ()) -> list[Problem]:
         """Problems of the file itself, and complaints about what stands ``inside`` it.
@@ -207,23 +218,23 @@ def _override(document: Document, setting: str) -> None:
     document.forget_lines(tuple(key_path))
 
 
-def read_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """Read one YAML file and apply ``key.path=value`` overrides.
+def beside(path: str, file: str | Path) -> str:
+    """A relative path in a YAML file is looked up beside that file first, then in the working directory.
 
-    Raises:
-        SpecError: as `read_document`, and duplicate keys or values that cannot be read.
+    What is found comes back as an absolute path, so that a run can be looked at from anywhere.
     """
-    document = read_document(path, overrides)
-    if document.problems:
-        raise SpecError(document.problems)
-    return document
+    for folder in (Path(file).parent, Path()):
+        # Path.exists raises on a name that is too long for the file system.
+        if os.path.exists(folder / path):  # noqa: PTH110
+            return os.path.abspath(folder / path)  # noqa: PTH100
+    return path
 
 
-def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
-    """As `read_yaml`, for who tells `Document.problems` together with what else is wrong.
+def parse_file(path: str | Path) -> Document:
+    """Read one YAML file as it stands (`zippkit.spec.inheritance` merges its bases in).
 
     Raises:
-        SpecError: not there, too large, not UTF-8, not YAML, an alias bomb; overrides that do not fit.
+        SpecError: not there, too large, not UTF-8, not YAML, an alias bomb.
     """
     file = str(path)
     try:
@@ -231,14 +242,12 @@ def read_document(path: str | Path, overrides: Sequence[str] = ()) -> Document:
             raw = stream.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
             raise SpecError([Problem(file, 0, "", f"larger than {MAX_BYTES // 1024} KiB, which no spec or recipe is")])
-        document = _parse(raw.decode("utf-8"), file)
+        return _parse(raw.decode("utf-8"), file)
     except UnicodeDecodeError as error:
         raise SpecError([Problem(file, 0, "", f"not UTF-8 text (byte {error.start})")]) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SpecError([Problem(file, 0, "", f"cannot be read: {reason}")]) from error
-    override(document, overrides)
-    return document
 
 
 def override(document: Document, settings: Sequence[str]) -> None:
