@@ -166,10 +166,10 @@ print(*sorted(sys.modules))
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [
-        (["check", str(RECIPE)], 35),
-        (["plan", str(SPEC)], 36),
-        (["recipe", str(SPEC)], 36),
-        (["diagram", str(SPEC), "-o", "a.svg"], 40),
+        (["check", str(RECIPE)], 44),
+        (["plan", str(SPEC)], 45),
+        (["recipe", str(SPEC)], 45),
+        (["diagram", str(SPEC), "-o", "a.svg"], 48),
     ],
     ids=["check", "plan", "recipe", "diagram"],
 )
