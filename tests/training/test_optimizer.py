@@ -1,6 +1,9 @@
-"""Adam in named groups, and its state to a file and back."""
+"""Optimisers in named groups, what of them decays, and their state to a file and back."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch import Tensor
 from helpers.compositions import link, make, tower
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.weights import read_tensors, write_tensors
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.phase import Phase
@@ -22,8 +26,9 @@ def zipped(freeze: bool = True) -> Composition:
     return make(towers, [link("speech", "text", every=1)])
 
 
-def optimizer_of(made: Composition) -> torch.optim.Adam:
-    return build_optimizer(made.model, learning_rates(made.spec, PHASE), PHASE)
+def optimizer_of(made: Composition, **more: Any) -> torch.optim.Optimizer:
+    phase = Phase(**PHASE.model_dump(exclude_unset=True, exclude={"betas"} if "optimizer" in more else set()), **more)
+    return build_optimizer(made.model, learning_rates(made.spec, phase), phase)
 
 
 def test_every_trained_parameter_is_in_the_group_of_its_part() -> None:
@@ -68,24 +73,77 @@ def test_nothing_to_train() -> None:
         optimizer_of(made)
 
 
-def stepped(made: Composition) -> torch.optim.Adam:
+@pytest.mark.parametrize("kind", ["adam", "adamw", "adafactor"])
+def test_only_matrices_decay(kind: str) -> None:
+    """One step without any gradient to follow shrinks what decays, and moves nothing else."""
+    towers = {"text": tower(1, 8, config={"tied": False}, extend_vocabulary={"video": 4}), "speech": tower(1, 8)}
+    config = {"n_heads": 2, "gate": "vector"}
+    made = make(towers, [link("speech", "text", every=1, config=config)])
+    optimizer = optimizer_of(made, optimizer=kind, weight_decay=0.1)
+    for parameter in made.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = {name: parameter.clone() for name, parameter in made.model.named_parameters()}
+    optimizer.step()
+    moved = {name for name, parameter in made.model.named_parameters() if not torch.equal(parameter, before[name])}
+    still = {name for name in before if "norm" in name or "embed" in name or name.endswith(("gate", "bias"))}
+    assert moved == before.keys() - still
+    assert {n for group in optimizer.param_groups for n in group["names"]} == before.keys()
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1, 0.0}
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+def test_it_is_torch_s_own(kind: str) -> None:
+    made, twin = zipped(), zipped()
+    optimizer = optimizer_of(made, optimizer=kind)
+    trained = [p for p in twin.model.parameters() if p.requires_grad]
+    rates = {p: group["base"] for group in optimizer_of(twin).param_groups for p in group["params"]}
+    cls = {"adamw": torch.optim.AdamW, "adafactor": torch.optim.Adafactor}[kind]
+    groups = [{"params": [p], "lr": rates[p]} for p in trained]
+    theirs = cls(groups, weight_decay=0.0)
+    for seed in range(2):
+        for model, each in ((made.model, optimizer), (twin.model, theirs)):
+            numbers = torch.Generator().manual_seed(seed)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.randn(parameter.shape, generator=numbers)
+            each.step()
+    for (name, found), expected in zip(made.model.named_parameters(), twin.model.parameters(), strict=True):
+        assert torch.allclose(found, expected, atol=1e-6), name
+
+
+def stepped(made: Composition, **more: Any) -> torch.optim.Optimizer:
     """After one step, in which the first parameter got no gradient."""
-    optimizer = optimizer_of(made)
+    optimizer = optimizer_of(made, **more)
     for parameter in [p for group in optimizer.param_groups for p in group["params"]][1:]:
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
     return optimizer
 
 
-def test_state_goes_around() -> None:
-    first = stepped(zipped())
-    tensors = optimizer_tensors(first)
-    assert len(tensors) == 3 * (sum(len(group["params"]) for group in first.param_groups) - 1)
-    second = optimizer_of(zipped())
+@pytest.mark.parametrize("kind", ["adam", "adamw", "adafactor"])
+def test_state_goes_around(kind: str, tmp_path: Path) -> None:
+    """Through a file, and a third step is the same to the bit as without the detour."""
+    first = stepped(made := zipped(), optimizer=kind)
+    write_tensors(tmp_path / "state.safetensors", optimizer_tensors(first))
+    tensors = read_tensors(tmp_path / "state.safetensors")
+    assert len({key.rpartition(":")[0] for key in tensors}) == sum(len(g["params"]) for g in first.param_groups) - 1
+    second = optimizer_of(again := zipped(), optimizer=kind)
+    again.model.load_state_dict(made.model.state_dict())
     restore_optimizer(second, tensors, "here")
-    again = optimizer_tensors(second)
-    assert again.keys() == tensors.keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
+    found = optimizer_tensors(second)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    for model, each in ((made.model, first), (again.model, second)):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        each.step()
+    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_state_of_another_optimizer_is_refused() -> None:
+    tensors = optimizer_tensors(stepped(zipped(), optimizer="adafactor"))
+    with pytest.raises(CheckpointError, match=r"expected that of AdamW, for \(8,\), got step, variance"):
+        restore_optimizer(optimizer_of(zipped(), optimizer="adamw"), tensors, "here")
 
 
 @pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from zippkit.spec.kinds import Strict
+from zippkit.spec.optimization import Optimization
 from zippkit.spec.sampling import MOST_TOKENS, Sampling
 from zippkit.spec.words import Name
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
-
-class Phase(Strict):
+class Phase(Optimization):
     """One run of the optimiser over one or more tasks."""
 
-    steps: int = Field(gt=0, description="Optimiser steps.")
     tasks: list[str] | None = Field(
         None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
     )
@@ -26,29 +23,10 @@ class Phase(Strict):
     )
     batch_size: int = Field(32, gt=0, description="Examples per step.")
     pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
-    learning_rate: float | None = Field(
-        None, gt=0, description="The paper's if left out: 1e-3 with every tower frozen, 5e-4 otherwise."
-    )
-    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="Other rates for single groups, such as `towers.speech: 1e-4`."
-    )
-    warmup: int = Field(0, ge=0, description="Steps in which the rate rises from 0.")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="What the rate does after the warm-up.")
-    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="Adam's betas.")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
     compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
-
-    def rate(self, step: int) -> float:
-        """Factor on the learning rate at ``step`` (from 0)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        if self.schedule == "constant":
-            return 1.0
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Evaluation(Strict):

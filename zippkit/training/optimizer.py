@@ -1,4 +1,4 @@
-"""Adam over named parameter groups, with learning rates as tensors, so that a compiled step never changes."""
+"""The optimiser over named parameter groups, with learning rates as tensors, so that a compiled step never changes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,36 @@ from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.phase import Phase
 
 
-def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) -> torch.optim.Adam:
-    """Adam (arXiv 1412.6980) over the trainable parameters, one group for each prefix in ``rates`` that has any.
+def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) -> torch.optim.Optimizer:
+    """The phase's optimiser over the trainable parameters, one group for each prefix in ``rates`` that has any.
+
+    Adam (arXiv 1412.6980), AdamW (1711.05101) and Adafactor (1804.04235) are torch's. With weight decay, norms,
+    gates, biases and embeddings, which do not decay, are in a second group of the same name.
 
     Raises:
         ZippkitError: everything is frozen.
     """
     groups: list[dict[str, Any]] = []
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for prefix, rate in rates.items():
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith(f"{prefix}.")]
-        if named:
-            device = named[0][1].device
-            names, parameters = ([pair[i] for pair in named] for i in range(2))
-            lr = torch.tensor(rate, device=device)
-            groups.append({"params": parameters, "names": names, "group": prefix, "base": rate, "lr": lr})
+        resting = {n for n, p in named if phase.weight_decay and (p.dim() < 2 or id(p) in embeddings)}
+        for decay in (phase.weight_decay, 0.0) if resting else (phase.weight_decay,):
+            pairs = [(n, p) for n, p in named if (n in resting) == (decay == 0 and bool(resting))]
+            if pairs:
+                lr = torch.tensor(rate, device=pairs[0][1].device)
+                names, parameters = ([pair[i] for pair in pairs] for i in range(2))
+                group = {"params": parameters, "names": names, "group": prefix, "base": rate, "lr": lr}
+                groups.append(group | {"weight_decay": decay})
     if not groups:
         raise ZippkitError("nothing to train: every tower is frozen and there is no link or input projection")
-    return torch.optim.Adam(groups, betas=phase.betas, fused=True)
+    match phase.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, betas=phase.betas, fused=True)
+        case "adamw":
+            return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
+        case "adafactor":
+            return torch.optim.Adafactor(groups)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -51,19 +64,36 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     """Put saved state back.
 
     Raises:
-        CheckpointError: the state is of other parameters.
+        CheckpointError: the state is of other parameters, or of another optimizer.
     """
-    left = dict(tensors)
+    saved: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(":")
+        saved.setdefault(name, {})[part] = tensor
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            state = {
-                key: left.pop(f"{name}:{key}") for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}:{key}" in left
-            }
             # A parameter that no step has reached yet has no state.
-            if state:
-                shapes = {key: tensor.shape for key, tensor in state.items()}
-                if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
-                    raise CheckpointError(f"{source}: the optimizer's state of {name} does not fit")
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
-    if left:
-        raise CheckpointError(f"{source}: optimizer state of unknown parameters: {', '.join(sorted(left)[:5])}")
+            if state := saved.pop(name, None):
+                if {key: tensor.shape for key, tensor in state.items()} != _state_shapes(optimizer, parameter):
+                    raise CheckpointError(
+                        f"{source}: the optimizer's state of {name} does not fit; expected that of "
+                        f"{type(optimizer).__name__}, for {tuple(parameter.shape)}, got {', '.join(sorted(state))}"
+                    )
+                optimizer.state[parameter] = {
+                    # Adafactor counts its steps on the host.
+                    key: tensor if key == "step" and not group.get("fused") else tensor.to(parameter.device)
+                    for key, tensor in state.items()
+                }
+    if saved:
+        unknown = sorted(f"{name}:{part}" for name, parts in saved.items() for part in parts)
+        raise CheckpointError(f"{source}: optimizer state of unknown parameters: {', '.join(unknown[:5])}")
+
+
+def _state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, torch.Size]:
+    """What the optimizer keeps of a parameter once a step has reached it."""
+    step, shape = {"step": torch.Size()}, parameter.shape
+    if not isinstance(optimizer, torch.optim.Adafactor):
+        return step | {"exp_avg": shape, "exp_avg_sq": shape}
+    if len(shape) < 2:
+        return step | {"variance": shape}
+    return step | {"row_var": torch.Size([*shape[:-1], 1]), "col_var": torch.Size([*shape[:-2], 1, shape[-1]])}
