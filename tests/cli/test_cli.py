@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
@@ -86,6 +88,19 @@ def test_every_example_is_written_as_the_command_takes_it(name: str) -> None:
     group.commands[name].make_context(name, words[1:])  # type: ignore[attr-defined]
     for word in words:
         assert not word.startswith("recipes/") or (DEMO.parents[1] / word).exists()
+
+
+def test_version_names_what_an_error_report_needs(call: Call) -> None:
+    assert re.fullmatch(r"zippkit \d+\.\d+\.\d+ \(torch \S+, Python 3\.\d+\.\S+\)\n", call("--version").out)
+
+
+@pytest.mark.parametrize(("typed", "found"), [("ch", {"check"}), ("check --", {"--json", "--help"})])
+def test_a_shell_completes(typed: str, found: set[str]) -> None:
+    asked = {"COMP_WORDS": f"zippkit {typed}", "COMP_CWORD": str(1 + typed.count(" "))}
+    surroundings = {**os.environ, **asked, "_ZIPPKIT_COMPLETE": "complete_bash"}
+    zippkit = Path(sys.executable).with_name("zippkit")
+    called = subprocess.run([zippkit], env=surroundings, capture_output=True, text=True, check=True)
+    assert set(called.stdout.split()) == found, called.stderr
 
 
 def test_check(call: Call, here: Path) -> None:
@@ -440,7 +455,14 @@ ON_RUNS: dict[str, list[str | Path]] = {
 
 
 def test_every_command_that_takes_a_path_is_tried_below() -> None:
-    assert COMMANDS.keys() - ON_FILES.keys() - ON_RUNS.keys() == {"prepare", "towers", "links", "scorers", "schema"}
+    assert COMMANDS.keys() - ON_FILES.keys() - ON_RUNS.keys() == {
+        "init",
+        "prepare",
+        "towers",
+        "links",
+        "scorers",
+        "schema",
+    }
 
 
 @pytest.fixture

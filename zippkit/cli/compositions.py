@@ -50,6 +50,23 @@ def check(
     print(f"{file}: {name} is sound")
 
 
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to write spec.yaml and recipe.yaml into.")],
+    towers: Annotated[
+        list[str] | None, typer.Argument(help="name=KIND or name=FOLDER for each tower, name.key=value for its config.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Dataset, whose vocabularies the towers are given.")] = None,
+) -> None:
+    """Write a commented spec and recipe for the towers that you name, to start from.
+
+    Example: zippkit init mine text=runs/smollm2 speech=decoder speech.dim=512
+    """
+    from zippkit.cli.new_project import new_project
+
+    for file in new_project(folder, towers or [], data):
+        print(file)
+
+
 def plan(
     file: SpecFile,
     overrides: Overrides = None,

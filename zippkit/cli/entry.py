@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Annotated
 
 import typer
 
@@ -15,11 +16,10 @@ from zippkit.system.files import FULL
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    help="Compose independently pre-trained towers into one multimodal model.",
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
+    compositions.init,
     compositions.check,
     compositions.plan,
     compositions.diagram,
@@ -40,6 +40,25 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     kinds.schema,
 )
 """In the order in which ``zippkit --help`` lists them."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"zippkit {version('zippkit')} (torch {version('torch')}, Python {sys.version.split()[0]})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Compose independently pre-trained towers into one multimodal model."""
+
+
 for command in COMMANDS:
     app.command(name="eval" if command is runs.evaluate else None)(command)
 
