@@ -115,7 +115,8 @@ def compile(
     model, graph = build_model(spec, seed=seed, load_weights=load_weights)
     found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else {}
     sources = {name: source for name, source in found.items() if source is not None}
-    return Composition(spec, graph, model, sources, Origins().completed(spec, model, sources))
+    origins = Origins().completed(spec, model, [f"towers.{name}" for name in sources])
+    return Composition(spec, graph, model, sources, origins)
 
 
 def load(
@@ -159,7 +160,9 @@ def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: in
     fill(zipped.model, checkpoint, folder, transfer.taken)
     new = {name: source for name, source in zipped.sources.items() if f"towers.{name}" in transfer.new}
     taken = {name: source for name, source in checkpoint.sources.items() if f"towers.{name}" in transfer.taken}
-    origins = _origins(checkpoint, zipped, transfer.taken, sources := new | taken)
+    sources = new | taken
+    others = [part for part in transfer.taken if not part.startswith("towers.")]
+    origins = _origins(checkpoint, zipped, transfer.taken, [*others, *(f"towers.{name}" for name in sources)])
     return replace(zipped, sources=sources, origins=origins, transfer=transfer)
 
 
@@ -167,8 +170,15 @@ def _origins(
     checkpoint: Checkpoint,
     zipped: Composition,
     taken: Collection[str] | None = None,
-    towers: Collection[str] | None = None,
+    sourced: Collection[str] | None = None,
 ) -> Origins:
-    """The first sources of frozen towers, as far as they are known, once ``zipped`` is filled from the checkpoint."""
+    """The first sources of what is frozen, as far as they are known, once ``zipped`` is filled from the checkpoint.
+
+    Args:
+        checkpoint: knows of earlier sources.
+        zipped: was filled from it.
+        taken: the parts that come from it; all of them if left out.
+        sourced: the parts that have any source at all; all of them if left out.
+    """
     files = {name: r.files for name, r in checkpoint.references.items() if taken is None or f"towers.{name}" in taken}
-    return Origins.from_manifest(checkpoint.extra, taken).completed(zipped.spec, zipped.model, towers, files)
+    return Origins.from_manifest(checkpoint.extra, taken).completed(zipped.spec, zipped.model, sourced, files)

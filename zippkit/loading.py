@@ -12,6 +12,7 @@ from zippkit.plan.parts import SPEC, checkpoint_folder, compare
 from zippkit.spec.checks.stand_ins import follows_from, inherited, stand_in
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.inheritance import read_document
+from zippkit.spec.part_kinds import frozen_parts
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.shared_weights import with_shared
 from zippkit.spec.validation import Complaint, Examined, examine, value_at
@@ -95,25 +96,33 @@ def _starting_point_complaints(recipe: Recipe) -> Iterator[Complaint]:
             yield ("pretrain", name), f"tower {name!r} comes trained from {recipe.start_from}; remove one of the two"
 
 
-def frozen_at_random(found: CompositionSpec | Recipe) -> dict[str, str]:
-    """Towers that are frozen with the random values that they are built with, and for each what to do about it.
+def frozen_at_random(found: CompositionSpec | Recipe) -> dict[KeyPath, str]:
+    """What is frozen with the values that it is built with, by its section, and for each what to do about it.
 
-    Sound, and hardly ever meant: such a tower knows nothing, and nothing trains it. A recipe knows more than its spec:
-    it may pre-train a tower, or take it from what it starts from.
+    Sound, and hardly ever meant: such a tower, link or input projection knows nothing, and nothing trains it. A recipe
+    knows more than its spec: it may pre-train a tower, or take any of them from what it starts from.
     """
     spec = found.spec if isinstance(found, Recipe) else found
     filled: set[str] = set()
     if isinstance(found, Recipe):
-        filled |= found.pretrain.keys()
+        filled |= {f"towers.{name}" for name in found.pretrain}
         if found.start_from is not None:
             there = load_spec(checkpoint_folder(found.start_from) / SPEC)
-            filled |= {part.removeprefix("towers.") for part in compare(there, spec)[0].taken}
+            filled |= set(compare(there, spec)[0].taken)
     where = "" if isinstance(found, Recipe) else ", unless a recipe pre-trains it or starts from a run that has it"
-    return {
-        name: f"the tower is frozen and has no weights, so it keeps its random values{where}; expected `weights`"
+    told: dict[KeyPath, str] = {
+        ("towers", name): f"the tower is frozen and has no weights, so it keeps its random values{where}; expected "
+        "`weights`"
         for name, tower in spec.towers.items()
-        if tower.freezes and tower.share_with is None and name not in filled and not tower.has_weights
+        if tower.freezes and tower.share_with is None and f"towers.{name}" not in filled and not tower.has_weights
     }
+    sections: dict[str, KeyPath] = {f"links.{link.label}": ("links", i) for i, link in enumerate(spec.links)}
+    where = "" if isinstance(found, Recipe) else ", unless a recipe starts from a run that has it"
+    for part in frozen_parts(spec):
+        if part not in filled:
+            section = sections.get(part, ("towers", part.partition(".")[2], "input_projection"))
+            told[section] = f"it is frozen and keeps the values that it is built with{where}; expected `start_from`"
+    return told
 
 
 def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]:
@@ -123,7 +132,7 @@ def cautions(path: str | Path, found: CompositionSpec | Recipe) -> list[Problem]
     if key_path and isinstance(document.data["spec"], str):
         document, key_path = read_document(beside(document.data["spec"], document.file_of(key_path))), ()
     told = frozen_at_random(found)
-    return [document.problem((*key_path, "towers", name, "freeze"), message) for name, message in told.items()]
+    return [document.problem((*key_path, *section, "freeze"), message) for section, message in told.items()]
 
 
 class _Inner(NamedTuple):

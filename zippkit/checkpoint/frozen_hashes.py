@@ -13,10 +13,11 @@ from zippkit.model.weights import fingerprint
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import part_of
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_kinds import frozen_parts
 
 
 def frozen_tensors(spec: CompositionSpec, model: ZippedModel) -> dict[str, Tensor]:
-    """Parameters that the spec freezes, and buffers of towers that it freezes as a whole, by their names in the model.
+    """Parameters that the spec freezes, and buffers of what it freezes as a whole, by their names in the model.
 
     What ``requires_grad`` says does not matter here: whoever sets it by hand changes no promise of the spec.
     """
@@ -29,7 +30,9 @@ def frozen_tensors(spec: CompositionSpec, model: ZippedModel) -> dict[str, Tenso
         if spec.towers[name].frozen_whole:
             tensors |= dict(tower.named_buffers())
         found |= {f"towers.{name}.{key}": each.detach() for key, each in tensors.items()}
-    return found
+    parts = set(frozen_parts(spec))
+    others = (*model.named_parameters(), *model.named_buffers()) if parts else ()
+    return found | {key: each.detach() for key, each in others if part_of(key) in parts}
 
 
 def frozen_hashes(spec: CompositionSpec, model: ZippedModel) -> dict[str, str]:
@@ -63,7 +66,7 @@ class Origins:
         self,
         spec: CompositionSpec,
         model: ZippedModel,
-        towers: Collection[str] | None = None,
+        parts: Collection[str] | None = None,
         files: Mapping[str, Mapping[str, str]] | None = None,
     ) -> Origins:
         """For what the spec freezes: what is known, and of anything else what the model holds now.
@@ -71,13 +74,13 @@ class Origins:
         Args:
             spec: says what is frozen.
             model: is looked at where nothing is known.
-            towers: of which towers it is; all of them if left out.
+            parts: of which parts it is, such as ``towers.text``; all of them if left out.
             files: of each tower's source, where the first one's are not known.
         """
         here = {
             name: tensor
             for name, tensor in frozen_tensors(spec, model).items()
-            if towers is None or name.split(".")[1] in towers
+            if parts is None or part_of(name) in parts
         }
         new = fingerprint((name, tensor) for name, tensor in here.items() if name not in self.tensors)
         whole = {name for name, tower in spec.towers.items() if tower.frozen_whole}

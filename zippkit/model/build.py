@@ -20,7 +20,7 @@ from zippkit.plan.graph import Graph, build_graph
 from zippkit.plan.plan import build_plan
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
-from zippkit.spec.part_kinds import part_kinds
+from zippkit.spec.part_kinds import frozen_parts, part_kinds
 from zippkit.spec.tower_spec import TowerSpec
 
 GROUPS: dict[str, type[PartGroup]] = {
@@ -78,6 +78,9 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
         kinds = [kind.group for kind in part_kinds(spec)]
         in_order = [*(group for group in GROUPS if group in kinds), *(group for group in kinds if group not in GROUPS)]
         built = {group: _group_class(group).build(group, spec, graph, towers) for group in in_order}
+    for part in frozen_parts(spec):
+        group, _, name = part.partition(".")
+        built[group][name].requires_grad_(False)
     return ZippedModel(build_plan(graph), towers, {group: built[group] for group in kinds}), graph
 
 

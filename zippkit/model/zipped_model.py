@@ -86,11 +86,12 @@ class ZippedModel(nn.Module):
         return {(name, i) for name, sites in links.items() for i in range(len(cast("nn.ModuleList", sites)))}
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a tower that is frozen as a whole stays in evaluation mode, so that its buffers rest."""
+        """Set the mode; what is frozen as a whole stays in evaluation mode: its buffers rest, and it drops nothing."""
         super().train(mode)
-        for tower in self.towers.values():
-            if not _trainable(tower):
-                tower.eval()
+        parts = (part for group in self.groups.values() for part in group.children())
+        for module in (*self.towers.values(), *parts):
+            if not _trainable(module):
+                module.eval()
         return self
 
     def _gradient_free(self, plan: Plan) -> frozenset[Op]:

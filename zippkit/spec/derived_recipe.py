@@ -7,7 +7,7 @@ from typing import Any
 
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import Strict
-from zippkit.spec.part_kinds import group_names
+from zippkit.spec.part_kinds import frozen_parts, group_names
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import linked_tasks
@@ -19,7 +19,7 @@ LEARNING_RATE_UNFROZEN = 5e-4
 
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
-    """Learning rate of each parameter group (the paper's rule where the phase names none)."""
+    """Learning rate of each parameter group, frozen or not (the paper's rule where the phase names none)."""
     frozen = all(tower.freeze is True for tower in spec.towers.values())
     rate = phase.learning_rate or (LEARNING_RATE_FROZEN if frozen else LEARNING_RATE_UNFROZEN)
     return {group: phase.learning_rates.get(group, rate) for group in group_names(spec)}
@@ -29,7 +29,9 @@ def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps:
     """The recipe that follows from the spec alone: Adam, the paper's rates, one task for each linked direction."""
     alone = [name for name, tower in spec.towers.items() if not tower.settings.continuous]
     tasks = [str(task) for task in linked_tasks(spec)] or alone
-    train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=learning_rates(spec, Phase(steps=steps)))
+    frozen = set(frozen_parts(spec))
+    rates = {group: rate for group, rate in learning_rates(spec, Phase(steps=steps)).items() if group not in frozen}
+    train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=rates)
     return Recipe(name=spec.name, spec=spec, data=data, train=train)
 
 

@@ -48,6 +48,9 @@ class LinkSpec(Strict):
     )
     sites: list[Site] | None = Field(None, min_length=1, description="Explicit sites instead of `every`.")
     projection: Projection = Field(default_factory=Projection, description="The MLP on the source's states.")
+    freeze: bool = Field(
+        False, description="Keep its values: for a link that is taken from another run, or trained in another stage."
+    )
     clock: Literal["turns", "sync"] = Field(
         "turns",
         description="`sync`: neighbouring segments of the two towers are simultaneous, token by token, and each tower "

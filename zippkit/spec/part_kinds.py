@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from zippkit.spec import registry
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.link_spec import LinkSpec
 from zippkit.spec.tower_spec import TowerSpec
 
 
@@ -41,6 +42,11 @@ class PartKind(ABC):
     def made_of(self, spec: CompositionSpec, name: str) -> dict[str, Any]:
         """All that decides a part's tensors and what they mean: two parts are the same if this is equal."""
 
+    def frozen(self, spec: CompositionSpec, name: str) -> bool:
+        """Whether the spec freezes a part."""
+        del spec, name
+        return False
+
     def operations(self, spec: CompositionSpec) -> Iterable[Operation]:
         """The operations that these parts add to the plan; most act inside the operations of their tower."""
         del spec
@@ -57,7 +63,12 @@ class InputProjections(PartKind):
 
     def made_of(self, spec: CompositionSpec, name: str) -> dict[str, Any]:
         tower = spec.towers[name]
-        return {"dim": tower.settings.dim, **tower.model_dump(mode="json")["input_projection"]}
+        projection = tower.model_dump(mode="json")["input_projection"]
+        return {"dim": tower.settings.dim, **{key: value for key, value in projection.items() if key != "freeze"}}
+
+    def frozen(self, spec: CompositionSpec, name: str) -> bool:
+        projection = spec.towers[name].input_projection
+        return projection is not None and projection.freeze
 
 
 class Adapters(PartKind):
@@ -97,7 +108,7 @@ class Links(PartKind):
 
     def made_of(self, spec: CompositionSpec, name: str) -> dict[str, Any]:
         """Without the sites, which the graph knows: a link is the same however its spec writes them down."""
-        link = next(link for link in spec.links if link.label == name)
+        link = _link(spec, name)
         return {
             "kind": link.kind,
             "from": link.source,
@@ -106,6 +117,9 @@ class Links(PartKind):
             "projection": link.projection.model_dump(),
             "config": link.settings.model_dump(mode="json"),
         }
+
+    def frozen(self, spec: CompositionSpec, name: str) -> bool:
+        return _link(spec, name).freeze
 
 
 class ContrastiveLosses(PartKind):
@@ -179,9 +193,18 @@ def part_names(spec: CompositionSpec) -> list[str]:
     return [f"{kind.group}.{name}" for kind in part_kinds(spec) for name in kind.names(spec)]
 
 
+def frozen_parts(spec: CompositionSpec) -> list[str]:
+    """``group.name`` of every part that the spec freezes, besides its towers."""
+    return [f"{kind.group}.{name}" for kind in part_kinds(spec) for name in kind.names(spec) if kind.frozen(spec, name)]
+
+
 def group_names(spec: CompositionSpec) -> list[str]:
     """Names of the parameter groups: one for each tower with weights of its own, and one for each part."""
     return [*(f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None), *part_names(spec)]
+
+
+def _link(spec: CompositionSpec, label: str) -> LinkSpec:
+    return next(link for link in spec.links if link.label == label)
 
 
 def part_settings(tower: TowerSpec, kind: str) -> Any:

@@ -35,6 +35,7 @@ class InputProjection(Strict):
         True,
         description="Add the MLP to the embedding, starting at zero; false replaces the embedding, as the paper does.",
     )
+    freeze: bool = Field(False, description="Keep its values, such as those of another run.")
 
 
 class Vocabulary(Strict):

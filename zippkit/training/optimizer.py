@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) 
                 group = {"params": parameters, "names": names, "group": prefix, "base": rate, "lr": lr}
                 groups.append(group | {"weight_decay": decay})
     if not groups:
-        raise ZippkitError("nothing to train: every tower is frozen and there is no link or input projection")
+        raise ZippkitError("nothing to train: every tower is frozen and no link or input projection is trained")
     match phase.optimizer:
         case "adam":
             return torch.optim.Adam(groups, betas=phase.betas, fused=True)

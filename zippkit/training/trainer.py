@@ -21,6 +21,7 @@ from zippkit.spec.kinds import TOWER_FILE
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
+from zippkit.spec.yaml_document import dotted
 from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.device import Backend, backend
 from zippkit.training.phase_run import PhaseRun
@@ -103,8 +104,8 @@ class _Training:
 
 
 def _warn_of_random_towers(recipe: Recipe) -> None:
-    for name, message in frozen_at_random(recipe).items():
-        print(f"warning: towers.{name}: {message}", file=sys.stderr)
+    for section, message in frozen_at_random(recipe).items():
+        print(f"warning: {dotted(section)}: {message}", file=sys.stderr)
 
 
 def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:

@@ -14,6 +14,7 @@ from zippkit.evaluation.certificates.probe import batches, learn
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.part_kinds import frozen_parts
 
 STEPS = 2
 
@@ -45,7 +46,7 @@ def frozen_tensors_rest(zipped: Composition) -> str:
 
 
 def _nothing(spec: CompositionSpec) -> str:
-    freezing = [name for name, tower in spec.towers.items() if tower.freezes]
+    freezing = [*(name for name, tower in spec.towers.items() if tower.freezes), *frozen_parts(spec)]
     if freezing:
         raise RefutedError(f"the spec freezes {', '.join(freezing)}, but nothing is there that is frozen")
     return "the spec freezes nothing"

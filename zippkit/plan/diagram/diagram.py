@@ -9,7 +9,16 @@ from xml.etree import ElementTree
 
 from zippkit.errors import ZippkitError
 from zippkit.plan.diagram.figure import svg
-from zippkit.plan.diagram.parts import Part, Style, link_of, projection_label, style_of, tower_facts, tower_parts
+from zippkit.plan.diagram.parts import (
+    Part,
+    Style,
+    link_of,
+    part_style,
+    projection_label,
+    style_of,
+    tower_facts,
+    tower_parts,
+)
 from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.system.files import write_text
@@ -71,9 +80,10 @@ def _mermaid_tower(spec: CompositionSpec, graph: Graph, tower: str) -> Iterator[
         facts = tower_facts(spec.towers[tower], graph.towers[tower]) if part.kind == "embedding" else []
         label = _quoted(part.label, *facts)
         shape = f"{{{{{label}}}}}" if part.kind == "site" else f"[{label}]"
-        # zippkit's own parts are trained, whatever the tower they stand in.
-        own = {"site": "site", "input_projection": "trained"}.get(part.kind, style)
-        yield f"    {node}{shape}:::{own}"
+        # zippkit's own parts are frozen or trained by themselves, whatever the tower they stand in.
+        own = style if part.kind not in ("site", "input_projection") else part_style(spec, part)
+        drawn = "site" if part.kind == "site" and own == "trained" else own
+        yield f"    {node}{shape}:::{drawn}"
     yield f"    {' --> '.join(nodes)}"
     yield "  end"
     yield f"  style tower-{tower} {_PANELS[style]}"

@@ -8,12 +8,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from zippkit.plan.diagram.layout import HEIGHTS, Arrow, Place, lay_out
-from zippkit.plan.diagram.parts import Style, projection_label, style_of, tower_facts, words
+from zippkit.plan.diagram.parts import Style, part_style, projection_label, style_of, tower_facts, words
 from zippkit.plan.diagram.svg import FONT, box, element, flame, number, snowflake, text, text_width
 from zippkit.plan.graph import Graph
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.link_spec import LinkSpec
-from zippkit.spec.part_sections import Contrast
+from zippkit.spec.part_sections import Contrast, InputProjection
 
 INK, GREY, WIRE = "#22303a", "#68757f", "#9aa6ae"
 # Okabe and Ito's colours, which colour-blind readers tell apart, darkened so that they can be read as text on white.
@@ -74,13 +74,18 @@ def _marker(style: Style, x: float, y: float) -> str:
     return snowflake(x, y) if style == "frozen" else flame(x, y)
 
 
+def _style(section: InputProjection) -> Style:
+    return "frozen" if section.freeze else "trained"
+
+
 def _link_words(link: LinkSpec, n_sites: int) -> str:
     """A link's line in the legend."""
     sites = f"{n_sites} site" + ("s" if n_sites > 1 else "")
     width = f", width {link.projection.width}" if link.projection.width and link.projection.depth > 1 else ""
     ends = f" ({link.source} to {link.target})" if link.name else ""
     clock = ", one clock" if link.clock == "sync" else ""
-    return f"{link.label}{ends}: {words(link.kind)}, {projection_label(link)}{width}, {sites}{clock}"
+    frozen = ", frozen" if link.freeze else ""
+    return f"{link.label}{ends}: {words(link.kind)}, {projection_label(link)}{width}, {sites}{clock}{frozen}"
 
 
 def _contrast_words(contrast: Contrast, graph: Graph) -> str:
@@ -148,9 +153,9 @@ class _Figure:
         return text_width(self._label(arrow), LABEL_SIZE) + 12
 
     def _style_legend(self) -> Iterator[tuple[Sign, str]]:
-        projected = any(tower.input_projection for tower in self.spec.towers.values())
+        own = {_style(tower.input_projection) for tower in self.spec.towers.values() if tower.input_projection}
         for style, look in LOOKS.items():
-            if style in self.styles.values() or (style == "trained" and projected):
+            if style in self.styles.values() or style in own:
                 yield partial(_style_sign, style), look.words
         if self.layout.arrows:
             yield _tap_sign, "state that a link reads, before any rewrites it"
@@ -214,14 +219,16 @@ class _Figure:
         if part.kind == "tap":
             yield element("circle", cx=column.x, cy=y, r=3, fill=INK, data_tap=f"{name}[{part.depth}]")
             return
-        # zippkit's own parts are trained, whatever the tower they stand in.
-        look = LOOKS[self.styles[name] if part.kind in ("embedding", "layers", "head") else "trained"]
+        # zippkit's own parts are frozen or trained by themselves, whatever the tower they stand in.
+        own = part.kind in ("site", "input_projection")
+        look = LOOKS[part_style(self.spec, part) if own else self.styles[name]]
         width, height = column.box, HEIGHTS[part.kind]
         if part.site is None:
             yield box(column.x, y, width, height, fill=look.fill, stroke=look.stroke, stroke_dasharray=look.dashes)
         else:
             colour = LINK_COLOURS[self.colours[part.site.link]]
-            yield box(column.x, y, width, height, tip=str(part.site), fill="#fffdf5", stroke=colour, stroke_width=1.5)
+            fill = LOOKS["frozen"].panel if self.links[part.site.link].freeze else "#fffdf5"
+            yield box(column.x, y, width, height, tip=str(part.site), fill=fill, stroke=colour, stroke_width=1.5)
         yield text(column.x, y, part.label, 10.5 if part.site else 11.5, text_anchor="middle")
 
     def _arrows(self) -> Iterator[str]:

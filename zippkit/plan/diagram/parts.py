@@ -86,6 +86,13 @@ def style_of(tower: TowerSpec) -> Style:
     return "frozen" if actions == {"freeze"} else "trained"
 
 
+def part_style(spec: CompositionSpec, part: Part) -> Style:
+    """Whether the link at a site, or a tower's input projection, is frozen."""
+    projection = spec.towers[part.tower].input_projection
+    frozen = link_of(spec, part.site).freeze if part.site else projection is not None and projection.freeze
+    return "frozen" if frozen else "trained"
+
+
 def words(name: str) -> str:
     """A kind's name as it is read: ``gated_cross_attention`` as ``gated cross attention``."""
     return name.replace("_", " ")

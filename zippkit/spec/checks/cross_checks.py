@@ -29,7 +29,7 @@ def misfits(spec: CompositionSpec) -> Iterator[Complaint]:
         if link.source not in towers or link.target not in towers:
             continue
         others = [(other, settings) for j, other, settings in between[frozenset((link.source, link.target))] if i != j]
-        for check in (_at_embedding, _in_attention, _on_one_clock):
+        for check in (_at_embedding, _in_attention, _on_one_clock, _in_one_projection):
             for key_path, message in check(link, config, towers, others):
                 yield ("links", i, *key_path), message
         source, target = towers[link.source], towers[link.target]
@@ -80,6 +80,13 @@ def _on_one_clock(link: LinkSpec, config: LinkConfig, towers: Towers, others: Ot
     for name in (link.source, link.target):
         if not towers[name].causal:
             yield ("clock",), f"{name!r} is not causal, so it cannot advance token by token"
+
+
+def _in_one_projection(link: LinkSpec, config: LinkConfig, towers: Towers, others: Others) -> Iterator[Complaint]:
+    del config, towers
+    shared = [other for other, _ in others if other.projection == link.projection and not other.freeze]
+    if link.freeze and link.projection.share == "directions" and shared:
+        yield ("freeze",), f"link {shared[0].label!r} trains the projection that both share; freeze both or neither"
 
 
 def _sharing(spec: CompositionSpec) -> Iterator[Complaint]:
