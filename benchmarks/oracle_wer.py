@@ -27,7 +27,7 @@ import torch
 
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound, read_audio, resample
 from zippkit.data.prepare import add_vocoder
-from zippkit.data.readers import pairs
+from zippkit.data.readers import read
 from zippkit.data.records import Record
 from zippkit.data.units import UnitConfig, UnitTokenizer
 from zippkit.system.progress import progress
@@ -52,8 +52,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as spoken:
         if args.festival:
-            speak(list(pairs(args.root)), args.festival, Path(spoken))
-        rows = run(list(pairs(spoken if args.festival else args.root)), args, transcriber(args.transcribe))
+            speak(list(read("pairs", args.root)), args.festival, Path(spoken))
+        rows = run(list(read("pairs", spoken if args.festival else args.root)), args, transcriber(args.transcribe))
     if args.out:
         args.out.write_text(json.dumps(rows, indent=2) + "\n")
 

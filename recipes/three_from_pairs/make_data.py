@@ -21,9 +21,9 @@ import numpy as np
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset, Example, Item, Tokenizer
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
-from zippkit.data.image_corpora import handwritten, picture_examples, pixels_of
+from zippkit.data.image_corpora import picture_examples, pixels_of
 from zippkit.data.pixel_tokenizer import PixelTokenizer
-from zippkit.data.readers import DIGITS, fsdd
+from zippkit.data.readers import DIGITS, read
 from zippkit.data.records import Record
 from zippkit.data.text import train_words
 from zippkit.data.units import UnitConfig, UnitTokenizer
@@ -55,7 +55,7 @@ def make(root: Path, out: Path, seed: int, overwrite: bool) -> Iterator[Dataset]
         refuse_to_overwrite(out / name, overwrite)
     pixels, words = PixelTokenizer(), train_words(DIGITS)
     units, spoken = speech(root, seed)
-    pictures = [*handwritten(), *turned(seed)]
+    pictures = [*read("handwritten", ""), *turned(seed)]
     shown = {split: list(picture_examples(pictures, split, pixels)) for split in SPLITS}
     pairs = {split: [*spoken[split], *shown[split]] for split in SPLITS}
     pairs["train"] += counted(seed)
@@ -68,7 +68,7 @@ def make(root: Path, out: Path, seed: int, overwrite: bool) -> Iterator[Dataset]
 
 def speech(root: Path, seed: int) -> tuple[UnitTokenizer, dict[str, list[Example]]]:
     """Units of the training recordings, and every recording as an example with the modalities text and speech."""
-    recordings = list(fsdd(root))
+    recordings = list(read("fsdd", root))
     if not recordings:
         raise DataError(f"{root}: no recordings; expected {{digit}}_{{speaker}}_{{index}}.wav")
     waves = {recording.id: read_audio(recording.files[0])[0] for recording in recordings}
@@ -88,7 +88,7 @@ def turned(seed: int) -> Iterator[Record]:
 
     rng = np.random.default_rng(seed)
     middle = np.full(2, 3.5)
-    for picture in handwritten():
+    for picture in read("handwritten", ""):
         if picture.split == "train":
             angle, slant = rng.uniform(-0.2, 0.2, size=2)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, 0], [slant, 1]]

@@ -326,12 +326,12 @@ def test_prepare(call: Call, here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fsd", "."], "no corpus kind 'fsd'; did you mean 'fsdd'?"),
+        (["fsd", "."], "no reader of kind 'fsd' is registered; did you mean 'fsdd'?"),
         (["fsdd", "nowhere"], "nowhere: no such folder"),
-        (["fsdd", "."], "no recordings of the kind fsdd"),
-        (["fsdd", ".", "max_digit=3"], "no option 'max_digit'; did you mean 'max_digits'?"),
-        (["fsdd", ".", "max_digits=three"], "option max_digits is 'three': Input should be a valid integer"),
-        (["fsdd", ".", "counts=[1]"], "option counts is [1]"),
+        (["fsdd", "."], "no records of the kind fsdd; looked for recordings/<digit>_<speaker>_<index>.wav"),
+        (["fsdd", ".", "max_digit=3"], "reader fsdd: max_digit: unknown key 'max_digit'; did you mean 'max_digits'?"),
+        (["fsdd", ".", "max_digits=three"], "max_digits: expected a valid integer, got 'three'"),
+        (["fsdd", ".", "counts=[1]"], "counts: expected a mapping, got [1]"),
         (["fsdd", ".", "max_digits"], "option 'max_digits': expected key=value"),
         (["fsdd", ".", "max_digits=["], "the value is not valid YAML"),
         (["fsdd", ".", "max_digits=2001-13-45"], "the value is not valid YAML"),
@@ -461,6 +461,7 @@ def test_every_command_that_takes_a_path_is_tried_below() -> None:
         "towers",
         "links",
         "scorers",
+        "readers",
         "schema",
     }
 

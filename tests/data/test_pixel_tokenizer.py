@@ -11,9 +11,9 @@ import pytest
 
 from zippkit.cli.prepare_dataset import run_prepare
 from zippkit.data.dataset import Dataset
-from zippkit.data.image_corpora import handwritten, pixels_of, prepare_pictures
+from zippkit.data.image_corpora import pixels_of, prepare_pictures
 from zippkit.data.pixel_tokenizer import PixelTokenizer
-from zippkit.data.readers import DIGITS
+from zippkit.data.readers import DIGITS, read
 from zippkit.data.records import Record
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Image
@@ -77,7 +77,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_handwritten_digits() -> None:
-    pictures = list(handwritten())
+    pictures = list(read("handwritten", ""))
     counts = {split: sum(p.split == split for p in pictures) for split in ("train", "dev", "test")}
     assert counts == {"train": 1300, "dev": 200, "test": 297}
     assert {p.text for p in pictures if p.split == "test"} == set(DIGITS)
@@ -96,7 +96,7 @@ def test_a_corpus_of_images_becomes_a_dataset(tmp_path: Path) -> None:
     entry = dataset.manifest.modalities["image"]
     assert (entry.kind, entry.vocab_size, entry.begin, entry.end, entry.is_text) == ("pixels", 19, 17, 18, False)
     stored = {example.id: example for name in dataset.splits for example in dataset.split(name)}
-    for picture in handwritten():
+    for picture in read("handwritten", ""):
         example = stored[picture.id]
         assert example.items["text"] == picture.text
         assert np.array_equal(tokenizer.decode(np.asarray(example.items["image"])), pixels_of(picture))
@@ -122,9 +122,9 @@ def test_the_command_needs_no_folder_and_takes_no_sound(tmp_path: Path) -> None:
     assert Dataset.open(tmp_path / "data").manifest.source == {"kind": "handwritten", "limit": 20, "seed": 0}
     with pytest.raises(DataError, match=r"needs no folder; remove digits, units.stride=2, --skip-bad"):
         run_prepare("handwritten", Path("digits"), tmp_path / "b", ["units.stride=2"], None, FLAGS | {"skip_bad": True})
-    with pytest.raises(DataError, match="no corpus kind 'handwriten'; did you mean 'handwritten'"):
+    with pytest.raises(DataError, match="no reader of kind 'handwriten' is registered; did you mean 'handwritten'"):
         run_prepare("handwriten", None, tmp_path / "b", [], None, FLAGS)
-    with pytest.raises(DataError, match="no corpus of images 'handwriten'; did you mean 'handwritten'"):
+    with pytest.raises(DataError, match="no reader of kind 'handwriten' is registered; did you mean 'handwritten'"):
         prepare_pictures("handwriten", tmp_path / "b")
     with pytest.raises(DataError, match="corpus kind fsdd needs its folder"):
         run_prepare("fsdd", None, tmp_path / "b", [], None, FLAGS)

@@ -14,7 +14,7 @@ from helpers.sounds import SMALL, tone
 from zippkit.data.audio import read_audio, write_audio
 from zippkit.data.dataset import Dataset
 from zippkit.data.prepare import prepare
-from zippkit.data.readers import librispeech
+from zippkit.data.readers import read
 from zippkit.data.records import Record, spoken
 from zippkit.data.text import FileTokenizer
 from zippkit.data.units import UnitConfig, UnitTokenizer
@@ -45,7 +45,7 @@ def test_a_corpus_becomes_a_dataset(librispeech_root: Path, tmp_path: Path) -> N
     dataset = Dataset.open(written.path)
     units, text = dataset.tokenizer("speech"), dataset.tokenizer("text")
     assert isinstance(units, UnitTokenizer) and isinstance(text, FileTokenizer)
-    for recording in librispeech(librispeech_root):
+    for recording in read("librispeech", librispeech_root):
         stored = next(e for e in dataset.split(recording.split) if e.id == recording.id)
         wave, rate = read_audio(recording.files[0])
         assert (stored.speaker, stored.seconds) == (recording.speaker, 0.5)
@@ -92,7 +92,7 @@ def test_every_bad_recording_is_named_and_nothing_written(librispeech_root: Path
 def test_bad_recordings_are_skipped_when_told_and_recorded(librispeech_root: Path, tmp_path: Path) -> None:
     reasons = spoil(librispeech_root)
     dataset = prepare("librispeech", librispeech_root, tmp_path / "out", units=SMALL, skip_bad=True)
-    assert {name: len(dataset.split(name)) for name in dataset.splits} == {"train": 5, "dev": 1, "test": 2}
+    assert {name: len(dataset.split(name)) for name in dataset.splits} == {"train": 5, "dev-clean": 1, "test-other": 2}
     skipped = {s.id: s.reason for s in Dataset.open(tmp_path / "out").manifest.skipped}
     assert skipped.keys() == reasons.keys()
     assert all(reason in skipped[id_] and str(tmp_path) not in skipped[id_] for id_, reason in reasons.items())
@@ -114,7 +114,7 @@ def test_sample_rates_are_converted_when_told(librispeech_root: Path, tmp_path: 
     with pytest.raises(DataError, match="12 of 12 recordings"):
         prepare("librispeech", librispeech_root, tmp_path / "out", units=config)
     dataset = prepare("librispeech", librispeech_root, tmp_path / "out", units=config, resample=True)
-    assert dataset.split("test")[0].seconds == 0.5
+    assert dataset.split("test-other")[0].seconds == 0.5
 
 
 def test_a_string_is_its_files_one_after_the_other(tmp_path: Path, units: UnitTokenizer) -> None:
@@ -155,15 +155,19 @@ def test_a_limit_is_per_split(librispeech_root: Path, tmp_path: Path, units: Uni
     drawn = []
     for seed in range(3):
         dataset = prepare("librispeech", librispeech_root, tmp_path / f"{seed}", units=units, limit=3, seed=seed)
-        assert {name: len(dataset.split(name)) for name in dataset.splits} == {"train": 3, "dev": 2, "test": 2}
+        assert {name: len(dataset.split(name)) for name in dataset.splits} == {
+            "train": 3,
+            "dev-clean": 2,
+            "test-other": 2,
+        }
         drawn.append(tuple(e.id for e in dataset.split("train")))
     assert len(set(drawn)) > 1
 
 
 def test_mistakes_in_the_call(librispeech_root: Path, tmp_path: Path, units: UnitTokenizer) -> None:
-    with pytest.raises(DataError, match="corpus kind fsdd has no option 'max_digit'; did you mean 'max_digits'"):
+    with pytest.raises(DataError, match="reader fsdd: max_digit: unknown key 'max_digit'; did you mean 'max_digits'"):
         prepare("fsdd", librispeech_root, tmp_path / "out", options={"max_digit": 3})
-    with pytest.raises(DataError, match="no recordings of the kind fsdd"):
+    with pytest.raises(DataError, match="no records of the kind fsdd"):
         prepare("fsdd", librispeech_root, tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="exists already"):

@@ -13,7 +13,7 @@ from helpers.sounds import SMALL, tone
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset, load_vocoder
 from zippkit.data.prepare import add_vocoder, prepare
-from zippkit.data.readers import librispeech
+from zippkit.data.readers import read
 from zippkit.data.speech.train_vocoder import TrainVocoder, train_vocoder
 from zippkit.data.speech.vocoder import UnitVocoder
 from zippkit.data.units import UnitTokenizer
@@ -124,7 +124,7 @@ def test_a_prepared_vocoder_is_kept_with_the_data_and_the_run(
     assert isinstance(kept, UnitTokenizer)
     np.testing.assert_array_equal(kept.to_sound([1, 2]), speech.to_sound([1, 2]))
     trained = UnitTokenizer.load(plain.path / "tokenizers" / "speech.safetensors")
-    waves = [read_audio(r.files[0])[0] for r in librispeech(librispeech_root) if r.split == "train"]
+    waves = [read_audio(r.files[0])[0] for r in read("librispeech", librispeech_root) if r.split == "train"]
     again = add_vocoder(trained, waves)
     np.testing.assert_array_equal(again.to_sound([1, 2]), speech.to_sound([1, 2]))
     with pytest.raises(DataError, match="no recordings to train a vocoder on"):

@@ -17,7 +17,7 @@ from zippkit.data.dataset import Dataset, Example
 from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.prepare import prepare
-from zippkit.data.readers import librispeech
+from zippkit.data.readers import read
 from zippkit.data.text import ByteTokenizer
 from zippkit.errors import DataError, ZippkitError
 
@@ -187,7 +187,7 @@ def test_a_corpus_becomes_waveforms(librispeech_root: Path, tmp_path: Path) -> N
     dataset = Dataset.open(tmp_path / "out")
     assert dict.fromkeys(told) == dict.fromkeys(["reading", "encoding"]), "no units are trained"
     assert dataset.manifest.modalities["speech"].sample_rate == 8000
-    for recording in librispeech(librispeech_root):
+    for recording in read("librispeech", librispeech_root):
         stored = next(example for example in dataset.split(recording.split) if example.id == recording.id)
         np.testing.assert_array_equal(stored.items["speech"], read_audio(recording.files[0])[0])
         assert (stored.items["text"], stored.seconds) == (recording.text, 0.5)
@@ -197,7 +197,9 @@ def test_waveforms_are_resampled_when_told(librispeech_root: Path, tmp_path: Pat
     with pytest.raises(DataError, match="12 of 12 recordings") as caught:
         prepare("librispeech", librispeech_root, tmp_path / "out", waveform=16_000)
     assert "8000 Hz, expected 16000; resample=True (--resample) converts" in str(caught.value)
-    split = prepare("librispeech", librispeech_root, tmp_path / "out", waveform=16_000, resample=True).split("test")
+    split = prepare("librispeech", librispeech_root, tmp_path / "out", waveform=16_000, resample=True).split(
+        "test-other"
+    )
     wave = resample(*read_audio(next(librispeech_root.glob("test-other/*/*/*0000.flac"))), 16_000)
     np.testing.assert_allclose(np.asarray(split[0].items["speech"]), wave, atol=2**-15)
     assert split[0].seconds == 0.5
@@ -212,7 +214,7 @@ def test_waveforms_or_units_but_not_both(librispeech_root: Path, tmp_path: Path)
     arguments = ("librispeech", librispeech_root, tmp_path / "out")
     with pytest.raises(ZippkitError, match=r"writes sound as it is, and no units; remove --units, units\.stride"):
         run_prepare(*arguments, ["units.stride=2"], Path("u.safetensors"), flags | {"waveform": 8000})
-    assert run_prepare(*arguments, [], None, flags | {"waveform": 8000}).endswith("3 train, 2 dev, 2 test")
+    assert run_prepare(*arguments, [], None, flags | {"waveform": 8000}).endswith("3 train, 2 dev-clean, 2 test-other")
     with pytest.raises(ZippkitError, match="holds images and needs no folder; remove --waveform"):
         run_prepare("handwritten", None, tmp_path / "b", [], None, flags | {"waveform": 8000})
 

@@ -10,7 +10,8 @@ import typer
 
 def prepare(
     corpus: Annotated[
-        str, typer.Argument(help="librispeech, libritts, pairs (.wav/.flac + .txt), fsdd, or handwritten (images).")
+        str,
+        typer.Argument(help="Kind of the corpus: librispeech, pairs, table or another that `zippkit readers` lists."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Dataset folder to write.")],
     root: Annotated[Path | None, typer.Argument(help="Folder of the corpus; handwritten has none.")] = None,

@@ -37,6 +37,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     kinds.towers,
     kinds.links,
     kinds.scorers,
+    kinds.readers,
     kinds.schema,
 )
 """In the order in which ``zippkit --help`` lists them."""

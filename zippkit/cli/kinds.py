@@ -34,7 +34,17 @@ def scorers(as_json: AsJson = False) -> None:
     _list_kinds("zippkit.scorers", as_json)
 
 
-def _list_kinds(group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers"], as_json: bool) -> None:
+def readers(as_json: AsJson = False) -> None:
+    """List the registered kinds of reader (corpora that `zippkit prepare` takes) and the package that each comes from.
+
+    Example: zippkit readers --json
+    """
+    _list_kinds("zippkit.readers", as_json)
+
+
+def _list_kinds(
+    group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers", "zippkit.readers"], as_json: bool
+) -> None:
     from zippkit.spec.registry import kinds
 
     found = kinds(group)

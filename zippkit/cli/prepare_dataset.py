@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from zippkit.data.dataset import Dataset
-from zippkit.data.image_corpora import PICTURE_READERS, prepare_pictures
+from zippkit.data.image_corpora import prepare_pictures
 from zippkit.data.prepare import prepare
-from zippkit.data.readers import READERS
+from zippkit.data.readers.base import reader_class
 from zippkit.data.speech_tokenizer import tokenizer_class
 from zippkit.data.units import UnitTokenizer
-from zippkit.errors import DataError, ZippkitError, did_you_mean
+from zippkit.errors import DataError, ZippkitError
 from zippkit.spec.kinds import Strict
 from zippkit.spec.validation import validate
 from zippkit.system.progress import progress
@@ -28,10 +28,8 @@ def run_prepare(
     Raises:
         ZippkitError: options that no reader or unit config knows, and all that `prepare` raises.
     """
-    if corpus in PICTURE_READERS:
+    if not reader_class(corpus).needs_root:
         return _told(_pictures(corpus, root, out, options, units, flags))
-    if corpus not in READERS:
-        raise DataError(f"no corpus kind {corpus!r}{did_you_mean(corpus, [*READERS, *PICTURE_READERS])}")
     if root is None:
         raise DataError(f"corpus kind {corpus} needs its folder, as in `prepare {corpus} path/to/it -o {out}`")
     reading, unit_settings = _split_options(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, did_you_mean
 from zippkit.system.files import appearing, write_text
+
+_SPLIT = re.compile(r"[^\W\d][\w-]*")
 
 
 def write_dataset(
@@ -47,9 +50,9 @@ def write_dataset(
     """
     target = Path(path)
     refuse_to_overwrite(target, overwrite)
-    wrong = [name for name in splits if not name.isidentifier()]
+    wrong = [name for name in splits if not _SPLIT.fullmatch(name)]
     if wrong or not splits:
-        raise DataError(f"splits {wrong or 'are missing'}; expected names of letters, digits and underscores")
+        raise DataError(f"splits {wrong or 'are missing'}; expected names of letters, digits, underscores and dashes")
     target.parent.mkdir(parents=True, exist_ok=True)
     with appearing(target) as folder:
         folder.mkdir()
@@ -200,9 +203,9 @@ def _entry(path: Path, rows: int | None = None, checksums: str | None = None) ->
 def _card(splits: Iterable[str]) -> str:
     """Return a card whose front matter names the splits for ``datasets.load_dataset``.
 
-    From the file names alone it would rename ``dev``.
+    From the file names alone it would rename ``dev``; a split's name must not have dashes there.
     """
-    files = "".join(f"  - split: {name}\n    path: {name}.parquet\n" for name in splits)
+    files = "".join(f"  - split: {name.replace('-', '_')}\n    path: {name}.parquet\n" for name in splits)
     return f"---\nconfigs:\n- config_name: default\n  data_files:\n{files}---\n\nA dataset written by zippkit.\n"
 
 

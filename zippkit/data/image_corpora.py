@@ -1,4 +1,4 @@
-"""Corpora of labelled images: what they are, and a dataset folder of one. Imports scikit-learn where it is used."""
+"""Corpora of labelled images: dataset folder of one."""
 
 from __future__ import annotations
 
@@ -11,32 +11,9 @@ from zippkit.data.corpus_splits import limited, split_names, transcript_tokenize
 from zippkit.data.dataset import Dataset, Example
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
 from zippkit.data.pixel_tokenizer import Pixels, PixelTokenizer
-from zippkit.data.readers import DIGITS
+from zippkit.data.readers.corpus import kind_name, records_of
 from zippkit.data.records import Record
-from zippkit.errors import DataError, did_you_mean
-from zippkit.system.extras import require
-
-PictureReader = Callable[[], Iterator[Record]]
-
-
-def handwritten() -> Iterator[Record]:
-    """scikit-learn's 1797 handwritten digits, 8 x 8 pixels of 17 grey levels, each with its name.
-
-    Images 0 to 1299 are train, 1300 to 1499 dev, 1500 to 1796 test: blocks, because neighbours tend to be of the same
-    one of the 13 writers, whom nothing names. The corpus comes with scikit-learn; it is the test half of "Optical
-    Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI repository, CC BY 4.0).
-    """
-    require("sklearn")
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    for index, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        split = "train" if index < 1300 else "dev" if index < 1500 else "test"
-        items = {"text": DIGITS[int(label)], "image": image.astype(np.int64)}
-        yield Record(f"image-{index:04d}", split, items)
-
-
-PICTURE_READERS: dict[str, PictureReader] = {"handwritten": handwritten}
+from zippkit.errors import DataError
 
 
 def prepare_pictures(
@@ -52,7 +29,7 @@ def prepare_pictures(
     """Write a corpus of images as a dataset with the modalities ``text`` and ``image``.
 
     Args:
-        kind: a reader's name, or a function like one.
+        kind: a reader's name, or a function without arguments.
         out: the dataset to write.
         pixels: size and levels of the images; 8 x 8 of 17 levels if left out.
         text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
@@ -64,18 +41,14 @@ def prepare_pictures(
         DataError: no such corpus, an image of another size, or ``out`` exists.
     """
     refuse_to_overwrite(Path(out), overwrite)
-    if isinstance(kind, str) and kind not in PICTURE_READERS:
-        raise DataError(f"no corpus of images {kind!r}{did_you_mean(kind, PICTURE_READERS)}")
-    name = kind if isinstance(kind, str) else kind.__name__
-    pictures = limited(list(PICTURE_READERS[kind]() if isinstance(kind, str) else kind()), limit, seed)
-    if not pictures:
-        raise DataError(f"no images of the kind {name}")
+    read = kind if isinstance(kind, str) else lambda root: kind()
+    pictures = limited(records_of(read, ""), limit, seed)
     tokenizer = pixels or PixelTokenizer()
     return write_dataset(
         out,
         {split: picture_examples(pictures, split, tokenizer) for split in split_names(pictures)},
         {"text": transcript_tokenizer(text, pictures), "image": tokenizer},
-        source={"kind": name, "limit": limit, "seed": seed},
+        source={"kind": kind_name(kind), "limit": limit, "seed": seed},
         overwrite=overwrite,
     )
 

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Self
 
 from zippkit.data.audio import Wave
 from zippkit.data.corpus_splits import limited, split_names, transcript_tokenizer
 from zippkit.data.dataset import Dataset, Example, Item
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
-from zippkit.data.readers import reader
+from zippkit.data.readers.corpus import Kind, kind_name, records_of
 from zippkit.data.recording_check import Counter, RecordingCheck
 from zippkit.data.records import Record, is_training
 from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
-from zippkit.errors import DataError, did_you_mean
+from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
 from zippkit.spec.validation import validate
 
 
 def prepare(
-    kind: str | Callable[..., Iterable[Record]],
+    kind: Kind,
     root: str | Path,
     out: str | Path,
     *,
@@ -44,7 +41,7 @@ def prepare(
     """Write the corpus under ``root`` as a dataset with the modalities ``text`` and ``speech``.
 
     Args:
-        kind: a reader's name, or a function like one: called with ``root`` and ``options``.
+        kind: a reader's name, a reader, or a function that is called with ``root`` and ``options``.
         root: the corpus's folder.
         out: the dataset to write.
         units: settings of the units to train on the training split, or a trained tokenizer or its file, used as it is.
@@ -67,11 +64,7 @@ def prepare(
     refuse_to_overwrite(Path(out), overwrite)
     if waveform is not None and (units is not None or vocoder or waveform < 1):
         raise DataError(f"waveform={waveform} and units={units!r}; expected a sample rate in Hz, or units, not both")
-    read = reader(kind) if isinstance(kind, str) else kind
-    _check_options(kind, read, options or {})
-    recordings = limited(list(read(Path(root), **(options or {}))), limit, seed)
-    if not recordings:
-        raise DataError(f"{root}: no recordings of the kind {_name(kind)}")
+    recordings = limited(records_of(kind, root, options), limit, seed)
     text_tokenizer = transcript_tokenizer(text, recordings)
     source = None if waveform is not None else _UnitSource.of(units, tokenizer)
     if vocoder and source and not source.cls.takes_vocoder:
@@ -81,7 +74,7 @@ def prepare(
     speech_tokenizer = _read_and_train(check, recordings, source, vocoder, seed, progress)
     encoded = Counter(len(check.good), "encoding", progress)
     origin = {
-        "kind": _name(kind),
+        "kind": kind_name(kind),
         "root": Path(root).resolve().name,
         "options": dict(options or {}),
         "limit": limit,
@@ -116,20 +109,6 @@ def _read_and_train(
         again = (check.wave(recording) for recording in check.good if is_training(recording.split))
         trained = add_vocoder(trained, again, seed, progress)
     return trained
-
-
-def _check_options(kind: str | Callable[..., Iterable[Record]], read: Any, options: Mapping[str, Any]) -> None:
-    """Compare the options with the reader's own; types are known of zippkit's readers only."""
-    accepted = list(inspect.signature(read).parameters)[1:]
-    types = get_type_hints(read) if isinstance(kind, str) else {}
-    for option, value in options.items():
-        if option not in accepted:
-            raise DataError(f"corpus kind {_name(kind)} has no option {option!r}{did_you_mean(option, accepted)}")
-        try:
-            TypeAdapter(types.get(option, Any)).validate_python(value, strict=True)
-        except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"]
-            raise DataError(f"corpus kind {_name(kind)}: option {option} is {value!r}: {reason}") from None
 
 
 @dataclass(frozen=True)
@@ -184,7 +163,3 @@ def _examples(check: RecordingCheck, split: str, units: SpeechTokenizer | None, 
             items: dict[str, Item] = {"text": check.text(recording), "speech": speech}
             yield Example(recording.id, recording.speaker, len(wave) / check.rate, items)
             encoded.step()
-
-
-def _name(kind: str | Callable[..., Iterable[Record]]) -> str:
-    return kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)

@@ -55,6 +55,8 @@ class RecordingCheck:
         seen: set[str] = set()
         for recording in recordings:
             try:
+                if recording.trouble:
+                    raise DataError("; ".join(recording.trouble))
                 self.text(recording)
                 wave = self.wave(recording)
                 if recording.id in seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -59,6 +59,13 @@ class Record:
     segments: tuple[tuple[str, Source], ...] | None = None
     """(modality, source) in the document's order, and then ``items`` is empty; None where this is no document."""
 
+    trouble: tuple[str, ...] = ()
+    """Why it cannot be used, where the reader knows; nothing else is expected of such a record but its id."""
+
+    def sources(self) -> Iterator[tuple[str, Source]]:
+        """Modality and source of each item, or of each segment of a document."""
+        yield from self.items.items() if self.segments is None else self.segments
+
     @property
     def text(self) -> str | None:
         """The text, if there is one."""
@@ -83,7 +90,7 @@ def is_training(split: str) -> bool:
     return split.partition("-")[0] == "train"
 
 
-def in_order(splits: set[str]) -> list[str]:
+def in_order(splits: Iterable[str]) -> list[str]:
     """Names of splits: those for training first, then dev, test and others, each kind by name."""
     places = {name: place for place, name in enumerate(SPLITS)}
-    return sorted(splits, key=lambda name: (places.get(name.partition("-")[0], len(places)), name))
+    return sorted(set(splits), key=lambda name: (places.get(name.partition("-")[0], len(places)), name))

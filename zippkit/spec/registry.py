@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 from zippkit.errors import ZippkitError, did_you_mean
 
-Group = Literal["zippkit.towers", "zippkit.links", "zippkit.parts", "zippkit.tokenizers", "zippkit.scorers"]
+Group = Literal[
+    "zippkit.towers", "zippkit.links", "zippkit.parts", "zippkit.tokenizers", "zippkit.scorers", "zippkit.readers"
+]
 TOWERS: Group = "zippkit.towers"
 LINKS: Group = "zippkit.links"
 PARTS: Group = "zippkit.parts"
 TOKENIZERS: Group = "zippkit.tokenizers"
 SCORERS: Group = "zippkit.scorers"
+READERS: Group = "zippkit.readers"
 
 
 class UnknownKindError(ZippkitError):
