@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of one tower, N segments of a continuous tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -86,13 +86,17 @@ class TowerBatch:
     following: Tensor | None = None
     """(B, T) at a segment's last token, the index of the next segment's modality (the number of modalities where
     the row ends), and IGNORE elsewhere; None unless the model learns it."""
+    states: Mapping[int, Tensor] | None = None
+    """(B, T, D) by depth, 0 at padding: the tower's states wherever the batch's plan reads them, if they are known
+    already; the plan then runs none of the tower's layers."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to a device."""
         moved = self.mapped(lambda column: column.to(device, non_blocking=True))
         features = self.features.to(device) if self.features else None
         following = None if self.following is None else self.following.to(device, non_blocking=True)
-        return replace(moved, features=features, following=following)
+        states = self.states and {depth: each.to(device, non_blocking=True) for depth, each in self.states.items()}
+        return replace(moved, features=features, following=following, states=states)
 
     @classmethod
     def alone(cls, tokens: Tensor) -> Self:

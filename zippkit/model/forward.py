@@ -112,6 +112,9 @@ class Forward:
 
     def do(self, op: Op) -> None:
         """Run one operation."""
+        given = self.inputs[op.tower].states
+        if given is not None:
+            self.hidden[op.tower] = given[op.depth]
         match op.kind:
             case "start":
                 self.start(op)

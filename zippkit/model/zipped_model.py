@@ -122,7 +122,8 @@ class ZippedModel(nn.Module):
         missing = {op.part for op in self.plan.ops if op.tower not in batch.towers}
         parts = {op.part for op in self.plan.ops if op.part is not None and batch.outputs} - missing
         answering = {part for part in parts if self._part(part)[0].answers(self._part(part)[1], batch)}
-        return Wanted(heads=set(batch.outputs), sees=batch.sees, parts=answering)
+        kept = {name for name, tokens in batch.towers.items() if tokens.states is not None}
+        return Wanted(heads=set(batch.outputs), sees=batch.sees, parts=answering, kept=kept)
 
     def run(
         self,

@@ -85,12 +85,18 @@ class Wanted:
     """Towers whose every layer is to run, to fill its cache, without logits."""
     parts: Set[str] = frozenset()
     """Parts (``group.name``) whose own operations are wanted: contrastive losses, heads that tell what comes next."""
+    kept: Set[str] = frozenset()
+    """Towers whose states are there already wherever they are read; none of their layers is run."""
 
     def asks_for(self, op: Op) -> bool:
         """Whether an operation is wanted for its own sake."""
         if op.part is not None:
             return op.part in self.parts
         return (op.kind == "head" and op.tower in self.heads) or (op.kind == "write" and op.site in self.writes)
+
+    def has(self, op: Op) -> bool:
+        """Whether the state that an operation makes is there already."""
+        return op.tower in self.kept and op.kind in ("start", "layer")
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,7 @@ class Plan:
                     # The state passes through: whoever needs this read needs what the read would have rewritten.
                     (dropped[op],) = (b for b in kept if b.kind != "write")
                     continue
-            needs[op] = kept
+            needs[op] = {b for b in kept if not wanted.has(b)}
         last = {op.tower: op for op in needs if op.kind == "layer"}
         open_ops = [op for op in needs if wanted.asks_for(op)] + [last[tower] for tower in wanted.layers]
         reached: set[Op] = set()

@@ -9,6 +9,7 @@ from pydantic import Field
 from zippkit.spec.kinds import Strict
 from zippkit.spec.optimization import Optimization
 from zippkit.spec.sampling import MOST_TOKENS, Sampling
+from zippkit.spec.source_cache import CacheSources
 from zippkit.spec.words import Name
 
 
@@ -25,6 +26,10 @@ class Phase(Optimization):
     pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
     compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
+    cache_sources: CacheSources = Field(
+        None,
+        description="`true` or a folder: states of frozen towers that links read are computed once, and kept there.",
+    )
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
 

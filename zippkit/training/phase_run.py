@@ -28,6 +28,7 @@ from zippkit.training.device import Backend
 from zippkit.training.metrics import Metrics
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 from zippkit.training.run_folder import RunFolder
+from zippkit.training.source_plan import open_cache
 from zippkit.training.step import build_step
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest
 from zippkit.training.task_data import TaskData
@@ -65,6 +66,7 @@ class PhaseRun:
         files = {name: reference.files for name, reference in self.references.items()}
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
+        self.source_cache = open_cache(phase, zipped, tasks, device, run.path, run.fingerprints())
 
     def finish(self) -> None:
         """Run the steps that are left.
@@ -85,6 +87,8 @@ class PhaseRun:
         n_tokens, began = 0, time.monotonic()
         while self.step < self.phase.steps:
             batch = self._batch()
+            if self.source_cache is not None:
+                batch = self.source_cache.complete(batch)
             n_tokens += batch.n_tokens
             rate_factor = self.phase.rate(self.step)
             set_rate(self.optimizer, rate_factor)
