@@ -373,7 +373,7 @@ while True:
 
 def test_writers_that_are_killed_leave_whole_entries_or_none(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(3):
         both = [
             subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE) for _ in range(2)
         ]

@@ -8,6 +8,7 @@
     towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
     checkpoints/<phase>/  step-000200, ... (the last two)
     model/                the finished composition
+    source_states/        states of frozen towers, if `cache_sources` asks for them; may be deleted at any time
     metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
 """
 
