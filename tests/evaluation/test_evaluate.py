@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import zippkit.evaluation.evaluate
 from helpers.tiny_runs import WORDS, copied, examples, finished_run, tiny_recipe, write_data
 from zippkit.batch.batch import Segment
 from zippkit.composition import compile, load
 from zippkit.data.dataset_writer import write_dataset
+from zippkit.data.normalize import word_error_rate
 from zippkit.data.text import train_words
 from zippkit.errors import CheckpointError, DataError, ZippkitError
-from zippkit.evaluation.evaluate import evaluate, word_error_rate
+from zippkit.evaluation.evaluate import evaluate
 from zippkit.evaluation.evaluation_file import Evaluated, Retention
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import trained_spec
@@ -107,7 +107,7 @@ def test_answers_are_scored_as_they_come(run: Path, monkeypatch: pytest.MonkeyPa
         after = n_before >= 6
         return [[Segment("text", [ids[word] for word in row.split()[1:]] if after else [])] for row in rows]
 
-    monkeypatch.setattr(zippkit.evaluation.evaluate, "generate_batch", generate)
+    monkeypatch.setattr("zippkit.training.answers.generate_batch", generate)
     (task,) = evaluate(run).tasks
     n_words = sum(len(text.split()) for text in texts)
     assert task.wer_before == 1

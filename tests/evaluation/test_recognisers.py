@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from helpers.compositions import SHARED_DATA
 from helpers.tiny_runs import DEMO, zippkit
 from zippkit.data.audio import Wave, read_audio, resample
+from zippkit.data.normalize import DIGITS, normalize
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.recognisers import moonshine, pocketsphinx
 from zippkit.evaluation.recognisers.base import MissingScorerError, extra_is_installed, open_scorer
-from zippkit.evaluation.recognisers.normalize import DIGITS, normalize
 from zippkit.spec.registry import SCORERS, UnknownKindError, kinds
 
 pytestmark = pytest.mark.slow

@@ -15,10 +15,10 @@ from helpers.tiny_runs import copied, demo_run
 from zippkit.batch.batch import Segment
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset
+from zippkit.data.normalize import normalize
 from zippkit.evaluation.evaluate import evaluate
 from zippkit.evaluation.evaluation_file import SpeechScore
 from zippkit.evaluation.recognisers.base import MissingScorerError, extra_is_installed
-from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.evaluation.speech_scores import spoken, total_rates
 from zippkit.report.run_page import write_report
 from zippkit.training.run_folder import RunFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import zippkit.training.phase_run
 from helpers.tiny_runs import saved
 from zippkit.batch.batch import Batch
 from zippkit.model.zipped_model import ZippedModel
+from zippkit.spec.recipe import Recipe
 from zippkit.training.metrics import read_metrics
 from zippkit.training.step import TrainingStep, build_step
+from zippkit.training.trainer import train
 
 At = Callable[[int, ZippedModel], None]
 
@@ -45,6 +48,48 @@ def on_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[ZippedM
 
 def interrupt(_: ZippedModel) -> None:
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def killed(recipe: Recipe, out: Path, seconds: float | None = None, changes: int | None = None) -> bool:
+    """Train in a child that is killed after so many seconds, or before so many changes of the file system are made.
+
+    Returns:
+        whether it was killed, and not done by then.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if changes is not None:
+                die_before_change(changes)
+            train(recipe, out)
+            code = 0
+        finally:
+            os._exit(code)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def die_before_change(number: int) -> None:
+    """In this process, the ``number``-th folder made, file renamed or file removed is never made."""
+    left = number
+
+    def dying(change: Callable[..., Any]) -> Callable[..., Any]:
+        def change_or_die(*arguments: Any, **more: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return change(*arguments, **more)
+
+        return change_or_die
+
+    for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
+        setattr(os, name, dying(getattr(os, name)))
 
 
 def assert_same_run(run: Path, whole: Path, phase: str = "train") -> None:

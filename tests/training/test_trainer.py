@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 import yaml
 
 import zippkit.training.phase_run
-from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_step
+from helpers.interrupts import assert_same_run, before_each_step, interrupt, killed, on_step
 from helpers.tiny_runs import command, finished_run, spec, tiny_recipe, write_data, write_recipe
 from helpers.tiny_runs import zippkit as in_a_process
 from zippkit.batch.batch import Batch
@@ -156,48 +155,6 @@ def test_an_interrupted_process_says_so_and_exits_with_130(whole: Path, tmp_path
     assert "Traceback" not in told
     (checkpoint,) = RunFolder(tmp_path / "run").checkpoints("train")
     assert read_checkpoint(checkpoint).extra["step"] == len(read_metrics(tmp_path / "run"))
-
-
-def killed(recipe: Recipe, out: Path, seconds: float | None = None, changes: int | None = None) -> bool:
-    """Train in a child that is killed after so many seconds, or before so many changes of the file system are made.
-
-    Returns:
-        whether it was killed, and not done by then.
-    """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            if changes is not None:
-                die_before_change(changes)
-            train(recipe, out)
-            code = 0
-        finally:
-            os._exit(code)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def die_before_change(number: int) -> None:
-    """In this process, the ``number``-th folder made, file renamed or file removed is never made."""
-    left = number
-
-    def dying(change: Callable[..., Any]) -> Callable[..., Any]:
-        def change_or_die(*arguments: Any, **more: Any) -> Any:
-            nonlocal left
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-            return change(*arguments, **more)
-
-        return change_or_die
-
-    for name in ("mkdir", "rename", "replace", "rmdir", "unlink"):
-        setattr(os, name, dying(getattr(os, name)))
 
 
 def assert_killed_run_was_mended(run: Path, whole: Path) -> None:

@@ -14,29 +14,22 @@ from torch import Tensor
 from zippkit.checkpoint.frozen_hashes import check_frozen
 from zippkit.composition import Composition, load
 from zippkit.data.dataset import Dataset
+from zippkit.data.normalize import word_error_rate
 from zippkit.errors import DataError, ZippkitError
 from zippkit.evaluation.evaluation_file import FILE, Answer, Evaluated, Retention, SpeechScore, TaskScore
 from zippkit.evaluation.next_modality_scores import score_next
 from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
-from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.evaluation.speech_scores import ends_in_speech, score_speech, transcript_of
-from zippkit.generation.api import generate_batch
 from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.system.progress import progress
+from zippkit.training.answers import answers
 from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.device import backend
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import starting_point
 from zippkit.training.task_data import TaskData
-
-
-def word_error_rate(references: list[str], hypotheses: list[str]) -> float:
-    """Substitutions, deletions and insertions over reference words (jiwer), in the words that `normalize` gives."""
-    import jiwer
-
-    return float(jiwer.wer([normalize(text) for text in references], [normalize(text) for text in hypotheses]))
 
 
 def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> Evaluated:
@@ -135,18 +128,12 @@ def _score(
     decode, how = dataset.text_tokenizer(task.target).decode, recipe.evaluate
     found: list[list[str]] = []
     for zipped, what in ((before, "before"), (after, "after")):
-        hypotheses: list[str] = []
         with progress(f"{task} ({what})", len(indices)) as advance:
-            for start in range(0, len(indices), recipe.evaluate.batch_size):
-                prompts = [data.prompt(i) for i in indices[start : start + recipe.evaluate.batch_size]]
-                rows = generate_batch(
-                    zipped, prompts, [task.target], how.max_tokens, how.sampling, start, task.multimodal
-                )
-                hypotheses += [decode(row[0].tokens) for row in rows]
-                advance(len(hypotheses))
-        found.append(hypotheses)
-    answers = tuple(Answer(*each) for each in zip(data.ids(indices), references, found[1], strict=True))
-    return TaskScore(str(task), word_error_rate(references, found[0]), word_error_rate(references, found[1]), answers)
+            found.append(
+                answers(zipped, data, decode, indices, how.batch_size, how.max_tokens, how.sampling, tell=advance)
+            )
+    told = tuple(Answer(*each) for each in zip(data.ids(indices), references, found[1], strict=True))
+    return TaskScore(str(task), word_error_rate(references, found[0]), word_error_rate(references, found[1]), told)
 
 
 def _own_data(name: str, dataset: Dataset, split: str, preferred: str | None) -> TaskData:

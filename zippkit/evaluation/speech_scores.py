@@ -16,11 +16,11 @@ import numpy as np
 from zippkit.composition import Composition
 from zippkit.data.audio import Wave, resample, write_audio
 from zippkit.data.dataset import Dataset
+from zippkit.data.normalize import normalize
 from zippkit.data.speech_tokenizer import Ids, SpeechTokenizer
 from zippkit.errors import DataError
 from zippkit.evaluation.evaluation_file import SpeechScore, Spoken
 from zippkit.evaluation.recognisers.base import Scorer
-from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.generation.api import generate_batch
 from zippkit.spec.phase import Evaluation
 from zippkit.spec.task import Task

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from zippkit.data.normalize import normalize
 from zippkit.evaluation.evaluation_file import Answer, Spoken, parse_evaluation
-from zippkit.evaluation.recognisers.normalize import normalize
 from zippkit.spec.words import Name
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from zippkit.errors import did_you_mean
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.dev_evaluation import Validation
 from zippkit.spec.kinds import Strict
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.phase import Evaluation, Phase
@@ -38,6 +39,9 @@ class Recipe(Strict):
         description="Towers to pre-train on their own modality first, each by itself and unfrozen.",
     )
     train: Phase = Field(description="Training of the whole composition.")
+    validation: Validation | None = Field(
+        None, description="Evaluation on a dev split while the composition is trained; none if left out."
+    )
     evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
 
     def tasks(self, phase: Phase | None = None) -> list[Task]:
@@ -60,6 +64,7 @@ class Recipe(Strict):
         phases: list[tuple[KeyPath, list[str] | None]] = [
             (("train",), self.train.tasks),
             (("evaluate",), self.evaluate.tasks),
+            (("validation",), self.validation.tasks if self.validation else None),
         ]
         phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
         for key_path, tasks in phases:
@@ -87,6 +92,7 @@ class Recipe(Strict):
             return found
         if self.train.tasks is None and not linked_tasks(self.spec):
             found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
+        found += self._validation_complaints()
         groups: list[tuple[KeyPath, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
         groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in self.pretrain.items()]
         for key_path, phase, known in groups:
@@ -94,6 +100,10 @@ class Recipe(Strict):
                 message = f"no such parameter group{did_you_mean(group, known)}"
                 found.append(((*key_path, "learning_rates", group), message))
         return found
+
+    def _validation_complaints(self) -> Iterator[Complaint]:
+        for key_path, message in self.validation.complaints(self.spec, self.tasks()) if self.validation else ():
+            yield ("validation", *key_path), message
 
     def _task_complaints(self, task: Task) -> Iterator[str]:
         towers, modalities = self.spec.towers, self.spec.modalities

@@ -22,7 +22,8 @@ class Metrics:
     """Appends to ``metrics.jsonl``; lines of steps that are run again after a resume are dropped first.
 
     A line is ``{"phase": ..., "step": ..., "losses": {"text": ..., "total": ...}, "gradient_norm": ...}`` and the like;
-    losses are by themselves, because a tower may have any name.
+    losses are by themselves, because a tower may have any name. Where the dev split was looked at, ``validation`` holds
+    what was measured, by metric.
     """
 
     def __init__(self, run: Path, phase: str, start: int) -> None:
@@ -35,18 +36,23 @@ class Metrics:
             board = run / "tensorboard" / phase.replace(" ", "_")
             self._board = _Board(board, start) if is_installed("tensorboard") else None
 
-    def write(self, step: int, losses: Mapping[str, float], **others: float) -> None:
-        """Record the values of one step.
+    def write(
+        self, step: int, losses: Mapping[str, float], validation: Mapping[str, float] | None = None, **others: float
+    ) -> None:
+        """Record the values of one step, and what was measured on the dev split after it, if anything.
 
         Raises:
             WriteError: the disk is full or read-only.
         """
         line = {"phase": self._phase, "step": step, "losses": dict(losses), **others}
+        if validation:
+            line["validation"] = dict(validation)
         with writing(self._path):
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
             if self._board is not None:
-                self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others)
+                dev = {f"validation/{name}": value for name, value in (validation or {}).items()}
+                self._board.add(step, {f"losses/{name}": value for name, value in losses.items()} | others | dev)
 
     def close(self) -> None:
         """Close both files."""

@@ -24,6 +24,7 @@ from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.system.progress import progress
 from zippkit.training.batch_order import BatchOrder
+from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend
 from zippkit.training.metrics import Metrics
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
@@ -48,6 +49,7 @@ class PhaseRun:
         run: RunFolder,
         device: Backend,
         stop: StopRequest,
+        watch: DevWatch | None = None,
     ) -> None:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.model = zipped.model.to(device.device()).train()
@@ -56,8 +58,11 @@ class PhaseRun:
         self.order = BatchOrder([task.lengths for task in tasks], phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
+        self.watch = watch or DevWatch()
         self.unlogged: list[Mapping[str, Tensor | float]] = []
         """Losses and gradient norms of the steps since the last line of metrics."""
+        self.told = ""
+        """The last evaluation, in words."""
         self.origins = zipped.origins
         self.sources = zipped.sources
         saved = run.checkpoints(label)
@@ -85,7 +90,7 @@ class PhaseRun:
     def _train(self, metrics: Metrics, advance: Any) -> None:
         train_on = build_step(self.model, self.optimizer, self.phase, self.device)
         n_tokens, began = 0, time.monotonic()
-        while self.step < self.phase.steps:
+        while not self.over:
             batch = self._batch()
             if self.source_cache is not None:
                 batch = self.source_cache.complete(batch)
@@ -96,21 +101,35 @@ class PhaseRun:
             self.step += 1
             # Looked at once: a signal may arrive at any moment below.
             stop = self.stop.asked
-            save = self.step % self.phase.save_every == 0 or self.step == self.phase.steps
-            log = save or self.step % self.phase.log_every == 0
+            last = self.step == self.phase.steps
+            save, look = last or self.step % self.phase.save_every == 0, self.watch.due(self.step, last=last)
+            log = save or look or self.step % self.phase.log_every == 0
             if stop or log:
                 self.unlogged = list(self._numbers())
             if log:
                 speed = n_tokens / (time.monotonic() - began)
+                dev = self._evaluate(advance) if look else {}
                 n_tokens, began = 0, time.monotonic()
-                self._log(metrics, advance, speed, rate_factor)
+                self._log(metrics, advance, speed, rate_factor, dev)
             # What is stopped between two lines keeps its values, so that the next line means the same steps as ever.
-            if stop or save:
+            if stop or save or self.over:
                 self._save()
             if stop:
                 raise InterruptedRunError(
                     f"stopped after step {self.step} of {self.label}; start again to go on from there"
                 )
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left, or the dev split says that more of them are of no use."""
+        return self.step >= self.phase.steps or self.watch.stopped
+
+    def _evaluate(self, advance: Any) -> dict[str, float]:
+        """Measure on the dev split; what is better than anything before is kept beside the last checkpoints."""
+        dev = self.watch.look(self.zipped, self.step, lambda said: advance(self.step - 1, f"evaluates: {said}"))
+        if self.watch.standing.step == self.step and self.watch.best is not None:
+            write_checkpoint(self.watch.best, self.checkpoint(with_optimizer=False), root=self.run.path)
+        return dev
 
     def _batch(self) -> Batch:
         draw = self.order.draw(self.step)
@@ -141,13 +160,15 @@ class PhaseRun:
         seen = ", ".join(f"{name} {number}" for name, number in numbers.items())
         return f"{self.label}: step {step + 1} is not finite ({seen}); {good}; its batch: {ids}"
 
-    def _log(self, metrics: Metrics, advance: Any, speed: float, rate_factor: float) -> None:
+    def _log(self, metrics: Metrics, advance: Any, speed: float, rate_factor: float, dev: Mapping[str, float]) -> None:
         """Write the means of the unlogged values, and start to collect anew; ``speed`` is in tokens per second."""
         losses = _means(self.unlogged)
         self.unlogged = []
         norm = losses.pop("gradient_norm")
-        metrics.write(self.step, losses, gradient_norm=norm, tokens_per_second=speed, rate_factor=rate_factor)
-        advance(self.step, f"loss {losses['total']:.3f}  {speed:.0f} tokens/s")
+        others = {"gradient_norm": norm, "tokens_per_second": speed, "rate_factor": rate_factor}
+        metrics.write(self.step, losses, dev, **others)
+        self.told = "  ".join(f"{name} {value:.3f}" for name, value in dev.items()) or self.told
+        advance(self.step, f"loss {losses['total']:.3f}  {speed:.0f} tokens/s{self.told and '  dev: '}{self.told}")
 
     def checkpoint(self, with_optimizer: bool = True) -> Checkpoint:
         """Return the state after the last step.
@@ -157,10 +178,24 @@ class PhaseRun:
         """
         check_frozen(self.origins.tensors, self.zipped.spec, self.model)
         extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
+        extra |= self.watch.as_manifest()
         if self.unlogged:
             extra["waiting"] = self.unlogged
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
         return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
+
+    def finished(self) -> Checkpoint:
+        """Return what becomes the finished model: the state after the last step, or the best one.
+
+        Raises:
+            CheckpointError: the best checkpoint was damaged, or a frozen tensor moved.
+        """
+        self.watch.drop_others()
+        if self.watch.wants_best and self.watch.best is not None:
+            best = read_checkpoint(self.watch.best)
+            restore(self.model, best, self.zipped.spec, self.watch.best)
+            self.step, self.unlogged = int(best.extra["step"]), []
+        return self.checkpoint(with_optimizer=False)
 
     def _save(self) -> None:
         folder = self.run.checkpoint(self.label, self.step)
@@ -170,6 +205,7 @@ class PhaseRun:
             inside = {name: folder / TOWERS / name for name in self.zipped.spec.towers}
             self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
             self.run.drop_old_checkpoints(self.label)
+            self.watch.drop_others()
 
     def _resume(self, saved: Sequence[Path]) -> Mapping[str, Reference]:
         """Go on from the newest checkpoint, and return its references."""
@@ -184,6 +220,7 @@ class PhaseRun:
             self.origins = Origins.from_manifest(checkpoint.extra)
         self.step = int(checkpoint.extra["step"])
         self.unlogged = list(checkpoint.extra.get("waiting", ()))
+        self.watch.resume(checkpoint.extra)
         self.sources = checkpoint.sources
         return checkpoint.references
 

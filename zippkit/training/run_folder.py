@@ -7,6 +7,7 @@
     tokenizers/           what turned the data into tokens, and turns tokens back
     towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
     checkpoints/<phase>/  step-000200, ... (the last two)
+    best/<phase>/         step-000150: the best one by a dev metric
     model/                the finished composition
     source_states/        states of frozen towers, if `cache_sources` asks for them; may be deleted at any time
     metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
@@ -69,6 +70,10 @@ class RunFolder:
     def checkpoint(self, phase: str, step: int) -> Path:
         """Return the folder of one checkpoint of a phase."""
         return self.path / "checkpoints" / phase / f"step-{step:06d}"
+
+    def best(self, phase: str) -> Path:
+        """Return the folder of a phase's best checkpoints: of one, but while a better one is written."""
+        return self.path / "best" / phase
 
     def checkpoints(self, phase: str) -> list[Path]:
         """Complete checkpoints of a phase, oldest first."""

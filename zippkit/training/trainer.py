@@ -23,6 +23,8 @@ from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.spec.yaml_document import dotted
 from zippkit.training.data_checks import check_tokenizers
+from zippkit.training.dev_data import DevData, dev_data
+from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend, backend
 from zippkit.training.phase_run import PhaseRun
 from zippkit.training.run_folder import RunFolder
@@ -45,6 +47,7 @@ def train(recipe: Recipe, out: Path) -> None:
     device = backend(recipe.device)
     dataset = Dataset.open(recipe.data)
     tasks = _task_data(recipe, dataset)
+    dev = _dev_data(recipe, dataset)
     is_new = not run.recipe_file.exists()
     if is_new:
         check_start_from(recipe, dataset)
@@ -53,7 +56,7 @@ def train(recipe: Recipe, out: Path) -> None:
         run.keep_tokenizers(dataset)
         if is_new:
             _warn_of_random_towers(recipe)
-        training = _Training(recipe, run, tasks, device, stop)
+        training = _Training(recipe, run, tasks, dev, device, stop)
         for name, phase in recipe.pretrain.items():
             training.pretrain(name, phase)
         training.train_together()
@@ -66,6 +69,7 @@ class _Training:
     recipe: Recipe
     run: RunFolder
     tasks: dict[Task, TaskData]
+    dev: DevData | None
     device: Backend
     stop: StopRequest
 
@@ -87,13 +91,16 @@ class _Training:
             return
         with self._timed("train"):
             zipped = composition_to_train(self.recipe, self.run)
-            phase_run = self._phase_run("train", zipped, self.recipe.train, self.recipe.tasks())
+            watch = DevWatch(self.dev, self.run.best("train"))
+            phase_run = self._phase_run("train", zipped, self.recipe.train, self.recipe.tasks(), watch)
             phase_run.finish()
-            write_checkpoint(self.run.model, phase_run.checkpoint(with_optimizer=False), root=self.run.path)
+            write_checkpoint(self.run.model, phase_run.finished(), root=self.run.path)
 
-    def _phase_run(self, label: str, zipped: Composition, phase: Phase, tasks: Sequence[Task]) -> PhaseRun:
+    def _phase_run(
+        self, label: str, zipped: Composition, phase: Phase, tasks: Sequence[Task], watch: DevWatch | None = None
+    ) -> PhaseRun:
         parts = [self.tasks[task].part(phase.fraction, self.recipe.seed) for task in tasks]
-        return PhaseRun(label, zipped, phase, parts, self.recipe.seed, self.run, self.device, self.stop)
+        return PhaseRun(label, zipped, phase, parts, self.recipe.seed, self.run, self.device, self.stop, watch)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -106,6 +113,20 @@ class _Training:
 def _warn_of_random_towers(recipe: Recipe) -> None:
     for section, message in frozen_at_random(recipe).items():
         print(f"warning: {dotted(section)}: {message}", file=sys.stderr)
+
+
+def _dev_data(recipe: Recipe, dataset: Dataset) -> DevData | None:
+    """Return what is measured while training; None where the recipe has no `validation`.
+
+    Raises:
+        DataError: as `dev_data`.
+    """
+    if recipe.validation is None:
+        return None
+    tasks = recipe.validation.parsed(recipe.tasks())
+    graph = build_graph(recipe.spec)
+    check_tokenizers(dataset, graph.modalities, tasks=tasks)
+    return dev_data(recipe.validation, [(dataset, tasks)], graph)
 
 
 def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:

@@ -1,4 +1,4 @@
-"""One spelling for what sounds the same, before words are counted: case, punctuation, and numbers."""
+"""One spelling for what sounds the same (case, punctuation, numbers), and word error rates in that spelling."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ _TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 SMALL = {word: i for i, word in enumerate((*DIGITS, *_TEENS))} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 LARGE = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+
+
+def word_error_rate(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    """Substitutions, deletions and insertions over reference words (jiwer), in the words that `normalize` gives."""
+    import jiwer
+
+    return float(jiwer.wer([normalize(text) for text in references], [normalize(text) for text in hypotheses]))
 
 
 def normalize(text: str) -> str:

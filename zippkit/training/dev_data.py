@@ -1,0 +1,95 @@
+"""What is measured while training: tasks and towers by themselves, on dev splits; checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zippkit.data.dataset import Dataset
+from zippkit.errors import DataError
+from zippkit.plan.graph import Graph
+from zippkit.spec.dev_evaluation import Validation, unknown_metric
+from zippkit.spec.task import Task
+from zippkit.training.task_data import TaskData
+
+
+@dataclass(frozen=True)
+class DevTask:
+    """A task on a dev split."""
+
+    data: TaskData
+    n_examples: int
+    """Of those that are measured."""
+    decode: Callable[[Sequence[int]], str] | None = None
+    """Ids of its target to text, where its answers are to be read."""
+
+
+@dataclass(frozen=True)
+class DevData:
+    """Everything that one evaluation looks at."""
+
+    how: Validation
+    tasks: tuple[DevTask, ...]
+    own: tuple[DevTask, ...]
+    """Of each tower that predicts, its own modality."""
+    metrics: tuple[str, ...]
+    """Names of what is computed."""
+
+
+def dev_data(how: Validation, sources: Sequence[tuple[Dataset, Sequence[Task]]], graph: Graph) -> DevData:
+    """Open the dev splits.
+
+    Args:
+        how: the recipe's `validation`.
+        sources: datasets, and the tasks that are evaluated on each.
+        graph: of the composition.
+
+    Raises:
+        DataError: a split that a dataset lacks, examples that a tower cannot take, and a metric that cannot be
+            computed; tells of every dataset and task.
+    """
+    tasks, own, wrong = list[DevTask](), list[DevTask](), list[str]()
+    for dataset, wanted in sources:
+        if how.split not in dataset.splits:
+            wrong.append(_no_split(dataset, how.split))
+            continue
+        for found_in, which in ((tasks, wanted), (own, _own(how, dataset, graph))):
+            for task in which:
+                try:
+                    found_in.append(_opened(how, dataset, task, graph))
+                except DataError as error:
+                    wrong.append(f"validation: {error}")
+    found = DevData(how, tuple(tasks), tuple(own), _metrics(tasks, own, graph))
+    if not wrong and how.best is not None and how.best.metric not in found.metrics:
+        wrong.append(f"validation.best.metric: {unknown_metric(how.best.metric, found.metrics)}")
+    if wrong:
+        raise DataError("\n".join(dict.fromkeys(wrong)))
+    return found
+
+
+def _no_split(dataset: Dataset, name: str) -> str:
+    there = ", ".join(dataset.splits)
+    return f"validation.split: {dataset.path} has no split {name!r}; expected one of {there}"
+
+
+def _opened(how: Validation, dataset: Dataset, task: Task, graph: Graph) -> DevTask:
+    data = TaskData(task, dataset, dataset.split(how.split), graph.readers)
+    data.check_lengths(graph.readers)
+    told = how.generate and task.conditions and not task.beside and dataset.manifest.modalities[task.target].is_text
+    decode = dataset.text_tokenizer(task.target).decode if told else None
+    return DevTask(data, min(len(data), how.limit or len(data)), decode)
+
+
+def _own(how: Validation, dataset: Dataset, graph: Graph) -> list[Task]:
+    """Each predicting tower's own modality, where the split has it."""
+    split, known = dataset.split(how.split), dataset.manifest.modalities
+    names = [name for name, tower in graph.towers.items() if how.retention and tower.predicts and name in known]
+    return [Task((), name) for name in names if len(split.having([name]))]
+
+
+def _metrics(tasks: Sequence[DevTask], own: Sequence[DevTask], graph: Graph) -> tuple[str, ...]:
+    targets = [name for each in tasks for name in each.data.task.targets]
+    losses = [f"{graph.modalities[name].tower}_loss" for name in targets]
+    errors = [f"{each.data.task.target}_wer" for each in tasks if each.decode]
+    retention = [f"{each.data.task.target}_retention" for each in own]
+    return tuple(dict.fromkeys(["loss", *losses, *errors, *retention]))
