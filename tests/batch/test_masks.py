@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS
 from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.batch.collate import collate
-from zippkit.batch.masks import cache_mask, cross_mask, describe_cross, describe_self, self_mask
+from zippkit.batch.describe import describe_cross, describe_self
+from zippkit.batch.masks import cache_mask, cross_mask, self_mask
 
 EXAMPLES = st.lists(SEGMENTS, min_size=1, max_size=3).filter(any)
 

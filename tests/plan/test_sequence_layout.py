@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from helpers.example_batch import config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch
 from zippkit.batch.collate import collate
+from zippkit.batch.describe import describe_cross
 from zippkit.batch.interleave import interleave
-from zippkit.batch.masks import cross_mask, describe_cross
+from zippkit.batch.masks import cross_mask
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout, turns
 from zippkit.spec.kinds import Frame

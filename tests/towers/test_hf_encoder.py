@@ -120,7 +120,8 @@ class AcrossSegments(HfEncoder):
         pass
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Tensor | None]:
-        return super().start(inputs, None if mask is None else torch.ones_like(mask), cache)
+        n_rows, n = inputs.tokens.shape
+        return super().start(inputs, torch.ones(n_rows, n, n, dtype=torch.bool), cache)
 
 
 class HearsPadding(HfEncoder):

@@ -5,12 +5,15 @@ Shapes: B rows, T tokens of one tower, N segments of a continuous tower.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+
+from zippkit.batch.shared import Made, Shared
+from zippkit.batch.staircase import Staircase
 
 IGNORE = -100
 """Target of a position that has no loss."""
@@ -19,6 +22,8 @@ IGNORE = -100
 COLUMNS = (
     *("tokens", "order", "start", "visible", "segment", "offset", "positions", "position_ids", "inserted", "targets"),
 )
+
+UNDESCRIBED: dict[str, Any] = {"stairs": {}, "own_stairs": None}
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,13 @@ class TowerBatch:
     states: Mapping[int, Tensor] | None = None
     """(B, T, D) by depth, 0 at padding: the tower's states wherever the batch's plan reads them, if they are known
     already; the plan then runs none of the tower's layers."""
+    stairs: Mapping[str, Staircase] = field(default_factory=dict)
+    """For each tower that these tokens see something of, their staircase over its tokens, kept on the host; empty where
+    nobody has described them. Whoever changes ``order``, ``start``, ``segment`` or a source's ``visible`` drops it."""
+    own_stairs: Staircase | None = None
+    """The staircase of the tower's own tokens."""
+    shared: Shared | None = None
+    """Masks and angles of the forward pass that these tokens are part of."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to a device."""
@@ -96,7 +108,8 @@ class TowerBatch:
         features = self.features.to(device) if self.features else None
         following = None if self.following is None else self.following.to(device, non_blocking=True)
         states = self.states and {depth: each.to(device, non_blocking=True) for depth, each in self.states.items()}
-        return replace(moved, features=features, following=following, states=states)
+        moved = replace(moved, features=features, following=following, states=states)
+        return replace(moved, stairs=self.stairs, own_stairs=self.own_stairs)
 
     @classmethod
     def alone(cls, tokens: Tensor) -> Self:
@@ -120,10 +133,14 @@ class TowerBatch:
         """(B, T) ``start``; None where every row is one document, so that nothing has to be compared with it."""
         return self.start if self.packed else None
 
+    def once(self, kind: Hashable, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
+        """As `Shared.once`; by itself, outside a forward pass, made anew at each call."""
+        return make() if self.shared is None else self.shared.once(kind, of, make)
+
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """Apply ``change`` to every (B, T) column."""
+        """Apply ``change`` to every (B, T) column; what was described no longer is."""
         columns: dict[str, Any] = {name: change(getattr(self, name)) for name in COLUMNS}
-        return replace(self, **columns)
+        return replace(self, **columns, **UNDESCRIBED)
 
     def part(self, which: slice) -> Self:
         """Slice the columns along T."""
@@ -136,7 +153,7 @@ class TowerBatch:
         order, visible, segment = (
             column.masked_fill(hidden, -1) for column in (self.order, self.visible, self.segment)
         )
-        return replace(self, order=order, visible=visible, segment=segment)
+        return replace(self, order=order, visible=visible, segment=segment, **UNDESCRIBED)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -144,7 +161,7 @@ class TowerBatch:
         if len(parts) == 1:
             return parts[0]
         columns: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in parts], dim=1) for name in COLUMNS}
-        return replace(parts[0], **columns)
+        return replace(parts[0], **columns, **UNDESCRIBED)
 
 
 @dataclass(frozen=True)

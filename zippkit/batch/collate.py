@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import COLUMNS, IGNORE, Batch, Features, Segment, TowerBatch
+from zippkit.batch.describe import described
 from zippkit.batch.interleave import Row, interleave
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
@@ -50,7 +51,9 @@ def collate(
     if layout is not None and layout.tells_next:
         batches = _with_following(batches, rows, examples, layout.modalities(towers), layout)
     outputs = tuple(name for name in present if bool((batches[name].targets != IGNORE).any()))
-    return Batch(batches, outputs, declared, _sees(rows))
+    sees = _sees(rows)
+    batches = described(batches, {name: towers[name].causal for name in present}, sees)
+    return Batch(batches, outputs, declared, sees)
 
 
 def declarations(

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.batch.describe import describe_cross, describe_self
 from zippkit.batch.mask_rows import Token, View
-from zippkit.batch.masks import Staircase, describe_cross, describe_self
+from zippkit.batch.staircase import Staircase
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.plan.graph import Graph
 from zippkit.spec.kinds import TowerConfig

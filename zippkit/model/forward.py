@@ -17,6 +17,7 @@ parts, which run them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -24,12 +25,13 @@ from einops import rearrange
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import cache_mask, self_mask
+from zippkit.batch.masks import cache_mask
+from zippkit.batch.shared import Shared
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
-from zippkit.model.run_tower import run_head, run_layer, run_start
+from zippkit.model.run_tower import own_mask, run_head, run_layer, run_start
 from zippkit.model.tower import ROUTER, Projected, SharedAttention, Tower
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
@@ -94,7 +96,9 @@ class Forward:
         multimodal: Tensor | bool,
         decoding: Decoding | None,
     ) -> None:
-        self.modules, self.inputs, self.multimodal, self.decoding = modules, inputs, multimodal, decoding
+        self.modules, self.multimodal, self.decoding = modules, multimodal, decoding
+        shared = Shared({name: tokens.visible for name, tokens in inputs.items() if tokens.own_stairs is not None})
+        self.inputs = {name: replace(tokens, shared=shared) for name, tokens in inputs.items()}
         self.outputs: dict[str, Tensor] = {}
         """Logits (B, T, V) by tower, and what parts give, under names of their own."""
         self.hidden: dict[str, Tensor] = {}
@@ -136,7 +140,7 @@ class Forward:
         """Embed a tower's new tokens."""
         name, inputs, modules = op.tower, self.inputs[op.tower], self.modules
         tower = modules.towers[name]
-        mask, cache = self_mask(inputs, tower.config.causal), None
+        mask, cache = own_mask(tower, inputs), None
         if self.decoding is not None and name in self.decoding.caches:
             mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
         hidden, self.context[name] = run_start(tower, known(name, inputs, modules.around[name]), mask, cache)
@@ -162,10 +166,7 @@ class Forward:
         tower, parts = cast("SharedAttention", self.modules.towers[name]), self.projected.pop(name)
         keys, values, mask = tower.remember(index, parts, context)
         others = self.joined.pop(name, [])
-        inputs = self.inputs[name]
-        attended = attend_jointly(
-            parts.queries, (keys, values), mask, inputs.order, others, start=inputs.document_start
-        )
+        attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name], others)
         hidden = self.hidden[name].to(self.modules.towers[name].dtype)
         self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zippkit.batch.batch import TowerBatch
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
@@ -73,6 +75,27 @@ def rotary_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.d
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
+def angles_of(
+    tokens: TowerBatch, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype, pace: float = 1
+) -> tuple[Tensor, Tensor]:
+    """Rotary angles of (B, T) positions times ``pace``, made once in a forward pass for all layers and sites.
+
+    Args:
+        tokens: of which the positions are a column.
+        positions: position ids.
+        head_dim: width of a head.
+        theta: base of the frequencies.
+        dtype: of the queries and keys.
+        pace: see `zippkit.model.links.configs.AttendingConfig`.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+
+    def make() -> tuple[Tensor, Tensor]:
+        return rotary_angles(positions if pace == 1 else positions.to(wide) * pace, head_dim, theta, wide)
+
+    return tokens.once(("angles", head_dim, theta, wide, pace), (positions,), make)
+
+
 def rotate(x_BHTK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate queries or keys by their position ids' angles (`rotary_angles`)."""
     cos, sin = angles
@@ -94,13 +117,23 @@ def attend(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: Tensor | None) 
         v_BHSK: values.
         mask: (B, T, S) bool, True where a query may attend; None for plain causal attention (T == S).
     """
-    grouped = q_BHTK.shape[1] != k_BHSK.shape[1]
-    out = F.scaled_dot_product_attention(
+    return join_heads(attend_heads(q_BHTK, k_BHSK, v_BHSK, mask, causal=mask is None))
+
+
+def attend_heads(
+    q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask_BTS: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """Attention as of `attend`, heads apart: (B, H, T, K); without a mask every key is seen, unless it is causal."""
+    return F.scaled_dot_product_attention(
         q_BHTK,
         k_BHSK,
         v_BHSK,
-        attn_mask=None if mask is None else mask[:, None],
-        is_causal=mask is None,
-        enable_gqa=grouped,
+        attn_mask=None if mask_BTS is None else mask_BTS[:, None],
+        is_causal=causal,
+        enable_gqa=q_BHTK.shape[1] != k_BHSK.shape[1],
     )
-    return out.transpose(1, 2).flatten(2)
+
+
+def join_heads(x_BHTK: Tensor) -> Tensor:
+    """Join heads: (B, H, T, K) to (B, T, H * K)."""
+    return x_BHTK.transpose(1, 2).flatten(2)

@@ -13,6 +13,11 @@ from zippkit.model.layers import at_least_float32
 from zippkit.model.tower import Cache, Context, Tower
 
 
+def own_mask(tower: Tower[Cache, Context], inputs: TowerBatch) -> Tensor | None:
+    """The mask that `Tower.start` is given for a whole sequence; None for a tower that takes the description."""
+    return None if tower.takes_description else self_mask(inputs, tower.config.causal)
+
+
 def run_start(
     tower: Tower[Cache, Context], inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None
 ) -> tuple[Tensor, Context]:
@@ -36,7 +41,7 @@ def run_head(tower: Tower, hidden: Tensor) -> Tensor:
 
 def tower_states(tower: Tower, inputs: TowerBatch) -> Tensor:
     """Run every layer of a tower by itself, without links or input projection: states (B, T, D)."""
-    hidden, context = run_start(tower, inputs, self_mask(inputs, tower.config.causal))
+    hidden, context = run_start(tower, inputs, own_mask(tower, inputs))
     for index in range(tower.config.n_layers):
         hidden = run_layer(tower, index, hidden, context)
     return hidden

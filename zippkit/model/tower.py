@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.visibility import Mask
 from zippkit.model.weights import load_into, read_tensors
 from zippkit.spec.kinds import TowerConfig
 
@@ -35,6 +36,9 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
     made_by_weights: ClassVar[bool] = False
     """True: where weights are to be loaded, the tower is built without values (on the meta device), and `load_weights`
     brings its first ones, as new parameters if need be; a tower that has values is always filled in place."""
+    takes_description: ClassVar[bool] = False
+    """True: where there is no cache, `start` is given None, and what its tokens see of each other is described by
+    `zippkit.model.visibility.own_visibility`, which needs no table of (B, T, T)."""
 
     router_weight: float = 0.0
     """Weight of `router_loss` beside the loss of tokens; 0: the tower has none."""
@@ -55,7 +59,8 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         Args:
             inputs: the new tokens, (B, T) each: ``tokens``, ``positions`` and more.
             mask: (B, T, S) bool, True where a token may attend; S counts the cache's slots, of which slot ``i`` holds
-                position ``i``, and None stands for plain causal attention over the T tokens themselves.
+                position ``i``, and None stands for plain causal attention over the T tokens themselves (or, if the
+                tower `takes_description`, for what `own_visibility` says).
             cache: what `new_cache` gave, or None; layers write the new tokens' keys and values into it.
 
         Returns:
@@ -162,7 +167,7 @@ class SharedAttention(ABC, Generic[Context]):
         """Queries, keys and values of the new tokens, from (B, T, D) states."""
 
     @abstractmethod
-    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Mask]:
         """Keys and values (B, H_kv, S, K) of all tokens so far, and the mask (B, T, S); None is plain causal."""
 
     @abstractmethod

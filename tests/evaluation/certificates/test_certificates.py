@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import zippkit
 from helpers.compositions import link, make_spec, tower
-from zippkit.batch import masks
+from zippkit.batch import describe, masks
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import Staircase, Step
+from zippkit.batch.staircase import Staircase, Step
 from zippkit.checkpoint.frozen_hashes import check_frozen, frozen_hashes
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
@@ -24,6 +24,7 @@ from zippkit.evaluation.certificates.probe import Draws
 from zippkit.model.forward import Forward
 from zippkit.model.links.base import Memory
 from zippkit.model.links.gated_cross_attention import GatedCrossAttention
+from zippkit.model.visibility import Visibility, visibility_of
 from zippkit.model.weights import fingerprint
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.diagram import diagram
@@ -52,7 +53,8 @@ class AcrossSegments(WholeDecoder):
     """Ignores its mask."""
 
     def start(self, inputs: Any, mask: Any, cache: Any = None) -> Any:
-        return super().start(inputs, torch.ones_like(mask), cache)
+        n_rows, n = inputs.tokens.shape
+        return super().start(inputs, torch.ones(n_rows, n, n, dtype=torch.bool), cache)
 
 
 class Peeking(Decoder):
@@ -385,7 +387,10 @@ def only_failure(zipped: Composition) -> tuple[str, str]:
 
 
 def test_a_link_whose_mask_is_off_is_caught_by_running_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zippkit.model.links.attending.cross_mask", off_by_two)
+    def later(tokens: TowerBatch, key_order: Tensor) -> Visibility:
+        return visibility_of(replace(tokens, order=tokens.order + 2), key_order)
+
+    monkeypatch.setattr("zippkit.model.links.attending.visibility_of", later)
     name, detail = only_failure(two())
     assert name == "C1"
     # Row 0 is text, speech, text, speech: the text's end may not see the speech's begin.
@@ -407,23 +412,24 @@ def test_a_mask_of_the_library_that_is_off_is_caught_without_running_anything(mo
 def test_a_staircase_that_is_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_keys(target: Any, source: Any) -> Staircase:
         n, m = target.tokens.shape[1], source.tokens.shape[1]
-        return Staircase(((Step(0, n, 0, m),),) * len(target.tokens), n, m)
+        return Staircase.of([Step(row, 0, n, 0, m) for row in range(len(target.tokens))], len(target.tokens), n, m)
 
-    monkeypatch.setattr(masks, "describe_cross", all_keys)
-    name, detail = only_failure(two())
-    assert (name, detail[:13]) == ("C1", "by the masks,")
+    monkeypatch.setattr(describe, "describe_cross", all_keys)
+    details = {each.name: each.detail for each in verify(two()).certificates if not each.passed}
+    assert details["C1"].startswith("by the masks,"), "before anything is run"
 
 
-@pytest.mark.parametrize("place", ["zippkit.batch.masks.describe_self", "zippkit.batch.masks.self_mask"])
+@pytest.mark.parametrize("place", ["zippkit.batch.describe.describe_self", "zippkit.batch.masks.self_mask"])
 def test_a_self_mask_that_is_off_is_caught(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def everything(batch: Any, causal: bool) -> Any:
         n_rows, n = batch.tokens.shape
-        steps = ((Step(0, n, 0, n),),) * n_rows
-        return Staircase(steps, n, n) if "describe" in place else torch.ones(n_rows, n, n, dtype=torch.bool)
+        steps = [Step(row, 0, n, 0, n) for row in range(n_rows)]
+        if "describe" in place:
+            return Staircase.of(steps, n_rows, n, n)
+        return torch.ones(n_rows, n, n, dtype=torch.bool)
 
     monkeypatch.setattr(place, everything)
     if "self_mask" in place:
-        monkeypatch.setattr("zippkit.model.forward.self_mask", everything)
         monkeypatch.setattr("zippkit.model.run_tower.self_mask", everything)
     name, detail = only_failure(two())
     assert name == "C1"

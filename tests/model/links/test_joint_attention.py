@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,7 +18,7 @@ import zippkit
 from helpers.compositions import make, make_spec, tower
 from helpers.greedy import greedy, sharp
 from helpers.link_inputs import tokens, turn
-from zippkit.batch.batch import Segment
+from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import DataError, SpecError
 from zippkit.generation.api import generate_batch
@@ -170,16 +171,17 @@ def test_blind_positions_are_the_plain_attention_to_the_last_bit(
 
     queries, own = random(heads[0], n, 4), (random(heads[1], n, 4), random(heads[1], n, 4))
     order = torch.randint(-1, 6, (2, n), generator=generator).sort(dim=1).values
+    asking = replace(TowerBatch.alone(order), order=order)
     others = [
         Memory(torch.randint(-1, 9, (2, m), generator=generator), (random(m, heads[1], 4), random(m, heads[1], 4)))
         for m in lengths
     ]
-    found, alone = attend_jointly(queries, own, None, order, others), attend(queries, *own, None)
+    found, alone = attend_jointly(queries, own, None, asking, others), attend(queries, *own, None)
     sees = torch.stack([((m.order[:, None] >= 0) & (m.order[:, None] < order[:, :, None])).any(-1) for m in others])
     sees = sees.any(dim=0)
     assert torch.equal(found[~sees], alone[~sees])
     assert not torch.isclose(found, alone)[sees].all(dim=-1).any()
-    assert torch.equal(attend_jointly(queries, own, None, order, []), alone)
+    assert torch.equal(attend_jointly(queries, own, None, asking, []), alone)
 
 
 def test_the_link_itself_hands_on_keys_and_values() -> None:

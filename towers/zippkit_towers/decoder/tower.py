@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
-from zippkit.model.layers import attend, rotary_angles, rotate, split_heads
+from zippkit.model.layers import angles_of, rotate, split_heads
 from zippkit.model.tower import Projected, SharedAttention, Tower
+from zippkit.model.visibility import Mask, attend_seen, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
 
@@ -35,8 +36,8 @@ class Context:
     """Shared inputs of all layers in one forward pass."""
 
     angles: tuple[Tensor, Tensor]
-    mask: Tensor | None
-    """(B, T, S) bool; None is plain causal."""
+    mask: Mask
+    """Of the tower's own tokens."""
     cache: Cache | None
     positions: Tensor
     """(B, T) slots of the cache that the new tokens take."""
@@ -70,9 +71,9 @@ def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots:
     return cache_BSHK[:, :n_slots].transpose(1, 2)
 
 
-def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Mask]:
     """Keys and values of every token so far, through the cache if there is one, and their mask."""
-    if context.cache is None or context.mask is None:
+    if context.cache is None or not isinstance(context.mask, Tensor):
         return projected.keys, projected.values, context.mask
     n_slots = context.mask.shape[-1]
     keys = _extend(context.cache.keys[index], projected.keys, context.positions, n_slots)
@@ -108,7 +109,7 @@ class Layer(nn.Module):
         """States (B, T, D) after this layer, which is layer ``index``."""
         projected = self.project(hidden, context)
         keys, values, mask = remember(index, projected, context)
-        return self.close(hidden, attend(projected.queries, keys, values, mask))
+        return self.close(hidden, attend_seen(projected.queries, keys, values, mask))
 
     def project(self, hidden: Tensor, context: Context) -> Projected:
         """Queries, keys and values of the new tokens, after the first norm."""
@@ -126,6 +127,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     """A causal decoder for any discrete tokens: text, speech units, image levels."""
 
     Config = DecoderConfig
+    takes_description = True
     config: DecoderConfig
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -147,8 +149,10 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
         hidden: Tensor = self.embed_tokens(inputs.tokens)
-        angles = rotary_angles(inputs.position_ids, self.config.head_width, self.config.rope_theta, hidden.dtype)
-        return hidden, Context(angles, mask, cache, inputs.positions)
+        config = self.config
+        angles = angles_of(inputs, inputs.position_ids, config.head_width, config.rope_theta, hidden.dtype)
+        seen = own_visibility(inputs, config.causal) if mask is None else mask
+        return hidden, Context(angles, seen, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index`` on (B, T, D) states."""
@@ -159,7 +163,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         """Queries, keys and values of the new tokens in layer ``index``."""
         return cast("Layer", self.layers[index]).project(hidden, context)
 
-    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Tensor | None]:
+    def remember(self, index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Mask]:
         """Keys and values of every token so far, through the KV cache if there is one, and their mask."""
         return remember(index, projected, context)
 

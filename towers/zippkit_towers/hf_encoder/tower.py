@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zippkit.batch.batch import Features, TowerBatch
 from zippkit.errors import ZippkitError
 from zippkit.model.tower import Tower
+from zippkit.model.visibility import Visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.guessed import Context, Guessed, n_image_states
@@ -33,6 +34,7 @@ class HfEncoder(Tower[None, Context | Tensor | None]):
     """Transformers' own modules, run layer by layer; nothing in it is random, in training either."""
 
     Config = HfEncoderConfig
+    takes_description = True
     config: HfEncoderConfig
 
     def __init__(self, config: HfEncoderConfig) -> None:
@@ -66,7 +68,8 @@ class HfEncoder(Tower[None, Context | Tensor | None]):
         states_NLD = self.parts.embed(self, self.config, features.values, features.lengths)
         # Padding belongs to no segment, so it must not hold another row's states.
         hidden = states_NLD[features.entry, inputs.offset] * (inputs.order >= 0)[:, :, None]
-        return hidden, None if mask is None else mask[:, None]
+        seen = cast("Visibility", own_visibility(inputs, causal=False)).mask if mask is None else mask
+        return hidden, None if seen is None else seen[:, None]
 
     def layer(self, index: int, hidden: Tensor, context: Context | Tensor | None) -> Tensor:
         """Run a layer; the last one with the norm that follows it, so that its states are ``last_hidden_state``."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zippkit.batch import masks
+from zippkit.batch import describe, masks
 from zippkit.batch.batch import Batch, TowerBatch
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates.probe import draws_for, knows, orders, position, real
 from zippkit.evaluation.certificates.report import RefutedError
+from zippkit.model.visibility import own_visibility, visibility_of
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan, Wanted
 
@@ -119,9 +120,10 @@ def _reach(mask_BTS: Tensor, known_BSN: Tensor) -> Tensor:
 
 def _self_mask(tokens: TowerBatch, causal: bool) -> Tensor:
     n = tokens.tokens.shape[1]
-    mask = masks.self_mask(tokens, causal)
-    dense = torch.ones(n, n, dtype=torch.bool).tril() if mask is None else mask
-    return dense | masks.describe_self(tokens, causal).dense()
+    mask, described = masks.self_mask(tokens, causal), own_visibility(tokens, causal)
+    plain = torch.ones(n, n, dtype=torch.bool).tril().expand(len(tokens.tokens), -1, -1)
+    tables = [plain if mask is None else mask, plain if described is None else described.table()]
+    return tables[0] | tables[1] | describe.describe_self(tokens, causal).dense()
 
 
 def _inserted(target: TowerBatch, source: TowerBatch) -> Tensor:
@@ -130,4 +132,5 @@ def _inserted(target: TowerBatch, source: TowerBatch) -> Tensor:
 
 
 def _cross_mask(target: TowerBatch, source: TowerBatch) -> Tensor:
-    return masks.cross_mask(target.order, source.visible) | masks.describe_cross(target, source).dense()
+    table = visibility_of(target, source.visible).table()
+    return table | masks.cross_mask(target.order, source.visible) | describe.describe_cross(target, source).dense()

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import Batch, Segment
-from zippkit.batch.masks import self_mask
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates.decoding import ALLOWED
 from zippkit.evaluation.certificates.probe import (
@@ -32,6 +31,7 @@ from zippkit.evaluation.certificates.reference_layout import Run
 from zippkit.evaluation.certificates.reference_links import KINDS
 from zippkit.evaluation.certificates.report import RefutedError
 from zippkit.model.added_vocabulary import AddedVocabulary
+from zippkit.model.run_tower import own_mask
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.plan import Op, Plan, Wanted
 from zippkit.spec.composition_spec import CompositionSpec
@@ -192,7 +192,7 @@ class _Own:
         self._added = cast("AddedVocabulary", model.groups["vocabularies"][name]) if known else None
         config = self._tower.config
         self.n_layers, self.causal = config.n_layers, config.causal
-        mask = self_mask(self._inputs, config.causal)
+        mask = own_mask(self._tower, self._inputs)
         self._embedded, self._context = self._tower.start(model.known(name, self._inputs), mask, None)
 
     def _tensor(self, x: Array) -> Tensor:

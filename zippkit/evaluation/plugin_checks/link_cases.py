@@ -97,7 +97,7 @@ class Case:
         """Return the target states, or a slice of them, after reading the memory; without a memory, as they are."""
         tokens = states.target_tokens.part(part)
         if self.acts == "attention":
-            return _attended(states.target, part, tokens.order, memory)
+            return _attended(states.target, part, tokens, memory)
         target = states.target[:, part]
         return target if memory is None else link.read(target, tokens, memory)
 
@@ -110,9 +110,9 @@ class Case:
         return self.read(self.link, states, None)
 
 
-def _attended(target: Tensor, part: slice, order: Tensor, memory: Memory | None) -> Tensor:
+def _attended(target: Tensor, part: slice, tokens: TowerBatch, memory: Memory | None) -> Tensor:
     heads_BHTK = split_heads(target, QUERY_HEADS + 2 * HEADS)
     queries, keys, values = heads_BHTK.tensor_split([QUERY_HEADS, QUERY_HEADS + HEADS], dim=1)
     n = target.shape[1]
     mask = torch.ones(n, n, dtype=torch.bool).tril()[part].expand(len(target), -1, -1)
-    return attend_jointly(queries[:, :, part], (keys, values), mask, order, [] if memory is None else [memory])
+    return attend_jointly(queries[:, :, part], (keys, values), mask, tokens, [] if memory is None else [memory])

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from zippkit.batch.batch import Batch, TowerBatch
 from zippkit.batch.collate import collate
-from zippkit.batch.masks import cache_mask, describe_self, self_mask
+from zippkit.batch.describe import describe_self
+from zippkit.batch.masks import cache_mask
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates.probe import Draws, jitter, real
 from zippkit.evaluation.certificates.report import some
 from zippkit.evaluation.plugin_checks.checks import SkippedCheck, columns, differs, off, repeated, run_checks, unreached
-from zippkit.model.run_tower import tower_logits, tower_states
+from zippkit.model.run_tower import own_mask, tower_logits, tower_states
 from zippkit.model.tower import Tower
 from zippkit.model.weights import filled_in_place, write_tensors
 from zippkit.spec.kinds import Frame, TowerConfig
@@ -98,7 +99,7 @@ def _result(tower: Tower, inputs: TowerBatch) -> Tensor:
 def _shapes(case: _Case) -> Iterator[str]:
     inputs = case.inputs(1, 2)
     tower, expected = case.built, (*inputs.tokens.shape, case.config.dim)
-    hidden, context = tower.start(inputs, self_mask(inputs, case.config.causal))
+    hidden, context = tower.start(inputs, own_mask(tower, inputs))
     if hidden.shape != expected:
         yield f"start gives states of shape {tuple(hidden.shape)}, expected (B, T, dim) = {expected}"
     for index in range(case.config.n_layers):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import cross_mask
-from zippkit.model.layers import attend, rotary_angles, rotate, split_heads
+from zippkit.model.layers import angles_of, attend, rotary_angles, rotate, split_heads
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import AttendingConfig
+from zippkit.model.visibility import visibility_of
 
 
 def apply_rotary(x_BHTK: Tensor, positions_BT: Tensor, theta: float) -> Tensor:
@@ -45,9 +45,7 @@ class Attending(Link):
         key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
         if self.config.positions != "none":
             rotary = self.config.positions == "rotary"
-            wide = torch.promote_types(key_BHSK.dtype, torch.float32)
-            positions = tokens.positions.to(wide) * self.config.pace if rotary else tokens.offset
-            key_BHSK = apply_rotary(key_BHSK, positions, self.config.rope_theta)
+            key_BHSK = self._rotated(key_BHSK, tokens, tokens.positions if rotary else tokens.offset, self.config.pace)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
 
     def attend_to_memory(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
@@ -56,15 +54,19 @@ class Attending(Link):
         Returns:
             (B, T, D), and (B, T, 1) bool: the token sees any of them; elsewhere the first is arbitrary.
         """
-        mask_BTS = cross_mask(tokens.order, memory.order, tokens.document_start)
+        visibility = visibility_of(tokens, memory.order)
         key_BSHK, value_BSD = memory.tensors
         query_BHTK = split_heads(self.query(self.attention_norm(target)), self.config.n_heads)
         if self.config.positions == "rotary":
-            query_BHTK = apply_rotary(query_BHTK, tokens.positions, self.config.rope_theta)
+            query_BHTK = self._rotated(query_BHTK, tokens, tokens.positions)
         value_BHSK = split_heads(value_BSD, self.config.n_heads)
-        found_BTD = masked_attention(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK, mask_BTS)
-        out: Tensor = self.output(found_BTD)
-        return out, mask_BTS.any(dim=-1, keepdim=True)
+        out: Tensor = self.output(visibility.attend(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK))
+        return out, visibility.sees
+
+    def _rotated(self, x_BHTK: Tensor, tokens: TowerBatch, positions: Tensor, pace: float = 1) -> Tensor:
+        return rotate(
+            x_BHTK, angles_of(tokens, positions, x_BHTK.shape[-1], self.config.rope_theta, x_BHTK.dtype, pace)
+        )
 
 
 def where_seen(sees_BT1: Tensor, rewritten_BTD: Tensor, target_BTD: Tensor) -> Tensor:

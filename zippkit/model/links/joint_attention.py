@@ -6,16 +6,17 @@ Mixture-of-Transformers (arXiv 2411.04996); LMFusion (arXiv 2412.15188).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import cross_mask
 from zippkit.model.layers import attend
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import JointAttentionConfig
+from zippkit.model.visibility import Visibility, attend_seen, slots, visibility_of
 
 
 class JointAttention(Link):
@@ -37,35 +38,45 @@ class JointAttention(Link):
 def attend_jointly(
     queries: Tensor,
     own: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    order: Tensor,
+    mask: Tensor | Visibility | None,
+    tokens: TowerBatch,
     memories: Sequence[Memory],
-    start: Tensor | None = None,
 ) -> Tensor:
     """One softmax over a tower's own keys and those of others.
 
     Args:
         queries: (B, H, T, K).
         own: the tower's own keys and values, (B, H_kv, S, K) each.
-        mask: (B, T, S) of its own keys; None is plain causal.
-        order: (B, T) of the tokens that ask.
+        mask: of its own keys, a table (B, T, S) or a description; None is plain causal.
+        tokens: those that ask, (B, T) each.
         memories: keys and values of other towers, (B, S', H_kv, K) each.
-        start: (B, T) order of the first token of each one's document, where documents share a row.
 
     Returns:
         (B, T, H * K); where nothing of the others is seen, it is to the last bit what the tower alone computes.
     """
-    alone = attend(queries, *own, mask)
+    alone = attend_seen(queries, *own, mask)
     if not memories:
         return alone
-    n = queries.shape[2]
-    mine = torch.ones(len(order), n, n, dtype=torch.bool, device=order.device).tril() if mask is None else mask
-    theirs = [cross_mask(order, memory.order, start) for memory in memories]
+    theirs = [visibility_of(tokens, memory.order) for memory in memories]
     keys, values = (
         # The softmax is the tower's own, in its own dtype.
         torch.cat([own[i], *(rearrange(m.tensors[i], "b s h k -> b h s k").to(own[i].dtype) for m in memories)], dim=2)
         for i in range(2)
     )
-    together = attend(queries, keys, values, torch.cat([mine, *theirs], dim=-1))
-    sees = torch.cat(theirs, dim=-1).any(dim=-1, keepdim=True)
-    return torch.where(sees, together, alone)
+    if isinstance(mask, Tensor):
+        together = attend(queries, keys, values, torch.cat([mask, *(each.table() for each in theirs)], dim=-1))
+    else:
+        together = _jointly(mask, tokens, memories, theirs).attend(queries, keys, values)
+    return torch.where(reduce(torch.logical_or, (each.sees for each in theirs)), together, alone)
+
+
+def _jointly(
+    own: Visibility | None, tokens: TowerBatch, memories: Sequence[Memory], theirs: Sequence[Visibility]
+) -> Visibility:
+    """What is seen of a tower's own keys and of others behind them; made once for all layers."""
+    mine = (slots(tokens),) if own is None else own.sights
+
+    def make() -> Visibility:
+        return Visibility([*mine, *(sight for each in theirs for sight in each.sights)])
+
+    return tokens.once(("jointly", len(memories)), (tokens.order, *(memory.order for memory in memories)), make)

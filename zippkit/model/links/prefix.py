@@ -47,8 +47,11 @@ def entries(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 def first_of_segment(tokens: TowerBatch, segment_BS: Tensor) -> Tensor:
-    """Find where in a memory each slot's segment begins, (B, T); 0 where it is not there."""
-    return (tokens.segment[:, :, None] == segment_BS[:, None, :]).int().argmax(dim=-1)
+    """Find where in a memory each slot's segment begins, (B, T); arbitrary where it is not there.
+
+    A memory's segments are in order, with entries of none (-1) between and behind them.
+    """
+    return torch.searchsorted(segment_BS.cummax(dim=1).values, tokens.segment.contiguous())
 
 
 def pick(source_BSD: Tensor, segment_BS: Tensor, tokens: TowerBatch, index_BTk: Tensor) -> tuple[Tensor, Tensor]:

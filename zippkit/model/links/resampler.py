@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.layers import angles_of
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import GatedCrossAttentionConfig, ResamplerConfig
 from zippkit.model.links.gated_cross_attention import GatedCrossAttention
 from zippkit.model.links.prefix import entries, first_of_segment, pick, put
 from zippkit.model.links.resampler_layers import LAYERS, Seen
+from zippkit.model.visibility import Sight, Visibility
 
 
 class Resampler(Link):
@@ -34,9 +35,7 @@ class Resampler(Link):
         self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
         self.queries = nn.Parameter(torch.randn(config.queries, target_dim))
         layer = LAYERS[config.design]
-        self.layers = nn.ModuleList(
-            layer(target_dim, config.n_heads, config.ffn_mult, config.rope_theta) for _ in range(config.depth)
-        )
+        self.layers = nn.ModuleList(layer(target_dim, config.n_heads, config.ffn_mult) for _ in range(config.depth))
         self.norm = nn.RMSNorm(target_dim)
         if config.output == "cross_attention":
             reader = GatedCrossAttentionConfig(
@@ -46,24 +45,16 @@ class Resampler(Link):
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
         """Resample every segment, and keep the latents (B, L, D), L = N segments times ``queries``."""
-        n, rank_BS = self.config.queries, rank_of_segment(tokens)
-        ranks_N = torch.arange(tokens.n_segments, device=rank_BS.device)
-        member_BNS = rank_BS[:, None, :] == ranks_N[:, None]
-        # L counts the latents of all segments of a row; a row with fewer segments has some that nobody sees.
-        order_BL, segment_BL = (
-            repeat(torch.where(member_BNS, column[:, None, :], -1).amax(dim=-1), "b n -> b (n q)", q=n)
-            for column in (tokens.visible, tokens.segment)
-        )
-        ranks_L = repeat(ranks_N, "n -> (n q)", q=n)
-        seen = Seen(
-            tokens=repeat(member_BNS, "b n s -> b (n q) s", q=n),
-            latents=(ranks_L[:, None] == ranks_L).expand(len(rank_BS), -1, -1),
-            positions=tokens.offset if self.config.positions == "keys" else None,
-        )
+        n, of = self.config.queries, (tokens.visible, tokens.segment)
+        order_BL, segment_BL, seen = tokens.once(("resampled", n), of, lambda: resampled(tokens, n))
+        angles = None
+        if self.config.positions == "keys":
+            width = self.target_dim // self.config.n_heads
+            angles = angles_of(tokens, tokens.offset, width, self.config.rope_theta, source.dtype)
         projected_BSD = self.projection(self.source_norm(source))
-        latents_BLD = self.queries.repeat(tokens.n_segments, 1).expand(len(rank_BS), -1, -1)
+        latents_BLD = self.queries.repeat(tokens.n_segments, 1).expand(len(source), -1, -1)
         for layer in self.layers:
-            latents_BLD = layer(latents_BLD, projected_BSD, seen)
+            latents_BLD = layer(latents_BLD, projected_BSD, seen, angles)
         latents_BLD = self.norm(latents_BLD)
         if self.config.output == "prefix":
             return Memory(order_BL, (latents_BLD, segment_BL))
@@ -77,6 +68,26 @@ class Resampler(Link):
         index_BT1 = (first_of_segment(tokens, segment_BL) + tokens.offset)[:, :, None]
         found_BT1D, there_BT1 = pick(latents_BLD, segment_BL, tokens, index_BT1)
         return put(target, found_BT1D[:, :, 0], there_BT1)
+
+
+def resampled(tokens: TowerBatch, n: int) -> tuple[Tensor, Tensor, Seen]:
+    """Describe ``n`` latents for each segment of a row: L = N segments times ``n``.
+
+    Returns:
+        (B, L) order from which each is visible, (B, L) its segment, both -1 where a row has fewer segments, and what
+        it attends to.
+    """
+    rank_BS = rank_of_segment(tokens)
+    order_BL, segment_BL = (
+        rank_BS.new_full((len(rank_BS), tokens.n_segments + 1), -1)
+        .scatter_reduce(1, rank_BS + 1, column.to(rank_BS.dtype), "amax")[:, 1:]
+        .repeat_interleave(n, dim=1)
+        for column in (tokens.visible, tokens.segment)
+    )
+    ranks = torch.arange(tokens.n_segments, device=rank_BS.device).repeat_interleave(n)
+    rank_BL = ranks.to(rank_BS.dtype).expand(len(rank_BS), -1)
+    source, latents = (Sight(rank_BL + 1, key, rank_BL) for key in (rank_BS, rank_BL))
+    return order_BL, segment_BL, Seen(Visibility([source]), Visibility([latents]), Visibility([source, latents]))
 
 
 def rank_of_segment(tokens: TowerBatch) -> Tensor:

@@ -7,61 +7,63 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zippkit.model.layers import mlp, split_heads
-from zippkit.model.links.attending import apply_rotary, masked_attention
+from zippkit.model.layers import mlp, rotate, split_heads
+from zippkit.model.visibility import Visibility
+
+Angles = tuple[Tensor, Tensor]
+"""Of rotary positions, as `zippkit.model.layers.rotary_angles` makes them."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Masks of the latents' attention. L counts the latents of all segments of a row."""
+    """What the latents attend to. L counts the latents of all segments of a row."""
 
-    tokens: Tensor
-    """(B, L, S) bool: the source's tokens of the latent's own segment."""
-    latents: Tensor
-    """(B, L, L) bool: the latents of its own segment."""
-    positions: Tensor | None
-    """(B, S) position ids of the source's keys; None: they have no positions."""
+    tokens: Visibility
+    """The source's tokens of the latent's own segment."""
+    latents: Visibility
+    """The latents of its own segment."""
+    both: Visibility
+    """The tokens, and the latents behind them."""
 
 
 class Attention(nn.Module):
     """Multi-head attention; queries, and keys of latents, have no positions."""
 
-    def __init__(self, dim: int, n_heads: int, theta: float) -> None:
+    def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
-        self.n_heads, self.theta = n_heads, theta
+        self.n_heads = n_heads
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
 
-    def keys(self, x_BSD: Tensor, positions_BS: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def keys(self, x_BSD: Tensor, angles: Angles | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values, (B, H, S, K) each."""
         key_BHSK, value_BHSK = (split_heads(each(x_BSD), self.n_heads) for each in (self.key, self.value))
-        return (key_BHSK if positions_BS is None else apply_rotary(key_BHSK, positions_BS, self.theta)), value_BHSK
+        return (key_BHSK if angles is None else rotate(key_BHSK, angles)), value_BHSK
 
-    def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], mask_BLS: Tensor) -> Tensor:
+    def forward(self, x_BLD: Tensor, keys: tuple[Tensor, Tensor], seen: Visibility) -> Tensor:
         """Attend from the latents (B, L, D) to the keys."""
-        out: Tensor = self.output(masked_attention(split_heads(self.query(x_BLD), self.n_heads), *keys, mask_BLS))
+        out: Tensor = self.output(seen.attend(split_heads(self.query(x_BLD), self.n_heads), *keys))
         return out
 
 
 class PerceiverLayer(nn.Module):
     """One attention over the segment and its latents together, then a feed-forward (Flamingo, section 3.1.1)."""
 
-    def __init__(self, dim: int, n_heads: int, ffn_mult: int, theta: float) -> None:
+    def __init__(self, dim: int, n_heads: int, ffn_mult: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(dim)
-        self.attention = Attention(dim, n_heads, theta)
+        self.attention = Attention(dim, n_heads)
         self.feed_forward_norm = nn.RMSNorm(dim)
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
 
-    def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
-        """Rewrite the latents (B, L, D) by the source's states (B, S, D)."""
+    def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen, angles: Angles | None) -> Tensor:
+        """Rewrite the latents (B, L, D) by the source's states (B, S, D), whose keys may have positions."""
         normed_BLD = self.attention_norm(x_BLD)
-        pairs = zip(self.attention.keys(source_BSD, seen.positions), self.attention.keys(normed_BLD), strict=True)
+        pairs = zip(self.attention.keys(source_BSD, angles), self.attention.keys(normed_BLD), strict=True)
         keys, values = (torch.cat(pair, dim=2) for pair in pairs)
-        mask = torch.cat([seen.tokens, seen.latents], dim=-1)
-        x_BLD = x_BLD + self.attention(normed_BLD, (keys, values), mask)
+        x_BLD = x_BLD + self.attention(normed_BLD, (keys, values), seen.both)
         out: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
         return out
 
@@ -73,20 +75,20 @@ class QFormerLayer(nn.Module):
     layer, and norms come first, as everywhere else.
     """
 
-    def __init__(self, dim: int, n_heads: int, ffn_mult: int, theta: float) -> None:
+    def __init__(self, dim: int, n_heads: int, ffn_mult: int) -> None:
         super().__init__()
         self.self_attention_norm = nn.RMSNorm(dim)
-        self.self_attention = Attention(dim, n_heads, theta)
+        self.self_attention = Attention(dim, n_heads)
         self.cross_attention_norm = nn.RMSNorm(dim)
-        self.cross_attention = Attention(dim, n_heads, theta)
+        self.cross_attention = Attention(dim, n_heads)
         self.feed_forward_norm = nn.RMSNorm(dim)
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
 
-    def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen) -> Tensor:
-        """Rewrite the latents (B, L, D) by the source's states (B, S, D)."""
+    def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen, angles: Angles | None) -> Tensor:
+        """Rewrite the latents (B, L, D) by the source's states (B, S, D), whose keys may have positions."""
         normed_BLD = self.self_attention_norm(x_BLD)
         x_BLD = x_BLD + self.self_attention(normed_BLD, self.self_attention.keys(normed_BLD), seen.latents)
-        keys = self.cross_attention.keys(source_BSD, seen.positions)
+        keys = self.cross_attention.keys(source_BSD, angles)
         x_BLD = x_BLD + self.cross_attention(self.cross_attention_norm(x_BLD), keys, seen.tokens)
         out: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
         return out

@@ -1,0 +1,96 @@
+"""A mask as a few integers for each segment: the staircase that the order of an interleaved sequence draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Integers = NDArray[np.int32]
+
+
+class Step(NamedTuple):
+    """A run of one row's queries, and the keys that they see."""
+
+    row: int
+    query_start: int
+    query_stop: int
+    key_start: int
+    key_stop: int
+    """Behind the last key that the first query sees."""
+    slope: int = 0
+    """0: all queries see the same keys, a rectangle. 1: each sees one key more than the one before it."""
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """Which keys the tokens of a tower see: one step for each segment, or for each document where masks are causal."""
+
+    steps: Integers
+    """(N, 6) the fields of `Step`, by row and then by query; padding is in none of them."""
+    n_rows: int
+    n_queries: int
+    n_keys: int
+    alike: bool = field(init=False)
+    """Whether in every row all queries see the same keys, so that a mask needs no entry for each query."""
+    whole: bool = field(init=False)
+    """Whether all queries of all rows see every key, so that there is nothing to mask."""
+
+    def __post_init__(self) -> None:
+        # Known on the host before the step, as plain bools: a compiled step asks nothing else.
+        object.__setattr__(self, "alike", self._alike())
+        object.__setattr__(self, "whole", self._whole())
+
+    @classmethod
+    def of(cls, steps: Sequence[Step], n_rows: int, n_queries: int, n_keys: int) -> Self:
+        """A staircase of single steps, ordered by row and query."""
+        return cls(np.array(steps, dtype=np.int32).reshape(-1, 6), n_rows, n_queries, n_keys)
+
+    @property
+    def n_bytes(self) -> int:
+        """What the description occupies."""
+        return self.steps.nbytes
+
+    def _alike(self) -> bool:
+        rows, keys, slopes = self.steps[:, 0], self.steps[:, 3:5], self.steps[:, 5]
+        same_row = rows[1:] == rows[:-1]
+        return not slopes.any() and not (keys[1:] != keys[:-1])[same_row].any()
+
+    def _whole(self) -> bool:
+        key_start, key_stop, slopes = self.steps[:, 3:].T
+        return not slopes.any() and not key_start.any() and bool((key_stop == self.n_keys).all())
+
+    def limits(self) -> tuple[Integers, Integers]:
+        """(B, T) the first key that each query sees, and the one behind its last; both 0 where it sees none."""
+        first, stop = (np.zeros((self.n_rows, self.n_queries), dtype=np.int32) for _ in range(2))
+        for row, query_start, query_stop, key_start, key_stop, slope in self.steps.tolist():
+            first[row, query_start:query_stop] = key_start
+            stop[row, query_start:query_stop] = key_stop + slope * np.arange(query_stop - query_start)
+        return first, stop
+
+    def dense(self) -> Tensor:
+        """(B, T, S) bool, True where a query may attend."""
+        first, stop = (torch.from_numpy(limit)[:, :, None] for limit in self.limits())
+        keys = torch.arange(self.n_keys)
+        return (first <= keys) & (keys < stop)
+
+    def __str__(self) -> str:
+        rows = (
+            "\n".join("".join("#" if cell else "." for cell in query) for query in row) for row in self.dense().tolist()
+        )
+        return "\n\n".join(rows)
+
+
+def runs(*columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start and stop of each run in which none of the (N,) columns changes."""
+    n = len(columns[0])
+    changes = np.zeros(max(n - 1, 0), dtype=np.bool_)
+    for column in columns:
+        changes |= column[1:] != column[:-1]
+    starts = np.concatenate([np.zeros(min(1, n), dtype=np.int64), np.flatnonzero(changes) + 1])
+    return starts, np.append(starts[1:], n)[: len(starts)]
