@@ -94,4 +94,5 @@ def _one_more_each(n_seen: Column, starts: Column) -> NDArray[np.bool_]:
 
 
 def _array(column: Tensor) -> Column:
-    return np.asarray(column.cpu(), dtype=np.int64)
+    found: Column = np.asarray(column.cpu(), dtype=np.int64)
+    return found
