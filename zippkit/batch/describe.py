@@ -83,7 +83,8 @@ class _Keys:
     def before(self, row: Column, order: Column) -> Column:
         """How many keys of a row are visible before an order."""
         within = np.minimum(order, self._span - 1) + self._span * row
-        return np.searchsorted(self._sorted, within) - self._first[row]
+        n_seen: Column = np.searchsorted(self._sorted, within) - self._first[row]
+        return n_seen
 
 
 def _one_more_each(n_seen: Column, starts: Column) -> NDArray[np.bool_]:
@@ -94,5 +95,4 @@ def _one_more_each(n_seen: Column, starts: Column) -> NDArray[np.bool_]:
 
 
 def _array(column: Tensor) -> Column:
-    found: Column = np.asarray(column.cpu(), dtype=np.int64)
-    return found
+    return np.asarray(column.cpu(), dtype=np.int64)
