@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from helpers.sounds import tone
 from zippkit.data import dataset as dataset_module
+from zippkit.data.block_checksums import write_block_checksums
 from zippkit.data.dataset import Dataset, Example, Tokenizer
 from zippkit.data.dataset_writer import write_dataset
 from zippkit.data.manifest import sha256_of
@@ -178,9 +179,9 @@ def test_folders_that_are_no_dataset_are_refused(folder: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=2), "format_version: Input should be 1"),
+        (lambda m: m.update(format_version=3), "format_version: Input should be 1 or 2"),
         (lambda m: m.pop("splits"), "splits: Field required"),
-        (lambda m: m["files"].pop("dev.parquet"), "nothing under `files` for dev.parquet"),
+        (lambda m: m["files"].pop("dev.arrow"), "nothing under `files` for dev.arrow"),
     ],
 )
 def test_a_broken_manifest_is_refused(folder: Path, change: object, message: str) -> None:
@@ -196,14 +197,14 @@ def test_a_broken_manifest_is_refused(folder: Path, change: object, message: str
 
 
 def test_files_that_are_missing_or_cut_short_are_all_named(folder: Path) -> None:
-    (folder / "dev.parquet").unlink()
-    content = (folder / "train.parquet").read_bytes()
-    (folder / "train.parquet").write_bytes(content[:-100])
-    with pytest.raises(DataError, match=r"train\.parquet has \d+ bytes, expected \d+; dev\.parquet is missing"):
+    (folder / "dev.arrow").unlink()
+    content = (folder / "train.arrow").read_bytes()
+    (folder / "train.arrow").write_bytes(content[:-100])
+    with pytest.raises(DataError, match=r"train\.arrow has \d+ bytes, expected \d+; dev\.arrow is missing"):
         Dataset.open(folder)
 
 
-@pytest.mark.parametrize("name", ["train.parquet", "tokenizers/text.json", "tokenizers/speech.safetensors"])
+@pytest.mark.parametrize("name", ["train.arrow", "tokenizers/text.json", "tokenizers/speech.safetensors"])
 def test_a_changed_file_is_refused(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
@@ -211,7 +212,7 @@ def test_a_changed_file_is_refused(folder: Path, name: str, monkeypatch: pytest.
     with pytest.raises(DataError, match=f"{name} is not what was written"):
         Dataset.open(folder)
     monkeypatch.setattr(dataset_module, "_HASH_AT_OPEN", 0)
-    if not name.endswith(".parquet"):
+    if not name.endswith(".arrow"):
         with pytest.raises(DataError, match=f"{name} is not what was written"):
             Dataset.open(folder)
         return
@@ -220,13 +221,22 @@ def test_a_changed_file_is_refused(folder: Path, name: str, monkeypatch: pytest.
         large.verify()
 
 
-def test_a_broken_parquet_file_with_the_right_hash_is_still_one_clear_error(folder: Path) -> None:
-    path = folder / "train.parquet"
-    path.write_bytes(path.read_bytes()[:-100])
+@pytest.mark.parametrize("cut", [100, 3000])
+def test_a_broken_file_with_the_right_hash_is_still_one_clear_error(folder: Path, cut: int) -> None:
+    path = folder / "train.arrow"
+    path.write_bytes(path.read_bytes()[:-cut])
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["train.parquet"] |= {"bytes": path.stat().st_size, "sha256": sha256_of(path), "checksums": None}
+    manifest["files"]["train.arrow"] |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"train\.parquet: not a readable Parquet file"):
+    with pytest.raises(DataError, match=r"train\.arrow: bytes from 0: not what was written"):
+        Dataset.open(folder).split("train")[0]
+    write_block_checksums(path, folder / "train.crc32", [0], [30])
+    manifest["files"]["train.crc32"] |= {
+        "bytes": (folder / "train.crc32").stat().st_size,
+        "sha256": sha256_of(folder / "train.crc32"),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"train\.arrow: not a readable Arrow file"):
         Dataset.open(folder).split("train")[0]
 
 
@@ -245,7 +255,7 @@ def test_another_tokenizer_than_the_manifest_says_is_refused(folder: Path) -> No
     [
         ({}, "splits are missing"),
         ({"train/1": SPLITS["train"]}, "expected names of letters"),
-        ({"train": []}, "train.parquet: no examples"),
+        ({"train": []}, "train.arrow: no examples"),
         ({"train": [Example("a", "", 0.0)]}, "expected some"),
         ({"train": [Example("a", "", 0.0, {"id": "x"})]}, "none of"),
         ({"train": [*SPLITS["train"], SPLITS["train"][3]]}, "two examples have the id 'a3'"),
@@ -254,8 +264,8 @@ def test_another_tokenizer_than_the_manifest_says_is_refused(folder: Path) -> No
             "'z': text as text, expected speech as ids",
         ),
         ({"train": [Example("a", "", 0.0, {"x": np.array([-1])})]}, "expected ids in one dimension"),
-        ({"train": [Example("a", "", 0.0, {"x": np.array([0.5])})]}, "float64"),
-        ({"train": [Example("a", "", 0.0, {"x": np.array([65_536])})]}, "id 65536, expected at most 65535"),
+        ({"train": [Example("a", "", 0.0, {"x": np.array([[1, 2]])})]}, "int64"),
+        ({"train": [Example("a", "", 0.0, {"x": np.array([2**31])})]}, "id 2147483648, expected at most 2147483647"),
         ({"train": SPLITS["train"], "dev": [Example("a", "", 0.0, {"text": "x"})]}, "split 'dev' has"),
     ],
 )

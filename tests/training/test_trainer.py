@@ -373,7 +373,7 @@ def test_data_that_changed_since_the_start_are_refused(tmp_path: Path, monkeypat
         train(recipe, tmp_path / "run")
     for change, told in (
         ({"words": ["zero", "one", "three", "two"]}, "tokenizers/text.json"),
-        ({"n": 25}, "train.parquet"),
+        ({"n": 25}, "train.arrow"),
     ):
         (tmp_path / "data").rename(tmp_path / f"before {told.replace('/', ' ')}")
         write_data(tmp_path / "data", **change)

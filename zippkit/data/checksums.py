@@ -1,6 +1,4 @@
-"""Checksums of each column of each row group of a Parquet file.
-
-A part that is read is known to be what was written, without hashing the whole of a large file.
+"""Checksums of each column of each row group of a Parquet file, which zippkit wrote until version 0.2.
 
 The file of checksums is little-endian 32-bit numbers (CRC-32): of the footer, which says where everything is, and then
 of the columns of the first row group, of the second one, and so on.
@@ -18,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.errors import DataError
-from zippkit.system.files import write_bytes
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -27,18 +24,6 @@ _NUMBER = np.dtype("<u4")
 _PIECE = 2**20
 _TAIL = 8
 """Bytes after the footer: its length, and ``PAR1``."""
-
-
-def write_checksums(parquet: Path, to: Path) -> None:
-    """Write the checksums of a Parquet file that was just written."""
-    import pyarrow.parquet
-
-    metadata = pyarrow.parquet.read_metadata(parquet)
-    with parquet.open("rb") as file:
-        sums = [_footer(file)]
-        for group in range(metadata.num_row_groups):
-            sums += [_chunk(file, metadata, group, column) for column in range(metadata.num_columns)]
-    write_bytes(to, np.array(sums, _NUMBER).tobytes())
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""A dataset is a folder: a Parquet file per split, the tokenizers of its ids, and a manifest with their hashes."""
+"""A dataset is a folder: an Arrow file per split, the tokenizers of its ids, and a manifest with their hashes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
 
-from zippkit.data.checksums import Checksums
 from zippkit.data.manifest import Column, DatasetManifest, check_files, read_dataset_manifest
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.speech_tokenizer import SpeechTokenizer, Vocoder, tokenizer_class
-from zippkit.data.table import Example, Item, Split
+from zippkit.data.table import Encode, Example, Item, Split
 from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.data.text_files import load_text_tokenizer
 from zippkit.data.units import UnitTokenizer
@@ -21,8 +20,8 @@ __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "load_vocoder"]
 Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | SpeechTokenizer | PixelTokenizer
 
 _HASH_AT_OPEN = 50 * 1024**2
-"""A folder of fewer bytes is hashed whenever it is opened; that takes well under a second. The row groups of a larger
-one are compared with their checksums as they are read."""
+"""A folder of fewer bytes is hashed whenever it is opened; that takes well under a second. The blocks of a larger one
+are compared with their checksums as they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +70,13 @@ class Dataset:
             raise DataError(f"{self.path}: no split {name!r}{did_you_mean(name, self.splits)}")
         file = self.manifest.splits[name]
         entry = self.manifest.files[file]
-        sums = None if entry.checksums is None else Checksums(self.path / file, self.path / entry.checksums)
-        return Split(self.path / file, self.modalities, entry.rows or 0, sums)
+        sums = None if entry.checksums is None else self.path / entry.checksums
+        documents = self.manifest.documents
+        return Split(self.path / file, self.modalities, entry.rows or 0, sums, self._encoder, documents)
+
+    def _encoder(self, modality: str) -> Encode | None:
+        """The way from a modality's text to ids; None where ids are its bytes."""
+        return None if self.manifest.modalities[modality].kind == "bytes" else self.text_tokenizer(modality).encode
 
     def tokenizer(self, modality: str) -> Tokenizer:
         """Load the tokenizer that made the modality's ids.

@@ -22,19 +22,20 @@ class FileEntry(Strict):
     bytes: int = Field(ge=0, description="Its size.")
     rows: int | None = Field(None, ge=0, description="Examples in it, of a split.")
     checksums: str | None = Field(
-        None, description="File with the checksums of its row groups, of a split; older datasets have none."
+        None, description="File with the checksums of its blocks or row groups, of a split; the oldest have none."
     )
 
 
 class Column(Strict):
     """One column of the splits, and what its ids or samples mean."""
 
-    kind: Literal["bytes", "tokenizer_json", "units", "pixels", "ids", "waveform"] = Field(
-        description="`ids` are plain integers that no tokenizer of zippkit's made; `waveform` are samples, not ids."
+    kind: Literal["bytes", "tokenizer_json", "units", "codes", "pixels", "ids", "waveform", "features"] = Field(
+        description="`units` are of sound, `codes` of frames of floats; `ids` are plain integers that no tokenizer of "
+        "zippkit's made; `waveform` are samples and `features` frames of floats, not ids."
     )
     file: str | None = Field(None, description="The tokenizer, relative to the folder.")
     tokenizer: str | None = Field(
-        None, description="Registered kind of a speech tokenizer; of units only, and `mel_units` if left out."
+        None, description="Registered kind of the tokenizer, of units and codes; `mel_units` if left out."
     )
     vocoder: str | None = Field(None, description="The trained way back to sound, relative to the folder; of units.")
     fingerprint: str | None = Field(None, description="The tokenizer's, of everything that decides what an id means.")
@@ -42,13 +43,16 @@ class Column(Strict):
         None, gt=0, description="Number of ids, begin and end included where the tokenizer has them; of ids only."
     )
     sample_rate: int | None = Field(None, gt=0, description="Samples a second; of waveforms only.")
+    shape: list[int] | None = Field(None, description="Shape of one frame; of features only.")
+    least: float | None = Field(None, description="Smallest value; of features only.")
+    most: float | None = Field(None, description="Largest value; of features only.")
     begin: int | None = Field(None, description="Id that opens a segment.")
     end: int | None = Field(None, description="Id that closes a segment.")
 
     @model_validator(mode="after")
     def _ids_or_samples(self) -> Self:
-        needed = "sample_rate" if self.kind == "waveform" else "vocab_size"
-        for key in ("vocab_size", "sample_rate"):
+        needed = {"waveform": "sample_rate", "features": "shape"}.get(self.kind, "vocab_size")
+        for key in ("vocab_size", "sample_rate", "shape"):
             if (getattr(self, key) is None) == (key == needed):
                 raise ValueError(f"{self.kind}: {key} is {'missing' if key == needed else 'not for it'}")
         return self
@@ -74,7 +78,8 @@ class Skipped(Strict):
 class DatasetManifest(Strict):
     """The whole file."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = Field(2, description="Splits are Parquet files in 1, Arrow files in 2.")
+    documents: bool = Field(False, description="Whether each row is a document: a list of segments.")
     splits: dict[str, str] = Field(description="Name of a split to its file.")
     modalities: dict[str, Column]
     files: dict[str, FileEntry] = Field(description="Splits and tokenizers, relative to the folder.")

@@ -1,4 +1,4 @@
-"""Examples written as rows of Parquet files, and checked against each other on the way."""
+"""Examples written as rows of an Arrow file, and checked against each other on the way."""
 
 from __future__ import annotations
 
@@ -6,183 +6,225 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zippkit.data.table import FULL_SCALE, OWN_COLUMNS, Example, Item, samples_column
+from zippkit.data.block_checksums import write_block_checksums
+from zippkit.data.forms import Form, form_of, offsets_of
+from zippkit.data.table import OWN_COLUMNS, SEGMENTS, Example, Item, ids_column
 from zippkit.errors import DataError
 from zippkit.system.extras import require
 
 if TYPE_CHECKING:
     import pyarrow
 
-Kind: TypeAlias = Literal["text", "ids", "waveform"]
-"""Content of a column."""
-
-_ROWS_AT_ONCE = 1024
-_SAMPLES_AT_ONCE = 2**16
-"""Rows are read in groups of about so many samples: 1 to 2 ms for one row. A smaller group is read faster and makes
-a longer table of contents."""
-_LOUDEST = 2.0
-"""Resampling may carry a sample a little beyond 1; further out are integers that somebody forgot to scale."""
+_ROWS_AT_ONCE = 2**14
+_BYTES_AT_ONCE = 2**25
+"""Rows stand in batches of about so many bytes, which are held in memory while they are written."""
 
 
 @dataclass
 class Columns:
     """The modalities of a file's rows, and what is found out about them as the rows are written."""
 
-    kinds: dict[str, Kind]
-    """Modality to what it holds."""
+    forms: dict[str, Form]
+    """Modality to how it is stored."""
     optional: frozenset[str]
     """Modalities that an example may lack."""
+    documents: bool
+    """Whether rows are documents, which may hold any modality any number of times."""
     n_examples: int = 0
     n_rows: dict[str, int] = field(init=False)
     """Examples that have the modality."""
     largest: dict[str, int] = field(init=False)
     """The largest id of each modality of ids, -1 if there is none."""
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Smallest and largest value of each modality of features."""
 
     def __post_init__(self) -> None:
-        self.n_rows = dict.fromkeys(self.kinds, 0)
-        self.largest = {name: -1 for name, kind in self.kinds.items() if kind == "ids"}
+        self.n_rows = dict.fromkeys(self.forms, 0)
+        self.largest = {name: -1 for name, form in self.forms.items() if form.kind == "ids"}
 
     def add(self, example: Example) -> None:
         """Check one example against the others.
 
         Raises:
-            DataError: a modality too few or too many, text for ids, or ids or samples that cannot be stored.
+            DataError: a modality too few or too many, text for ids, or what cannot be stored.
         """
-        # Whether an array fits its column is looked at below, and told more closely.
-        kinds = {name: self._kind(name, item) for name, item in example.items.items()}
-        if kinds != {name: kind for name, kind in self.kinds.items() if name in kinds or name not in self.optional}:
-            expected = f"expected {_told(self.kinds)}"
-            whence = (
-                f", {_some(self.optional)} only where there is any" if self.optional else " as in the first example"
-            )
-            raise DataError(f"example {example.id!r}: {_told(kinds)}, {expected}{whence}")
-        if not kinds:
-            raise DataError(f"example {example.id!r} has none of {_some(self.kinds)}")
+        if (example.segments is not None) != self.documents:
+            seen, others = ("a document", "are none") if example.segments is not None else ("no document", "are")
+            raise DataError(f"example {example.id!r} is {seen}, and those before it {others}")
+        pairs = pairs_of(example)
+        kinds = {name: self._kind(name, item) for name, item in pairs}
+        optional = self.forms.keys() if self.documents else self.optional
+        expected = {name: form.kind for name, form in self.forms.items() if name in kinds or name not in optional}
+        if kinds != expected:
+            told = f"expected {_told({name: form.kind for name, form in self.forms.items()})}"
+            whence = f", {_some(optional)} only where there is any" if optional else " as in the first example"
+            raise DataError(f"example {example.id!r}: {_told(kinds)}, {told}{whence}")
+        if not pairs:
+            raise DataError(f"example {example.id!r} has none of {_some(self.forms)}")
         self.n_examples += 1
-        for name, kind in kinds.items():
+        for name in kinds:
             self.n_rows[name] += 1
-            if kind == "ids":
-                self._add_ids(example.id, name, np.asarray(example.items[name]))
-            elif kind == "waveform":
-                _check_waveform(example.id, name, np.asarray(example.items[name]))
+        for name, item in pairs:
+            try:
+                self.forms[name].check(name, item)
+            except DataError as error:
+                raise DataError(f"example {example.id!r}: {error}") from None
+            self._note(name, item)
 
-    def _kind(self, name: str, item: Item) -> Kind:
-        return kind_of(item, self.kinds.get(name) == "waveform")
+    def _kind(self, name: str, item: Item) -> str:
+        """Kind of an item; what an array is is the dataset's to say, and whether it fits is looked at afterwards."""
+        known = self.forms.get(name)
+        return known.kind if known and known.kind != "text" and not isinstance(item, str) else form_of(item).kind
 
-    def _add_ids(self, example: str, name: str, ids: NDArray[Any]) -> None:
-        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer) or (ids.size and ids.min() < 0):
-            raise DataError(f"example {example!r}: {name} is {ids.dtype}{ids.shape}, expected ids in one dimension")
-        largest = max(self.largest[name], 0, int(ids.max(initial=-1)))
-        if largest > np.iinfo(np.uint16).max:
-            raise DataError(f"example {example!r}: {name} has id {largest}, expected at most 65535")
-        self.largest[name] = largest
-
-
-def kind_of(item: Item, is_waveform: bool) -> Kind:
-    """Kind of an item; whether an array is ids or a waveform is the dataset's to say."""
-    if isinstance(item, str):
-        return "text"
-    return "waveform" if is_waveform else "ids"
+    def _note(self, name: str, item: Item) -> None:
+        form = self.forms[name]
+        if form.kind == "ids":
+            self.largest[name] = max(self.largest[name], 0, int(np.max(np.asarray(item), initial=-1)))
+        elif form.kind == "features" and np.size(np.asarray(item)):
+            least, most = self.ranges.get(name, (np.inf, -np.inf))
+            values = np.asarray(item, np.float32)
+            self.ranges[name] = min(least, float(values.min())), max(most, float(values.max()))
 
 
-def _check_waveform(example: str, name: str, wave: NDArray[Any]) -> None:
-    where = f"example {example!r}: {name}"
-    if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
-        raise DataError(f"{where} is {wave.dtype}{wave.shape}, expected floats of one channel, from -1 to 1")
-    loudest = float(np.abs(wave).max(initial=0))
-    if not loudest <= _LOUDEST:
-        raise DataError(f"{where} has samples up to {loudest:g}, expected -1 to 1 (divide 16-bit samples by 32768)")
+def pairs_of(example: Example) -> tuple[tuple[str, Item], ...]:
+    """(modality, item) of an example or a document, in order."""
+    return tuple(example.items.items()) if example.segments is None else example.segments
 
 
-def write_rows(path: Path, examples: Iterable[Example], kinds: Mapping[str, Kind], partial: bool) -> Columns:
-    """Write one Parquet file.
+def write_rows(
+    path: Path, checksums: Path, examples: Iterable[Example], forms: Mapping[str, Form], partial: bool
+) -> Columns:
+    """Write one Arrow file, and its checksums.
 
     Args:
         path: the file.
+        checksums: the file of its checksums.
         examples: its rows, read once.
-        kinds: modalities that are known beforehand, such as those of waveforms; others are as in the first example.
+        forms: modalities that are known beforehand, such as those of waveforms; others are as in the first example.
         partial: an example may lack those that are known beforehand.
 
     Raises:
-        DataError: no examples, equal ids, modalities that differ between examples, ids outside 0 to 65535, or samples
-            that are not between -1 and 1.
+        DataError: no examples, equal ids, modalities that differ between examples, or items that cannot be stored.
     """
     require("pyarrow")
-    import pyarrow.parquet
+    import pyarrow
 
     stream = iter(examples)
     first = next(stream, None)
     if first is None:
         raise DataError(f"{path.name}: no examples")
-    found = {name: kind_of(item, kinds.get(name) == "waveform") for name, item in first.items.items()}
-    columns = Columns((dict(kinds) if partial else {}) | found, frozenset(kinds if partial else ()))
-    waves = [name for name, kind in columns.kinds.items() if kind == "waveform"]
-    taken = [*OWN_COLUMNS, *map(samples_column, waves)]
-    if not columns.kinds or not columns.kinds.keys().isdisjoint(taken):
-        raise DataError(f"{path.name}: modalities {sorted(columns.kinds)}, expected some, and none of {tuple(taken)}")
-    schema = _schema(columns.kinds)
+    columns = _columns(first, forms, partial, path.name)
+    schema = pyarrow.schema(list(_types(columns).items()))
+    starts, ends = [], []
     seen: set[str] = set()
-    rows = (_row(example, columns, seen) for example in chain([first], stream))
-    # Neighbouring samples are alike, so their differences are small numbers; ids and words come back again and again.
-    encoding = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in waves}
-    words = [name for name in schema.names if name not in waves] if waves else True
-    with pyarrow.parquet.ParquetWriter(
-        path, schema, compression="zstd", use_dictionary=words, column_encoding=encoding or None
-    ) as writer:
-        for chunk in _chunks(rows, [samples_column(name) for name in waves]):
-            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
+    checked = (_checked(example, columns, seen) for example in chain([first], stream))
+    with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_file(sink, schema) as writer:
+        for chunk in _chunks(checked):
+            starts.append(sink.tell())
+            writer.write_batch(pyarrow.record_batch(_arrays(chunk, columns), schema))
+            ends.append(columns.n_examples)
+    with path.open("rb") as file:
+        # The first batch comes behind the schema, which is written with it: a mark, its length, and itself.
+        starts[0] = 16 + int.from_bytes(file.read(16)[12:], "little")
+    write_block_checksums(path, checksums, starts, ends)
     return columns
 
 
-def _schema(kinds: Mapping[str, Kind]) -> pyarrow.Schema:
+def _columns(first: Example, forms: Mapping[str, Form], partial: bool, where: str) -> Columns:
+    documents = first.segments is not None
+    found = {name: _form(forms.get(name), item) for name, item in pairs_of(first)}
+    columns = Columns(
+        (dict(forms) if partial or documents else {}) | found, frozenset(forms if partial else ()), documents
+    )
+    taken = [*OWN_COLUMNS, SEGMENTS, *map(ids_column, columns.forms)]
+    if not columns.forms or not columns.forms.keys().isdisjoint(taken):
+        raise DataError(f"{where}: modalities {sorted(columns.forms)}, expected some, and none of {tuple(taken)}")
+    return columns
+
+
+def _form(known: Form | None, item: Item) -> Form:
+    return known if known and (known.kind == "text") == isinstance(item, str) else form_of(item)
+
+
+def _types(columns: Columns) -> dict[str, pyarrow.DataType]:
     import pyarrow
 
-    types = {
-        "text": pyarrow.string(),
-        "ids": pyarrow.list_(pyarrow.uint16()),
-        "waveform": pyarrow.list_(pyarrow.int16()),
-    }
-    own = {"id": pyarrow.string(), "speaker": pyarrow.string(), "seconds": pyarrow.float32()}
-    columns = own | {name: types[kind] for name, kind in kinds.items()}
-    columns |= {samples_column(name): pyarrow.int32() for name, kind in kinds.items() if kind == "waveform"}
-    return pyarrow.schema(list(columns.items()))
+    types = {"id": pyarrow.string(), "speaker": pyarrow.string(), "seconds": pyarrow.float32()}
+    if columns.documents:
+        types[SEGMENTS] = pyarrow.list_(pyarrow.string())
+    for name, form in columns.forms.items():
+        types[name] = form.type_of()
+        if form.encode is not None:
+            types[ids_column(name)] = form.ids_form().type_of()
+    plain = (*OWN_COLUMNS, SEGMENTS)
+    return {n: pyarrow.list_(t) if columns.documents and n not in plain else t for n, t in types.items()}
 
 
-def _row(example: Example, columns: Columns, seen: set[str]) -> dict[str, object]:
-    """The example as Parquet takes it, checked; a modality that it lacks is left out."""
+def _checked(example: Example, columns: Columns, seen: set[str]) -> Example:
     if example.id in seen:
         raise DataError(f"two examples have the id {example.id!r}")
     seen.add(example.id)
     columns.add(example)
-    row: dict[str, object] = {"id": example.id, "speaker": example.speaker, "seconds": example.seconds, **example.items}
-    for name, item in example.items.items():
-        if columns.kinds[name] == "waveform":
-            scaled = np.rint(np.asarray(item, np.float32) * FULL_SCALE)
-            row[name] = np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
-            row[samples_column(name)] = len(scaled)
-    return row
+    return example
 
 
-def _chunks(rows: Iterator[dict[str, Any]], sizes: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """Rows that are written, and later read, together; ``sizes`` are the columns that count samples."""
-    chunk: list[dict[str, Any]] = []
-    n_samples = 0
-    for row in rows:
-        chunk.append(row)
-        n_samples += sum(row.get(size) or 0 for size in sizes)
-        if len(chunk) == _ROWS_AT_ONCE or n_samples >= _SAMPLES_AT_ONCE:
+def _chunks(examples: Iterator[Example]) -> Iterator[list[Example]]:
+    """Examples that are written together."""
+    chunk: list[Example] = []
+    n_bytes = 0
+    for example in examples:
+        chunk.append(example)
+        n_bytes += sum(len(item) if isinstance(item, str) else np.asarray(item).nbytes for _, item in pairs_of(example))
+        if len(chunk) == _ROWS_AT_ONCE or n_bytes >= _BYTES_AT_ONCE:
             yield chunk
-            chunk, n_samples = [], 0
+            chunk, n_bytes = [], 0
     if chunk:
         yield chunk
 
 
-def _told(kinds: Mapping[str, Kind]) -> str:
+def _arrays(chunk: list[Example], columns: Columns) -> list[pyarrow.Array]:
+    """The chunk's columns, in the schema's order."""
+    import pyarrow
+
+    arrays = [
+        pyarrow.array([example.id for example in chunk], pyarrow.string()),
+        pyarrow.array([example.speaker for example in chunk], pyarrow.string()),
+        pyarrow.array([example.seconds for example in chunk], pyarrow.float32()),
+    ]
+    if columns.documents:
+        names = [[name for name, _ in pairs_of(example)] for example in chunk]
+        arrays.append(pyarrow.array(names, pyarrow.list_(pyarrow.string())))
+    for name, form in columns.forms.items():
+        rows = [[item for n, item in pairs_of(example) if n == name] for example in chunk]
+        arrays.append(_column(form, [[form.stored(item) for item in row] for row in rows], columns.documents))
+        if form.encode is not None:
+            encoded = [[_ids(example.id, form, item) for item in row] for example, row in zip(chunk, rows, strict=True)]
+            arrays.append(_column(form.ids_form(), encoded, columns.documents))
+    return arrays
+
+
+def _column(form: Form, rows: list[list[Any]], documents: bool) -> pyarrow.Array:
+    import pyarrow
+
+    items = [item for row in rows for item in row]
+    if not documents:
+        return form.column(items, [bool(row) for row in rows])
+    return pyarrow.ListArray.from_arrays(offsets_of(list(map(len, rows))), form.column(items, [True] * len(items)))
+
+
+def _ids(example: str, form: Form, text: Item) -> Any:
+    assert form.encode is not None
+    try:
+        return np.array(form.encode(str(text)), form.ids_form().dtype)
+    except DataError as error:
+        raise DataError(f"example {example!r}: {error}") from None
+
+
+def _told(kinds: Mapping[str, str]) -> str:
     return ", ".join(f"{name} as {kind}" for name, kind in sorted(kinds.items())) or "nothing"
 
 

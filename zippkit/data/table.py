@@ -1,68 +1,72 @@
-"""Examples read from Parquet files; `zippkit.data.rows` writes them, and nothing else imports pyarrow."""
+"""Examples of a split, by index; nothing is read but what is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zippkit.data.checksums import Checksums
+from zippkit.data.parquet import ParquetTable
+from zippkit.data.ragged import Ragged
+from zippkit.data.tables import MappedTable, MemoryTable, Table
 from zippkit.errors import DataError, did_you_mean
-from zippkit.system.extras import require
-
-if TYPE_CHECKING:
-    import pyarrow.parquet
 
 Item: TypeAlias = str | NDArray[np.int64] | NDArray[np.float32]
-"""Text, (U,) ids, or a waveform (N,) with full scale at +-1."""
+"""Text, (U,) ids, a waveform (N,) with full scale at +-1, or features (N, ...)."""
+Encode: TypeAlias = Callable[[str], Sequence[int]]
+"""Text to ids, without begin and end."""
 
 OWN_COLUMNS = ("id", "speaker", "seconds")
+SEGMENTS = "segments"
+"""The column with the modalities of a document's segments, in order."""
 FULL_SCALE = 32_768
 """A waveform is stored as 16-bit samples, as most recordings are made: half the size of floats, and not a bit of a
 16-bit recording is lost unless it is resampled."""
 
 
-def samples_column(waveform: str) -> str:
-    """The column that tells how long each waveform of a modality is, so that none is read for it."""
-    return f"{waveform}_samples"
+def ids_column(text: str) -> str:
+    """The column with the ids that a tokenizer made of a modality of text when it was written."""
+    return f"{text}_ids"
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """One thing said (or shown), in each of its modalities."""
+    """One thing said (or shown), in each of its modalities; or a document."""
 
     id: str
     speaker: str
     seconds: float
     """Duration of the recording; 0 where there is none."""
     items: dict[str, Item] = field(default_factory=dict)
-    """Modality to text, ids without begin and end, or waveform; those that the example has."""
+    """Modality to text, ids without begin and end, waveform or features; those that the example has."""
+    segments: tuple[tuple[str, Item], ...] | None = None
+    """Of a document, which then has no items: (modality, item) in order, any number of each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The examples of one Parquet file, by index; the file is read when the first is asked for.
-
-    Waveforms are read where they are asked for, with the few that stand beside them in the file.
-    """
+    """The examples of one file, by index; the file is mapped when the first is asked for."""
 
     path: Path
     modalities: tuple[str, ...]
     n_examples: int
-    checksums: Checksums | None = None
-    """By which whatever is read is compared with what was written; older datasets have none."""
+    checksums: Path | None = None
+    """By which whatever is read is compared with what was written; the oldest datasets have none."""
+    encoder: Callable[[str], Encode | None] = field(default=lambda _: None, repr=False)
+    """The way from text to ids of a modality; None where ids are the text's bytes."""
+    documents: bool = False
+    """Whether each row is a document: a list of segments."""
 
     def __len__(self) -> int:
         return self.n_examples
 
     def __getitem__(self, index: int) -> Example:
-        """The example at ``index``; ids come as int64, waveforms as float32.
+        """The example at ``index``; ids come as int64, waveforms and features as float32.
 
         Raises:
             IndexError: there is none.
@@ -70,45 +74,69 @@ class Split:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path.name} has {len(self)} examples, asked for index {index}")
         index %= len(self)
-        id_, speaker, seconds = (self._columns[name][index].as_py() for name in OWN_COLUMNS)
-        there = [name for name in self.modalities if self._column(name)[index].is_valid]
-        return Example(id_, speaker, seconds, {name: self._item(name, index) for name in there})
+        seconds = float(self._row("seconds", index)[0])
+        segments = self.segments(index) if self.documents else None
+        items = {} if self.documents else {name: self._items(name, index)[0] for name in self.there(index)}
+        return Example(self.name(index), _text(self._row("speaker", index)), seconds, items, segments)
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(len(self)))
 
+    def name(self, index: int) -> str:
+        """Id of the example at ``index``."""
+        return _text(self._row("id", index))
+
     def names(self) -> list[str]:
-        """Ids of all examples, in order."""
-        names: list[str] = self._columns["id"].to_pylist()
-        return names
+        """Ids of all examples, in order; of a large split, that is a large list."""
+        return [self.name(index) for index in range(len(self))]
+
+    def there(self, index: int) -> list[str]:
+        """The modalities that an example has."""
+        return [name for name in self.modalities if self._table.has(name, index)]
 
     def item(self, index: int, modality: str) -> Item:
         """One modality of the example at ``index``, which has it; nothing else of the example is read.
 
         Raises:
-            DataError: no such modality, or the example lacks it.
+            DataError: no such modality, or the example lacks it, or has several of it.
         """
-        if not self._column(modality)[index].is_valid:
-            raise DataError(f"{self.path}: example {self._columns['id'][index].as_py()!r} has no {modality}")
-        return self._item(modality, index)
+        return self._only(self._items(self._known(modality), index), index, modality)
+
+    def tokens(self, index: int, modality: str) -> NDArray[Any]:
+        """As `item`, with the (U,) ids of text instead of the text."""
+        return np.asarray(self._only(self._items(self._known(modality), index, encoded=True), index, modality))
+
+    def segments(self, index: int, encoded: bool = False) -> tuple[tuple[str, Item], ...]:
+        """(modality, item) of a document's segments, or of an example's items; text as ids if ``encoded``."""
+        if not self.documents:
+            return tuple((name, self._items(name, index, encoded)[0]) for name in self.there(index))
+        column, row = self._table.at(SEGMENTS, index)
+        names = [_text(self._table.check(name)) for name in column.items(row)]
+        items = {name: iter(self._items(name, index, encoded)) for name in dict.fromkeys(names)}
+        return tuple((name, next(items[name])) for name in names)
 
     def lengths(self, modality: str) -> NDArray[np.int64]:
-        """(len(self),) ids or samples per example; of text, UTF-8 bytes. Frames not counted; no row is read singly.
+        """(len(self),) ids, samples or frames per example; of text, UTF-8 bytes. No row is read singly.
 
-        An example that lacks the modality counts 0.
+        Begin and end ids are not counted; an example that lacks the modality counts 0, a document's segments are added.
 
         Raises:
             DataError: no such modality.
         """
-        import pyarrow.compute as pc
+        return self._table.lengths(self._known(modality))
 
-        column = self._column(modality)
-        if modality in self._waves:
-            counted = column
-        else:
-            counted = pc.binary_length(column) if _is_text(column) else pc.list_value_length(column)
-        lengths: NDArray[np.int64] = pc.fill_null(counted, 0).to_numpy().astype(np.int64)
-        return lengths
+    def token_lengths(self, modality: str) -> NDArray[np.int64]:
+        """As `lengths`, with text in ids instead of bytes."""
+        table, column = self._encoded(self._known(modality))
+        return table.lengths(column)
+
+    def counts(self, modality: str) -> NDArray[np.int64]:
+        """(len(self),) how many segments of the modality each document has; 1 or 0 where examples are no documents.
+
+        Raises:
+            DataError: no such modality.
+        """
+        return self._table.counts(self._known(modality))
 
     def having(self, modalities: Iterable[str]) -> NDArray[np.int64]:
         """Indices of the examples that have all of these modalities, in order.
@@ -118,92 +146,78 @@ class Split:
         """
         there = np.ones(len(self), bool)
         for modality in modalities:
-            there &= self._column(modality).is_valid().to_numpy(zero_copy_only=False)
+            there &= self.counts(modality) > 0
         return np.flatnonzero(there)
 
-    def _column(self, modality: str) -> pyarrow.Array:
-        """Facts about a modality, without reading waveforms."""
+    def _known(self, modality: str) -> str:
         if modality not in self.modalities:
             raise DataError(f"{self.path}: no modality {modality!r}{did_you_mean(modality, self.modalities)}")
-        return self._columns[samples_column(modality) if modality in self._waves else modality]
+        return modality
 
-    def _item(self, name: str, index: int) -> Item:
-        if name in self._waves:
-            with self._reading():
-                return self._waves[name][index]
-        column = self._columns[name]
-        if _is_text(column):
-            text: str = column[index].as_py()
-            return text
-        # `as_py` on a list would make a Python integer of each id.
-        ids: NDArray[np.int64] = column[index].values.to_numpy().astype(np.int64)
-        return ids
+    def _only(self, items: list[Item], index: int, modality: str) -> Item:
+        if len(items) != 1:
+            seen = f"{len(items)} segments of" if items else "no"
+            raise DataError(f"{self.path}: example {self.name(index)!r} has {seen} {modality}")
+        return items[0]
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        import pyarrow
+    def _row(self, column: str, index: int) -> NDArray[Any]:
+        found, row = self._table.at(column, index)
+        return self._table.check(found.row(row))
 
-        try:
-            yield
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{self.path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+    def _items(self, modality: str, index: int, encoded: bool = False) -> list[Item]:
+        """What an example has of a modality."""
+        table, column = self._encoded(modality) if encoded else (self._table, modality)
+        found, row = table.at(column, index)
+        return [_item(table.check(values), encoded) for values in found.items(row)]
 
-    @cached_property
-    def _file(self) -> pyarrow.parquet.ParquetFile:
-        require("pyarrow")
-        import pyarrow.parquet
+    def _encoded(self, modality: str) -> tuple[Table, str]:
+        """The table and column with a modality's ids; of other than text, the modality itself."""
+        encode = self.encoder(modality) if self._table.is_text(modality) else None
+        if encode is None:
+            return self._table, modality
+        if ids_column(modality) in self._table.names:
+            return self._table, ids_column(modality)
+        if modality not in self._made:
+            # Written before ids stood beside their text: all of it is encoded, once.
+            self._made[modality] = MemoryTable(modality, self._encode_all(modality, encode))
+        return self._made[modality], modality
 
-        with self._reading():
-            if self.checksums is not None:
-                self.checksums.check_footer()
-            file = pyarrow.parquet.ParquetFile(self.path)
-        names, n_rows = file.schema_arrow.names, file.metadata.num_rows
-        expected = [*OWN_COLUMNS, *self.modalities]
-        if not set(expected) <= set(names) or n_rows != len(self):
-            raise DataError(f"{self.path}: {n_rows} rows of {names}, expected {len(self)} of {expected}")
-        return file
-
-    @cached_property
-    def _waves(self) -> dict[str, _Waves]:
-        types = {name: str(self._file.schema_arrow.field(name).type) for name in self.modalities}
-        # As in `list<element: int16>`; ids have no sign.
-        names = [name for name, type_ in types.items() if type_.endswith(" int16>")]
-        return {name: _Waves(self._file, name, self.checksums) for name in names}
+    def _encode_all(self, modality: str, encode: Encode) -> Ragged:
+        ids: list[NDArray[Any]] = []
+        for index in range(len(self)):
+            items = self._items(modality, index)
+            ids.append(np.array(encode(str(items[0])) if items else [], np.uint32))
+        return Ragged.packed(ids, self._table.counts(modality) > 0)
 
     @cached_property
-    def _columns(self) -> dict[str, pyarrow.Array]:
-        """Every column but the waveforms."""
-        wanted = [name for name in self._file.schema_arrow.names if name not in self._waves]
-        with self._reading():
-            if self.checksums is not None:
-                places = [self._file.schema_arrow.names.index(name) for name in wanted]
-                self.checksums.check(self._file.metadata, range(self._file.num_row_groups), places)
-            table = self._file.read(columns=wanted)
-        # One chunk per column makes access by index a lookup instead of a search.
-        return {name: table.column(name).combine_chunks() for name in table.column_names}
+    def _made(self) -> dict[str, MemoryTable]:
+        return {}
+
+    @cached_property
+    def _table(self) -> Table:
+        table: Table
+        if self.path.suffix == ".parquet":
+            table = ParquetTable(self.path, self.checksums)
+        else:
+            table = MappedTable(self.path, self.checksums or self.path.with_suffix(".crc32"))
+        expected = [*OWN_COLUMNS, *([SEGMENTS] if self.documents else []), *self.modalities]
+        if not set(expected) <= set(table.names) or table.n_rows != len(self):
+            raise DataError(
+                f"{self.path}: {table.n_rows} rows of {list(table.names)}, expected {len(self)} of {expected}"
+            )
+        return table
 
 
-class _Waves:
-    """A column of waveforms, of which only one group of rows is kept at a time."""
-
-    def __init__(self, file: pyarrow.parquet.ParquetFile, name: str, checksums: Checksums | None) -> None:
-        self._file, self._name, self._checksums = file, name, checksums
-        self._ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-        # Neighbours are asked for one after the other where a split is gone through in order.
-        self._group = lru_cache(maxsize=1)(self._read)
-
-    def __getitem__(self, index: int) -> NDArray[np.float32]:
-        group = int(np.searchsorted(self._ends, index, side="right"))
-        first = int(self._ends[group - 1]) if group else 0
-        wave: NDArray[np.float32] = self._group(group)[index - first].values.to_numpy() / np.float32(FULL_SCALE)
+def _item(values: NDArray[Any], encoded: bool = False) -> Item:
+    """An item as it is stored: bytes of text, ids without a sign, 16-bit samples, or floats."""
+    if values.dtype == np.uint8 and not encoded:
+        return _text(values)
+    if values.dtype == np.int16:
+        wave: NDArray[np.float32] = np.divide(values, np.float32(FULL_SCALE), dtype=np.float32)
         return wave
-
-    def _read(self, group: int) -> pyarrow.Array:
-        if self._checksums is not None:
-            place = self._file.schema_arrow.names.index(self._name)
-            self._checksums.check(self._file.metadata, range(group, group + 1), [place])
-        return self._file.read_row_group(group, columns=[self._name]).column(0).combine_chunks()
+    floats = np.issubdtype(values.dtype, np.floating)
+    return values.astype(np.float32) if floats else values.astype(np.int64)
 
 
-def _is_text(column: pyarrow.Array) -> bool:
-    return str(column.type) == "string"
+def _text(values: NDArray[Any]) -> str:
+    return values.tobytes().decode()

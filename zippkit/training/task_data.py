@@ -24,7 +24,7 @@ class TaskData:
     def __init__(
         self, task: Task, dataset: Dataset, split: Split, readers: Mapping[str, TowerConfig] | None = None
     ) -> None:
-        """Look which examples there are, and turn their text into ids.
+        """Look which examples there are; their contents stay on the disk until they are needed.
 
         Args:
             task: what is given, and what is predicted.
@@ -44,16 +44,9 @@ class TaskData:
             raise DataError(
                 f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
             )
-        names = split.names()
-        self.names = [names[place] for place in self._places]
-        # Text is turned into ids once; units are ids already, and waveforms stay on the disk until they are needed.
-        self._texts: dict[str, list[list[int]]] = {}
         self._images: dict[str, tuple[PixelTokenizer, Image]] = {}
         for name in task.modalities:
-            if dataset.manifest.modalities[name].is_text:
-                encode = dataset.text_tokenizer(name).encode
-                self._texts[name] = [encode(str(self.item(i, name))) for i in range(len(self))]
-            elif readers and isinstance(feed := readers[name].feed, Image):
+            if readers and isinstance(feed := readers[name].feed, Image):
                 self._images[name] = dataset.pixel_tokenizer(name), feed
 
     def __len__(self) -> int:
@@ -70,8 +63,6 @@ class TaskData:
         kept = np.sort(np.argsort(ranks)[: max(1, round(fraction * len(self)))])
         part = copy(self)
         part._places = self._places[kept]
-        part.names = [self.names[i] for i in kept]
-        part._texts = {name: [ids[i] for i in kept] for name, ids in self._texts.items()}
         return part
 
     def example(self, index: int) -> Example:
@@ -89,9 +80,7 @@ class TaskData:
         return longest
 
     def _lengths(self, name: str) -> NDArray[np.int64]:
-        if name in self._texts:
-            return np.array([len(ids) for ids in self._texts[name]], dtype=np.int64)
-        return self._split.lengths(name)[self._places]
+        return self._split.token_lengths(name)[self._places]
 
     def check_lengths(self, towers: Mapping[str, TowerConfig]) -> None:
         """Look for sequences that a tower cannot take, before anything is computed.
@@ -113,7 +102,7 @@ class TaskData:
         if n_long:
             longest = int(lengths.argmax())
             raise DataError(
-                f"{self._split.path}: example {self.names[longest]} has {lengths[longest]} {name} {what}, and "
+                f"{self._split.path}: example {self.name(longest)} has {lengths[longest]} {name} {what}, and "
                 f"{n_long} of {len(self)} examples have more than the {limit} that the tower takes"
             )
 
@@ -125,7 +114,7 @@ class TaskData:
             try:
                 tower.n_states(np.zeros(n_samples, np.float32))
             except ValueError as error:
-                example = self.names[int((lengths[places] == n_samples).argmax())]
+                example = self.name(int((lengths[places] == n_samples).argmax()))
                 wrong.append(f"{self._split.path}: example {example}, {name}: {error}")
         if wrong:
             raise DataError("\n".join(wrong))
@@ -135,15 +124,17 @@ class TaskData:
 
     def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Names of examples."""
-        return tuple(self.names[i] for i in indices)
+        return tuple(map(self.name, indices))
+
+    def name(self, index: int) -> str:
+        """Name of one example."""
+        return self._split.name(int(self._places[index]))
 
     def _tokens(self, name: str, index: int) -> Any:
-        if name in self._texts:
-            return self._texts[name][index]
-        item = self.item(index, name)
+        item = self._split.tokens(int(self._places[index]), name)
         if name in self._images:
             tokenizer, shape = self._images[name]
-            return tokenizer.scaled(np.asarray(item), shape)
+            return tokenizer.scaled(item, shape)
         return item
 
     def prompt(self, index: int) -> list[Segment]:
