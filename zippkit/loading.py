@@ -14,6 +14,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.inheritance import read_document
 from zippkit.spec.part_kinds import frozen_parts
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.recipe_checks import recipe_complaints
 from zippkit.spec.shared_weights import with_shared
 from zippkit.spec.validation import Complaint, Examined, examine, value_at
 from zippkit.spec.yaml_document import Document, KeyPath, beside, override
@@ -190,14 +191,12 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
         SpecError: as `load_recipe`.
     """
     inner = _inner_spec(document, overrides)
-    for key in ("data", "start_from"):
-        if isinstance(document.data.get(key), str):
-            document.data[key] = beside(document.data[key], document.file_of((key,)))
+    _find_paths(document)
 
     def look(recipe: Recipe) -> list[Complaint]:
         if inner.problems:
-            return recipe.complaints(sound_spec=False) if inner.names_known else []
-        return recipe.complaints() + ([] if started else list(_starting_point_complaints(recipe)))
+            return recipe_complaints(recipe, sound_spec=False) if inner.names_known else []
+        return recipe_complaints(recipe) + ([] if started else list(_starting_point_complaints(recipe)))
 
     data = document.data if inner.spec is None else document.data | {"spec": inner.spec}
     found = examine(Recipe, data, look, stand_in)
@@ -207,6 +206,18 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
     if found.whole is None or problems:
         raise SpecError(problems)
     return found.whole
+
+
+def _find_paths(document: Document) -> None:
+    """Look up the recipe's own paths beside the file that names them."""
+    data = document.data.get("data")
+    places: list[KeyPath] = [("data",), ("start_from",)]
+    for name, source in data.items() if isinstance(data, dict) else ():
+        places.append(("data", name, "path") if isinstance(source, dict) else ("data", name))
+    for *around, key in places:
+        section, place = value_at(document.data, tuple(around)), (*around, key)
+        if isinstance(section.get(key), str):
+            section[key] = beside(section[key], document.file_of(place))
 
 
 def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec | Recipe:

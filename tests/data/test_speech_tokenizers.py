@@ -147,7 +147,7 @@ def test_prepare_takes_a_kind_and_the_dataset_and_the_run_keep_it(
     assert all(max(example.items["speech"]) < tokenizer.begin for example in dataset.split("train"))
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    run.keep_tokenizers(dataset)
+    run.keep_tokenizers({"data": dataset})
     assert run.tokenizers()["speech"].fingerprint == tokenizer.fingerprint
 
 

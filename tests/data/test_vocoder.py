@@ -119,7 +119,7 @@ def test_a_prepared_vocoder_is_kept_with_the_data_and_the_run(
     assert "tokenizers/speech.vocoder.safetensors" in dataset.manifest.files
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    run.keep_tokenizers(dataset)
+    run.keep_tokenizers({"data": dataset})
     kept = run.tokenizers()["speech"]
     assert isinstance(kept, UnitTokenizer)
     np.testing.assert_array_equal(kept.to_sound([1, 2]), speech.to_sound([1, 2]))

@@ -71,17 +71,23 @@ def spec(**more: Any) -> dict[str, Any]:
     }
 
 
-def write_recipe(folder: Path, train: dict[str, Any] | None = None, **more: Any) -> Path:
+Train = dict[str, Any] | list[dict[str, Any]]
+"""Keys of the main phase, or of each of several stages."""
+
+
+def write_recipe(folder: Path, train: Train | None = None, **more: Any) -> Path:
     """The recipe's file, and its data beside it if there are none yet."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
         write_data(folder / "data")
     phase = {"steps": 12, "batch_size": 4, "pad_multiple": 8, "log_every": 3, "save_every": 4, "learning_rate": 1e-2}
+    given = train if isinstance(train, list) else [train or {}]
+    stages = [phase | {"tasks": ["speech -> text"]} | each for each in given]
     recipe = {
         "name": "tiny",
         "spec": spec(),
         "data": "data",
-        "train": phase | {"tasks": ["speech -> text"]} | (train or {}),
+        "train": stages if isinstance(train, list) else stages[0],
         "evaluate": {"split": "test", "max_tokens": 6, "batch_size": 4},
         **more,
     }
@@ -89,7 +95,7 @@ def write_recipe(folder: Path, train: dict[str, Any] | None = None, **more: Any)
     return folder / "recipe.yaml"
 
 
-def tiny_recipe(folder: Path, train: dict[str, Any] | None = None, **more: Any) -> Recipe:
+def tiny_recipe(folder: Path, train: Train | None = None, **more: Any) -> Recipe:
     return load_recipe(write_recipe(folder, train, **more))
 
 

@@ -19,6 +19,7 @@ from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.recipe_checks import recipe_complaints
 from zippkit.spec.standalone import spec_text
 from zippkit.training.optimizer import build_optimizer
 
@@ -109,4 +110,4 @@ def test_what_does_not_fit_is_told() -> None:
 def test_only_the_owner_is_pre_trained(tmp_path: Any) -> None:
     spec = make_spec(towers(), LINKS)
     recipe = Recipe(name="r", spec=spec, data=tmp_path, pretrain={"right": Phase(steps=1)}, train=Phase(steps=1))
-    assert (("pretrain", "right"), "the weights are those of 'left'; pre-train that tower") in recipe.complaints()
+    assert (("pretrain", "right"), "the weights are those of 'left'; pre-train that tower") in recipe_complaints(recipe)

@@ -80,7 +80,7 @@ def run(tmp_path: Path) -> Path:
     loaded = load_recipe(tmp_path / "recipe.yaml")
     folder = RunFolder(tmp_path / "run")
     folder.keep_recipe(loaded)
-    folder.keep_tokenizers(Dataset.open(loaded.data))
+    folder.keep_tokenizers({"data": Dataset.open(loaded.data)})
     compile(loaded.spec, seed=7).save(folder.model)
     lines = [{"phase": "pretrain.text", "step": 1, "text": 3.0, "total": 3.0}]
     lines += [{"phase": "train", "step": i, "text": 2.0 / i, "speech": 1.5, "total": 4.0} for i in (1, 2, 3, 4)]

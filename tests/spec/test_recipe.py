@@ -27,6 +27,7 @@ from zippkit.spec.derived_recipe import (
 from zippkit.spec.part_kinds import group_names
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.recipe_checks import recipe_complaints
 from zippkit.spec.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -256,7 +257,7 @@ def test_a_task_means_what_it_says(links: str, task: str, told: list[str]) -> No
             made["links"].append(ends | clock | kind)
     recipe = derived_recipe(compiled_spec(towers=towers, **made))
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tasks": [task]})})
-    found = recipe.complaints()
+    found = recipe_complaints(recipe)
     assert [place for place, _ in found] == [("train", "tasks", 0)] * len(told)
     for (_, message), expected in zip(found, told, strict=True):
         assert message.startswith(expected)
@@ -377,7 +378,7 @@ def test_the_derived_recipe_goes_around() -> None:
     recipe = derived_recipe(compiled_spec(links=both))
     assert recipe.tasks() == [Task(("speech",), "text"), Task(("text",), "speech")]
     assert recipe.train.learning_rates["links.text_to_speech"] == LEARNING_RATE_UNFROZEN
-    assert recipe.complaints() == []
+    assert recipe_complaints(recipe) == []
     again = Recipe.model_validate(yaml.safe_load(yaml.safe_dump(dump(recipe))))
     assert again == recipe
     assert derived_recipe(compiled_spec(links=[])).tasks() == [Task((), "text"), Task((), "speech")]

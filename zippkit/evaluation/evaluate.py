@@ -27,6 +27,7 @@ from zippkit.system.progress import progress
 from zippkit.training.answers import answers
 from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.device import backend
+from zippkit.training.run_data import ScoredDataset, scored_datasets
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import starting_point
 from zippkit.training.task_data import TaskData
@@ -53,10 +54,14 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     after.model.to(device)
     before = starting_point(recipe, run)
     before.model.to(device)
-    dataset = Dataset.open(data or recipe.data)
-    check_tokenizers(dataset, after.graph.modalities, run.fingerprints(), recipe.scored_tasks())
-    work = _Work(run, recipe, before, after, dataset)
-    first, *others = [work.on(name) for name in ([split] if split else recipe.evaluate.all_splits)]
+    scored = scored_datasets(recipe, data)
+    for each in scored:
+        check_tokenizers(each.dataset, after.graph.modalities, run.fingerprints(), each.tasks)
+    work = [_Work(run, recipe, before, after, each) for each in scored]
+    if not any(each.scores for each in work):
+        raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
+    splits = [split] if split else recipe.evaluate.all_splits
+    first, *others = [each.on(name) for each in work for name in splits]
     result = replace(first, more=tuple(others))
     run.write_json(FILE, asdict(result))
     run.add_seconds("evaluate", time.monotonic() - began)
@@ -67,15 +72,15 @@ class _Work:
     """State shared by all splits of one evaluation: compositions, dataset, tasks and scorer."""
 
     def __init__(
-        self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, dataset: Dataset
+        self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, scored: ScoredDataset
     ) -> None:
-        self._run, self._recipe, self._dataset = run, recipe, dataset
+        tasks, dataset = scored.tasks, scored.dataset
+        self._run, self._recipe, self._dataset, self._label = run, recipe, dataset, scored.label
         self._before, self._after = before, after
-        tasks = recipe.scored_tasks()
         self._texts = [t for t in tasks if t.conditions and dataset.manifest.modalities[t.target].is_text]
         self._speech = [task for task in tasks if ends_in_speech(task, dataset)]
-        if not self._texts and not self._speech:
-            raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
+        self.scores = bool(self._texts or self._speech)
+        """Whether words can be counted in the answers of some task."""
         self._scorer, self._reason = _scorer(recipe) if self._speech else (None, "")
 
     def on(self, split: str) -> Evaluated:
@@ -92,7 +97,7 @@ class _Work:
         retention = tuple(_retention(name, before, after, dataset, split, recipe) for name in with_head)
         tells = [*self._texts, *self._speech] if after.graph.layout.tells_next else []
         told = tuple(score_next(task, after, dataset, split, recipe) for task in tells)
-        return Evaluated(split, (*scores, *spoken), retention, skipped, told)
+        return Evaluated(self._label.format(split), (*scores, *spoken), retention, skipped, told)
 
     def _why_not(self, task: Task, split: str) -> str:
         if self._reason:

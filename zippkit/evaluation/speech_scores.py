@@ -76,11 +76,11 @@ def score_speech(
             batch = indices[start : start + how.batch_size]
             prompts = [data.prompt(i) for i in batch]
             rows = generate_batch(
-                zipped, prompts, [task.target], how.max_tokens, how.sampling, batch[0], task.multimodal
+                zipped, prompts, task.generated, how.max_tokens, how.sampling, batch[0], task.multimodal
             )
             for i, row in zip(batch, rows, strict=True):
                 reference = normalize(str(data.item(i, words)))
-                wave, hypothesis = hear(np.asarray(row[0].tokens), reference)
+                wave, hypothesis = hear(np.asarray(row[-1].tokens), reference)
                 _, target = hear(np.asarray(data.item(i, task.target)), reference)
                 sound = None
                 if i < how.samples:

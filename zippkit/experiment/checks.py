@@ -10,7 +10,6 @@ from zippkit.experiment.claim_checks import claim_complaints, unknown
 from zippkit.experiment.format import Experiment, Plot, Preset
 from zippkit.experiment.metrics import Metric
 from zippkit.spec.recipe import Recipe
-from zippkit.spec.task import Task
 from zippkit.spec.validation import Complaint
 from zippkit.spec.words import Name
 from zippkit.spec.yaml_document import KeyPath
@@ -75,7 +74,7 @@ def grid_complaints(
     splits = dict.fromkeys(sorted(named))
     for split in preset.splits:
         yield from unknown(("presets", name or "", "splits", split), [split], splits, "split of a metric")
-    tasks = dict.fromkeys(str(task) for recipe in recipes for task in _evaluated(recipe))
+    tasks = dict.fromkeys(str(task) for recipe in recipes for task in recipe.scored_tasks())
     given = [each for recipe in recipes for each in recipe.spec.towers.items()]
     towers = dict.fromkeys(tower for tower, its in given if its.settings.predicts)
     for key, metric in experiment.metrics.items():
@@ -88,8 +87,3 @@ def _not_measured(metric: Metric, tasks: Mapping[str, Any], towers: Mapping[Name
         yield "task", f"no recipe is evaluated on {metric.named_task!r}{did_you_mean(metric.named_task, tasks)}"
     if metric.retention is not None and metric.retention not in towers:
         yield "retention", f"no tower is called {metric.retention!r}{did_you_mean(metric.retention, towers)}"
-
-
-def _evaluated(recipe: Recipe) -> list[Task]:
-    named = recipe.evaluate.tasks
-    return [Task.parse(text) for text in named] if named else recipe.tasks()

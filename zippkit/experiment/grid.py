@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from zippkit.errors import Problem, SpecError, did_you_mean
 from zippkit.experiment.checks import grid_complaints
@@ -19,6 +19,8 @@ from zippkit.spec.inheritance import read_yaml
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.yaml_document import Document, KeyPath, beside, dotted
+
+P = TypeVar("P", bound=Phase)
 
 
 @dataclass(frozen=True)
@@ -197,8 +199,9 @@ def _touches(problem: str, key: str) -> bool:
 def _plain(recipe: Recipe) -> Recipe:
     """The same recipe with nothing said twice: a phase's keys that have their default value anyway are left out."""
 
-    def phase(given: Phase) -> Phase:
-        return Phase.model_validate(given.model_dump(exclude_defaults=True))
+    def phase(given: P) -> P:
+        return type(given).model_validate(given.model_dump(exclude_defaults=True))
 
     pretrain = {name: phase(given) for name, given in recipe.pretrain.items()}
-    return recipe.model_copy(update={"train": phase(recipe.train), "pretrain": pretrain})
+    train = phase(recipe.train) if isinstance(recipe.train, Phase) else [phase(stage) for stage in recipe.train]
+    return recipe.model_copy(update={"train": train, "pretrain": pretrain})

@@ -38,10 +38,16 @@ def tower_hash(recipe: Recipe, tower: str) -> str:
     return _hash([spec, phase, recipe.seed, recipe.split, _data(recipe), recipe.device])
 
 
-def _data(recipe: Recipe) -> str:
-    """The dataset by its manifest, wherever it lies; by its path while it is not there."""
-    manifest = recipe.data / DATASET_MANIFEST
-    return sha256_of(manifest) if manifest.is_file() else str(recipe.data)
+def _data(recipe: Recipe) -> str | dict[str, Any]:
+    """Each dataset by its manifest, wherever it lies, and its section; by its path while it is not there."""
+    if isinstance(recipe.data, Path):
+        return _dataset(recipe.data)
+    return {name: {**dump(source), "path": _dataset(source.path)} for name, source in recipe.sources.items()}
+
+
+def _dataset(folder: Path) -> str:
+    manifest = folder / DATASET_MANIFEST
+    return sha256_of(manifest) if manifest.is_file() else str(folder)
 
 
 def _checkpoint(start: Path) -> list[Any]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from zippkit.data.dataset import Dataset
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.evaluate import evaluate
 from zippkit.evaluation.evaluation_file import parse_evaluation
@@ -19,6 +18,7 @@ from zippkit.evaluation.recognisers.base import open_scorer
 from zippkit.experiment.grid import Job
 from zippkit.experiment.store import Record, Store
 from zippkit.spec.recipe import Recipe
+from zippkit.training.run_data import open_datasets
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.starting_point import check_start_from
 from zippkit.training.trainer import InterruptedRunError, train
@@ -128,7 +128,7 @@ def _run(task: Task, store: Store) -> Record:
 def _train(task: Task, store: Store) -> RunFolder:
     recipe = task.recipe
     if not store.run(task.key).recipe_file.exists():
-        check_start_from(recipe, Dataset.open(recipe.data))
+        check_start_from(recipe, open_datasets(recipe).values())
     run = store.begin(task.key, recipe)
     store.lend_towers(recipe, run)
     train(recipe, run.path)

@@ -17,6 +17,7 @@ from zippkit.errors import DataError
 from zippkit.report.html import arrowed
 from zippkit.spec.recipe import Recipe
 from zippkit.training.data_checks import check_tokenizers
+from zippkit.training.run_data import shown_dataset
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.task_data import TaskData
 
@@ -47,11 +48,11 @@ def mask_examples(run: RunFolder, recipe: Recipe, zipped: Composition) -> MaskEx
 
 
 def _shown(run: RunFolder, recipe: Recipe, zipped: Composition) -> _Shown:
-    tasks = recipe.tasks()
+    tasks = recipe.scored_tasks() or recipe.tasks()
     task = next((task for task in tasks if task.conditions), tasks[0])
     split = recipe.evaluate.split
     try:
-        dataset = Dataset.open(recipe.data)
+        dataset = shown_dataset(recipe, task)
         check_tokenizers(dataset, zipped.graph.modalities, run.fingerprints(), [task])
         data = TaskData(task, dataset, dataset.split(split), zipped.graph.readers)
         shortest = [int(i) for i in np.argsort(data.lengths, kind="stable")[:2]]

@@ -11,6 +11,7 @@ from zippkit.spec.part_kinds import frozen_parts, group_names
 from zippkit.spec.phase import Phase
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import linked_tasks
+from zippkit.spec.task_line import WeightedTask
 from zippkit.spec.tower_spec import TowerSpec
 
 # Section 4.1.6 of the paper.
@@ -28,7 +29,7 @@ def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
 def derived_recipe(spec: CompositionSpec, data: Path = Path("data/NAME"), steps: int = 1000) -> Recipe:
     """The recipe that follows from the spec alone: Adam, the paper's rates, one task for each linked direction."""
     alone = [name for name, tower in spec.towers.items() if not tower.settings.continuous]
-    tasks = [str(task) for task in linked_tasks(spec)] or alone
+    tasks: list[str | WeightedTask] = [str(task) for task in linked_tasks(spec)] or [*alone]
     frozen = set(frozen_parts(spec))
     rates = {group: rate for group, rate in learning_rates(spec, Phase(steps=steps)).items() if group not in frozen}
     train = Phase(steps=steps, tasks=tasks, warmup=steps // 20, learning_rates=rates)

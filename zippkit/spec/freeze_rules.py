@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from zippkit.errors import did_you_mean
 from zippkit.spec.part_sections import Lora
 from zippkit.spec.words import Action
 
 
-def frozen_by(freeze: bool | dict[str, Action], names: Iterable[str]) -> dict[str, bool]:
+def frozen_by(freeze: bool | Mapping[str, Action], names: Iterable[str]) -> dict[str, bool]:
     """Whether each parameter is frozen by a tower's `freeze`.
 
     Raises:

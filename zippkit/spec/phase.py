@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from zippkit.spec.kinds import Strict
 from zippkit.spec.optimization import Optimization
 from zippkit.spec.sampling import MOST_TOKENS, Sampling
+from zippkit.spec.shapes import MAPPING, WORD, WORD_OR_MAPPING
 from zippkit.spec.source_cache import CacheSources
+from zippkit.spec.task_line import Names, TaskLine, as_list
 from zippkit.spec.words import Name
+
+Rules = Annotated[
+    Annotated[bool, WORD] | Annotated[dict[str, Literal["freeze", "train"]], MAPPING, Field(min_length=1)],
+    WORD_OR_MAPPING,
+]
+"""Whether a part is frozen, or which of its parameters are, by name pattern."""
 
 
 class Phase(Optimization):
     """One run of the optimiser over one or more tasks."""
 
-    tasks: list[str] | None = Field(
-        None, description="Such as `speech -> text` or `text`, mixed by data size; every linked direction if left out."
+    tasks: list[TaskLine] | None = Field(
+        None,
+        description="Such as `speech -> text` or `text`, mixed by data size; those that the datasets name, and every "
+        "linked direction, if left out.",
+    )
+    data: Names | None = Field(
+        None, description="The dataset to learn from, or a list of several, by name; all that serve if left out."
     )
     fraction: float = Field(
         1.0, gt=0, le=1, description="Part of the examples to learn from; a smaller part lies inside a larger one."
@@ -33,9 +46,29 @@ class Phase(Optimization):
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
 
+    @property
+    def datasets(self) -> list[Name] | None:
+        """Names of the datasets that it asks for; None for all."""
+        return None if self.data is None else as_list(self.data)
+
+
+class Stage(Phase):
+    """One of several phases in which the whole composition is trained, one after the other."""
+
+    name: Name = Field(description="Name of the stage; its checkpoints are those of the phase `train.<name>`.")
+    freeze: dict[str, Rules] = Field(
+        default_factory=dict,
+        description="Parts that rest in this stage, such as `towers.speech: true` or `links.speech_to_text: true`; or "
+        "rules by pattern for the parameters of one, as in a tower's `freeze`. The spec's own freezing goes before it.",
+    )
+
 
 class Evaluation(Strict):
     """How a run is scored."""
+
+    data: Names | None = Field(
+        None, description="The dataset to score, or a list of several, by name; those of the scored tasks if left out."
+    )
 
     split: str = Field("test", description="Split of the dataset.")
     splits: list[str] | None = Field(
@@ -66,6 +99,11 @@ class Evaluation(Strict):
         "for a tower that has no examples there, and if left out.",
     )
     samples: int = Field(3, ge=0, description="Sounds to keep, of each task that ends in speech.")
+
+    @property
+    def datasets(self) -> list[Name] | None:
+        """Names of the datasets to score; None for those of the scored tasks."""
+        return None if self.data is None else as_list(self.data)
 
     @property
     def scorer_kind(self) -> str:

@@ -1,23 +1,34 @@
-"""The recipe: a training run's description, and what does not fit in it."""
+"""The recipe: a training run's description."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from zippkit.errors import did_you_mean
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.data_section import DataSection, DataSource, Use, data_sources
 from zippkit.spec.dev_evaluation import Validation
 from zippkit.spec.kinds import Strict
-from zippkit.spec.part_kinds import group_names
-from zippkit.spec.phase import Evaluation, Phase
-from zippkit.spec.task import Task, linked_tasks, unread
-from zippkit.spec.validation import Complaint
+from zippkit.spec.phase import Evaluation, Phase, Stage
+from zippkit.spec.shapes import LIST, MAPPING, MAPPING_OR_LIST
+from zippkit.spec.task import Task, linked_tasks
+from zippkit.spec.task_line import WeightedTask, as_lines
 from zippkit.spec.words import Name
 from zippkit.spec.yaml_document import KeyPath
+
+TRAIN = "train"
+"""Label of the only phase in which the whole composition is trained."""
+
+
+class MainPhase(NamedTuple):
+    """A phase in which the whole composition is trained."""
+
+    label: str
+    """By which the run folder keeps its checkpoints and metrics."""
+    key_path: KeyPath
+    phase: Phase
 
 
 class Recipe(Strict):
@@ -25,7 +36,15 @@ class Recipe(Strict):
 
     name: Name = Field(description="Name of the run.")
     spec: CompositionSpec = Field(description="The composition: a path to its YAML, or the spec itself.")
-    data: Annotated[Path, Field(strict=False)] = Field(description="Dataset folder, as `zippkit prepare` writes it.")
+    data: DataSection = Field(
+        description="Dataset folder, as `zippkit prepare` writes it; or several by name, each a folder or a section."
+    )
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        description="Several tasks and datasets are mixed by their numbers of examples to the power 1 / temperature: 1 "
+        "by size, larger ones more evenly.",
+    )
     seed: int = Field(0, ge=0, description="Seed of new parameters and of the order of examples.")
     start_from: Annotated[Path, Field(strict=False)] | None = Field(
         None,
@@ -38,80 +57,61 @@ class Recipe(Strict):
         default_factory=dict,
         description="Towers to pre-train on their own modality first, each by itself and unfrozen.",
     )
-    train: Phase = Field(description="Training of the whole composition.")
+    train: Annotated[Annotated[Phase, MAPPING] | Annotated[list[Stage], LIST, Field(min_length=1)], MAPPING_OR_LIST] = (
+        Field(description="Training of the whole composition: one phase, or a list of stages.")
+    )
     validation: Validation | None = Field(
         None, description="Evaluation on a dev split while the composition is trained; none if left out."
     )
     evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
 
-    def tasks(self, phase: Phase | None = None) -> list[Task]:
-        """The tasks of the main phase, or of another one."""
-        wanted = (phase or self.train).tasks
-        return [Task.parse(text) for text in wanted] if wanted else linked_tasks(self.spec)
+    @property
+    def sources(self) -> dict[Name, DataSource]:
+        """The datasets by name; a single one that has no name is called `SINGLE`."""
+        return data_sources(self.data)
 
-    def scored_tasks(self) -> list[Task]:
-        """The tasks that the run is scored on."""
-        return [Task.parse(text) for text in self.evaluate.tasks or ()] or self.tasks()
+    @property
+    def main_phases(self) -> list[MainPhase]:
+        """The phases in which the whole composition is trained, in order."""
+        if isinstance(self.train, Phase):
+            return [MainPhase(TRAIN, (TRAIN,), self.train)]
+        return [MainPhase(f"{TRAIN}.{stage.name}", (TRAIN, i), stage) for i, stage in enumerate(self.train)]
 
-    def complaints(self, *, sound_spec: bool = True) -> list[Complaint]:
-        """List all mistakes in the phases, and between them and the spec.
+    def chosen(self, phase: Phase) -> dict[Name, DataSource]:
+        """The datasets that a phase may learn from."""
+        names = phase.datasets
+        return {name: each for name, each in self.sources.items() if names is None or name in names}
 
-        Args:
-            sound_spec: False where the spec has mistakes of its own; what only follows from them is left out.
-        """
-        found: list[Complaint] = []
-        towers = self.spec.towers
-        phases: list[tuple[KeyPath, list[str] | None]] = [
-            (("train",), self.train.tasks),
-            (("evaluate",), self.evaluate.tasks),
-            (("validation",), self.validation.tasks if self.validation else None),
-        ]
-        phases += [(("pretrain", name), phase.tasks) for name, phase in self.pretrain.items()]
-        for key_path, tasks in phases:
-            for i, text in enumerate(tasks or []):
-                task = Task.parse(text)
-                said = [*self._task_complaints(task), *(unread(self.spec, task) if sound_spec else ())]
-                found += [((*key_path, "tasks", i), message) for message in said]
-        for name, phase in self.pretrain.items():
-            if name not in towers:
-                found.append((("pretrain", name), f"no tower is called {name!r}{did_you_mean(name, towers)}"))
-            elif towers[name].share_with is not None:
-                message = f"the weights are those of {towers[name].share_with!r}; pre-train that tower"
-                found.append((("pretrain", name), message))
-            elif towers[name].weights is not None:
-                found.append((("pretrain", name), f"towers.{name}.weights is given; remove one of the two"))
-            elif (config := towers[name].resolved[0]) is not None and not config.predicts:
-                fed = "continuous inputs have" if config.continuous else "an encoder has"
-                message = f"{fed} no next token to predict; name `weights`, or train it with a link"
-                found.append((("pretrain", name), message))
-            if phase.tasks not in (None, [name]):
-                found.append(
-                    (("pretrain", name, "tasks"), f"pre-training is on the tower's own modality; expected [{name}]")
-                )
-        if not sound_spec:
-            return found
-        if self.train.tasks is None and not linked_tasks(self.spec):
-            found.append((("train", "tasks"), "the spec has no links, so no task follows from it; name the tasks"))
-        found += self._validation_complaints()
-        groups: list[tuple[KeyPath, Phase, list[str]]] = [(("train",), self.train, group_names(self.spec))]
-        groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in self.pretrain.items()]
-        for key_path, phase, known in groups:
-            for group in phase.learning_rates.keys() - known:
-                message = f"no such parameter group{did_you_mean(group, known)}"
-                found.append(((*key_path, "learning_rates", group), message))
+    def lines(self, phase: Phase) -> list[WeightedTask]:
+        """What a phase of the whole composition learns: as it says, or as its datasets and the links say."""
+        if phase.tasks:
+            return as_lines(phase.tasks)
+        sources = self.chosen(phase).values()
+        found = [line for source in sources for line in source.lines or ()]
+        if any(source.tasks is None for source in sources):
+            found += [WeightedTask(task=str(task)) for task in linked_tasks(self.spec)]
+        return list({line.parsed: line for line in reversed(found)}.values())[::-1]
+
+    def uses(self, phase: Phase) -> list[Use]:
+        """Which tasks a phase of the whole composition learns from which datasets, as far as the recipe tells."""
+        found: list[Use] = []
+        for name, source in self.chosen(phase).items():
+            own = {line.parsed: line for line in source.lines or ()}
+            for line in self.lines(phase):
+                if source.tasks is None or line.parsed in own:
+                    found.append(Use(name, own.get(line.parsed, line)))
         return found
 
-    def _validation_complaints(self) -> Iterator[Complaint]:
-        for key_path, message in self.validation.complaints(self.spec, self.tasks()) if self.validation else ():
-            yield ("validation", *key_path), message
+    def pretrain_uses(self, tower: Name) -> list[Use]:
+        """The datasets from which a tower may learn its own modality."""
+        return [Use(name, WeightedTask(task=tower)) for name in self.chosen(self.pretrain[tower])]
 
-    def _task_complaints(self, task: Task) -> Iterator[str]:
-        towers, modalities = self.spec.towers, self.spec.modalities
-        for name in task.modalities:
-            if name not in modalities:
-                yield f"no tower is called {name!r}{did_you_mean(name, modalities)}"
-            elif name in task.targets and (config := towers[modalities[name]].resolved[0]) and not config.predicts:
-                what = "is fed continuous inputs" if config.continuous else "is an encoder"
-                yield f"{name!r} {what}, which nothing predicts; it can only be given"
-        for name in dict.fromkeys(name for name in task.targets if task.modalities.count(name) > 1):
-            yield f"an example has one {name!r}, so what is to be predicted is given already; name it once"
+    def tasks(self, phase: Phase | None = None) -> list[Task]:
+        """The tasks of one phase of the whole composition, or of all of them."""
+        phases = [phase] if phase else [each.phase for each in self.main_phases]
+        return list(dict.fromkeys(line.parsed for each in phases for line in self.lines(each)))
+
+    def scored_tasks(self) -> list[Task]:
+        """The tasks that the run is scored on, each on its last target; a sequence also on those before."""
+        named = [Task.parse(text) for text in self.evaluate.tasks or ()] or self.tasks()
+        return list(dict.fromkeys(each for task in named if not task.interleaved for each in task.beginnings))

@@ -1,4 +1,4 @@
-"""A task: which modality is predicted after which; and the tasks that follow from a spec."""
+"""A task: which modalities are predicted after which; and the tasks that follow from a spec."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from typing import NamedTuple, Self
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.spec.composition_spec import CompositionSpec
 
+INTERLEAVED = "interleaved"
+"""The task that takes documents as they stand: segments of any modality, in any order and number."""
+
 
 class Task(NamedTuple):
-    """Predict one modality after others: written ``speech -> text``, or ``text`` for a tower's own modality.
+    """Predict modalities after others: written ``speech -> text``, or ``text`` for a tower's own modality.
 
-    Modalities that are simultaneous (`clock: sync`) are predicted together: ``left + right``.
+    Several targets are predicted in sequence, ``speech -> [text, speech]``, or where they are simultaneous
+    (`clock: sync`) together: ``left + right``. ``interleaved`` is every segment of a document.
     """
 
     conditions: tuple[str, ...]
     target: str
+    """The last that is predicted."""
     beside: str | None = None
     """A second target, predicted at the same time."""
+    before: tuple[str, ...] = ()
+    """Targets that are predicted before it, one after the other."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         *conditions, last = (part.strip() for part in text.split("->"))
+        if last.startswith("[") and last.endswith("]"):
+            *before, target = (part.strip() for part in last[1:-1].split(","))
+            return cls(tuple(conditions), target, None, tuple(before))
         beside, plus, target = (part.strip() for part in last.rpartition("+"))
         return cls(tuple(conditions), target, beside if plus else None)
 
@@ -44,21 +54,54 @@ class Task(NamedTuple):
         return pairs | ({(self.beside, self.target)} if self.beside else set())
 
     @property
+    def interleaved(self) -> bool:
+        """Whether it takes documents, whose modalities are not known before they are read."""
+        return self == ((), INTERLEAVED, None, ())
+
+    @property
     def targets(self) -> tuple[str, ...]:
-        """The modalities that are predicted."""
-        return (self.beside, self.target) if self.beside else (self.target,)
+        """The modalities that are predicted, in order."""
+        if self.interleaved:
+            return ()
+        return (self.beside, self.target) if self.beside else (*self.before, self.target)
+
+    @property
+    def beginnings(self) -> tuple[Self, ...]:
+        """For each target of a sequence the task that ends with it, the whole task last."""
+        kind, names = type(self), self.targets
+        return (*(kind(self.conditions, names[i], None, names[:i]) for i in range(len(self.before))), self)
+
+    @property
+    def generated(self) -> list[str]:
+        """What is generated after the conditions to get the target."""
+        return [*self.before, self.target]
 
     @property
     def modalities(self) -> tuple[str, ...]:
+        """Everything that an example needs, in order; nothing in particular for documents."""
         return (*self.conditions, *self.targets)
+
+    @property
+    def repeated(self) -> list[str]:
+        """Targets that the example gives already where they are to be predicted.
+
+        An example has one item of each modality. It may be said again at the end of a sequence, once something else was
+        predicted: ``speech -> [text, speech]`` hears, writes down, and says again.
+        """
+        first, *later = self.targets or ("",)
+        again = [first] if first in self.conditions else []
+        if self.beside:
+            again += [name for name in later if name in (*self.conditions, first)]
+        return list(dict.fromkeys([*again, *(name for name in self.targets if self.targets.count(name) > 1)]))
 
     @property
     def multimodal(self) -> bool:
         """Whether its rows are declared multimodal, and so pass the input projections."""
-        return len(set(self.modalities)) > 1
+        return self.interleaved or len(set(self.modalities)) > 1
 
     def __str__(self) -> str:
-        return " -> ".join((*self.conditions, " + ".join(self.targets)))
+        last = f"[{', '.join(self.targets)}]" if self.before else " + ".join(self.targets) or self.target
+        return " -> ".join((*self.conditions, last))
 
 
 def unread(spec: CompositionSpec, task: Task) -> Iterator[str]:
@@ -67,7 +110,7 @@ def unread(spec: CompositionSpec, task: Task) -> Iterator[str]:
     A condition is read by a later modality of the task that is predicted, or is read itself.
     """
     towers = [spec.modalities.get(name) for name in task.modalities]
-    if None in towers or len(set(task.modalities)) < len(task.modalities):
+    if None in towers or task.repeated or len(set(task.conditions)) < len(task.conditions):
         return  # Told by themselves.
     joined = {(link.source, link.target) for link in spec.links} | {(tower, tower) for tower in towers}
     joined |= {pair for c in spec.contrastive for pair in ((c.source, c.target), (c.target, c.source))}
@@ -77,9 +120,9 @@ def unread(spec: CompositionSpec, task: Task) -> Iterator[str]:
         if any((towers[i], towers[later]) in joined for later in read):
             read.append(i)
         else:
-            name, target = task.modalities[i], " + ".join(task.targets)
+            name, target = task.modalities[i], (" + " if task.beside else ", ").join(task.targets)
             yield f"no link lets {target!r} depend on {name!r}; add a link from it, or leave it out of the task"
-    pair = {towers[i] for i in range(n_given, len(towers))}
+    pair = {towers[i] for i in range(n_given, len(towers))} if task.beside else set()
     if len(pair) > 1 and not any(link.clock == "sync" and {link.source, link.target} == pair for link in spec.links):
         yield f"`+` stands between simultaneous modalities; expected a link with `clock: sync` between {task.targets}"
 
@@ -89,7 +132,7 @@ def linked_tasks(spec: CompositionSpec) -> list[Task]:
     tasks = [
         Task((link.source,), link.target)
         if link.clock == "turns"
-        else Task((), *sorted((link.source, link.target), reverse=True))
+        else Task((), max(link.source, link.target), min(link.source, link.target))
         for link in spec.links
     ]
     hosts = spec.modalities

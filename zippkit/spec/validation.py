@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from zippkit.errors import did_you_mean
+from zippkit.spec.shapes import untagged
 from zippkit.spec.yaml_document import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
@@ -64,7 +65,7 @@ def _expectation(error: Any) -> str:
 
 
 def _message(model: type[BaseModel], error: Any) -> str:
-    key_path: KeyPath = tuple(error["loc"])
+    key_path: KeyPath = untagged(error["loc"])
     if error["type"] == "extra_forbidden":
         parents = list(_models(model, key_path[:-1]))
         names = field_names(parents[0]) if parents else []
@@ -83,7 +84,8 @@ def complaints_of(model: type[BaseModel], failure: ValidationError) -> list[Comp
     complaints: dict[KeyPath, str] = {}
     for error in failure.errors(include_url=False):
         # pydantic appends "[key]" to the place of a key that is wrong itself.
-        key_path = error["loc"][:-1] if error["loc"][-1:] == ("[key]",) else error["loc"]
+        place = untagged(error["loc"])
+        key_path = place[:-1] if place[-1:] == ("[key]",) else place
         complaints.setdefault(key_path, _message(model, error))
     return list(complaints.items())
 

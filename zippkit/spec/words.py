@@ -19,9 +19,9 @@ TAKEN_NAMES = frozenset(
     register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
     register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
     register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory state_dict to
-    to_empty train training type update values xpu zero_grad total gradient_norm next
+    to_empty train training type update values xpu zero_grad total gradient_norm next interleaved
     """.split()  # noqa: SIM905 (sixty lines of one word each otherwise)
 )
-"""Attributes of `torch.nn.ModuleDict`, and names of a step's own losses and metrics."""
+"""Attributes of `torch.nn.ModuleDict`, names of a step's own losses and metrics, and the task of whole documents."""
 PART_GROUPS = frozenset(("towers", "input_projections", "adapters", "vocabularies", "links", "contrastive", "next"))
 """Names of a model's own groups of parts."""

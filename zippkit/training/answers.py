@@ -35,7 +35,7 @@ def answers(
     task, found = data.task, list[str]()
     for start in range(0, len(indices), batch_size):
         prompts = [data.prompt(i) for i in indices[start : start + batch_size]]
-        rows = generate_batch(zipped, prompts, [task.target], max_tokens, sampling, start, task.multimodal)
-        found += [decode(row[0].tokens) for row in rows]
+        rows = generate_batch(zipped, prompts, task.generated, max_tokens, sampling, start, task.multimodal)
+        found += [decode(row[-1].tokens) for row in rows]
         tell(len(found))
     return found

@@ -48,6 +48,41 @@ def check_tokenizers(
         raise DataError("\n".join(f"{dataset.path}: {each}" for each in wrong))
 
 
+def check_agreement(datasets: Mapping[str, Dataset], modalities: Iterable[str]) -> None:
+    """Refuse datasets whose tokens, waveforms or images of one modality do not mean the same.
+
+    Args:
+        datasets: by their names in the recipe.
+        modalities: those that the composition reads.
+
+    Raises:
+        DataError: every modality that two datasets hold differently.
+    """
+    wrong: list[str] = []
+    for name in modalities:
+        held = [(key, each.manifest.modalities[name]) for key, each in datasets.items() if name in each.modalities]
+        for key, column in held[1:]:
+            first, known = held[0]
+            if _meaning(column) != _meaning(known):
+                here, there = (f"{datasets[k].path}: {name} holds {_described(c)}" for k, c in ((key, column), held[0]))
+                wrong.append(f"{here}, but {there} (data.{first}); prepare both with the same tokenizer")
+    if wrong:
+        raise DataError("\n".join(wrong))
+
+
+def _meaning(column: Column) -> tuple[object, ...]:
+    return column.kind, column.fingerprint, column.sample_rate, column.begin, column.end
+
+
+def _described(column: Column) -> str:
+    rate = f" at {column.sample_rate} Hz" if column.sample_rate else ""
+    return (
+        f"{_told(column)}{rate} of tokenizer {_short(column.fingerprint)}"
+        if column.fingerprint
+        else _told(column) + rate
+    )
+
+
 def _wrong_ids(dataset: Dataset, name: str, found: Column, modality: Modality) -> Iterator[str]:
     """Why a tower of token ids cannot read a modality; nothing if it can."""
     del dataset

@@ -23,16 +23,16 @@ from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.system.progress import progress
-from zippkit.training.batch_order import BatchOrder
 from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend
 from zippkit.training.metrics import Metrics
+from zippkit.training.mixture import Mixture
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.source_plan import open_cache
+from zippkit.training.stage import Rest
 from zippkit.training.step import build_step
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest
-from zippkit.training.task_data import TaskData
 from zippkit.training.whole_checkpoints import advising_older
 
 
@@ -44,18 +44,22 @@ class PhaseRun:
         label: str,
         zipped: Composition,
         phase: Phase,
-        tasks: Sequence[TaskData],
+        learnt: Mixture,
         seed: int,
         run: RunFolder,
         device: Backend,
         stop: StopRequest,
+        rest: Rest,
+        before: Path | None = None,
         watch: DevWatch | None = None,
     ) -> None:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
+        self.rest = rest
+        rest.begin(zipped.model)
         self.model = zipped.model.to(device.device()).train()
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
-        self.tasks = tasks
-        self.order = BatchOrder([task.lengths for task in tasks], phase.batch_size, seed)
+        self.tasks = learnt.parts
+        self.order = learnt.order(phase.batch_size, seed)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
         self.step = 0
         self.watch = watch or DevWatch()
@@ -65,13 +69,20 @@ class PhaseRun:
         """The last evaluation, in words."""
         self.origins = zipped.origins
         self.sources = zipped.sources
+        self.resting: Mapping[str, str] | None = None
         saved = run.checkpoints(label)
         # Once is enough: that frozen tensors rest is checked at every save.
-        self.references = self._resume(saved) if saved else find_references(zipped.spec, self.model, zipped.sources)
+        if saved:
+            self.references = self._resume(saved)
+        elif before is not None:
+            self.references = self._restored(before).references
+        else:
+            self.references = find_references(zipped.spec, self.model, zipped.sources)
         files = {name: reference.files for name, reference in self.references.items()}
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
-        self.source_cache = open_cache(phase, zipped, tasks, device, run.path, run.fingerprints())
+        self.source_cache = open_cache(phase, zipped, self.tasks, device, run.path, run.fingerprints())
+        rest.look(self.model, self.resting)
 
     def finish(self) -> None:
         """Run the steps that are left.
@@ -177,10 +188,13 @@ class PhaseRun:
             CheckpointError: a frozen tensor moved.
         """
         check_frozen(self.origins.tensors, self.zipped.spec, self.model)
+        self.rest.check(self.model)
         extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
         extra |= self.watch.as_manifest()
         if self.unlogged:
             extra["waiting"] = self.unlogged
+        if self.rest.hashes:
+            extra["resting"] = dict(self.rest.hashes)
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
         return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
 
@@ -211,18 +225,24 @@ class PhaseRun:
         """Go on from the newest checkpoint, and return its references."""
         folder = saved[-1]
         with advising_older(saved):
-            checkpoint = read_checkpoint(folder)
-            restore(self.model, checkpoint, self.zipped.spec, folder)
+            checkpoint = self._restored(folder)
             restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
-            if not {"step", "frozen"} <= checkpoint.extra.keys():
-                raise CheckpointError(f"{folder}: not a checkpoint of a run; its {CHECKPOINT_MANIFEST} tells no step")
-            # The proof goes back to the first source, not to this resume.
-            self.origins = Origins.from_manifest(checkpoint.extra)
         self.step = int(checkpoint.extra["step"])
         self.unlogged = list(checkpoint.extra.get("waiting", ()))
         self.watch.resume(checkpoint.extra)
-        self.sources = checkpoint.sources
+        self.resting = checkpoint.extra.get("resting", {})
         return checkpoint.references
+
+    def _restored(self, folder: Path) -> Checkpoint:
+        """Take over the model of a checkpoint, of this phase or of the stage before it."""
+        checkpoint = read_checkpoint(folder)
+        restore(self.model, checkpoint, self.zipped.spec, folder)
+        if not {"step", "frozen"} <= checkpoint.extra.keys():
+            raise CheckpointError(f"{folder}: not a checkpoint of a run; its {CHECKPOINT_MANIFEST} tells no step")
+        # The proof goes back to the first source, not to this resume.
+        self.origins = Origins.from_manifest(checkpoint.extra)
+        self.sources = checkpoint.sources
+        return checkpoint
 
 
 def _means(steps: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:

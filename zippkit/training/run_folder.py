@@ -6,7 +6,7 @@
     inputs.json           what its paths led to, by hash
     tokenizers/           what turned the data into tokens, and turns tokens back
     towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
-    checkpoints/<phase>/  step-000200, ... (the last two)
+    checkpoints/<phase>/  step-000200, ... (the last two); a phase is pretrain.<tower>, train, or train.<stage>
     best/<phase>/         step-000150: the best one by a dev metric
     model/                the finished composition
     source_states/        states of frozen towers, if `cache_sources` asks for them; may be deleted at any time
@@ -16,28 +16,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zippkit.data.dataset import Dataset, Tokenizer
-from zippkit.data.manifest import DATASET_MANIFEST, read_dataset_manifest
-from zippkit.errors import DataError, ZippkitError
+from zippkit.data.manifest import read_dataset_manifest
+from zippkit.errors import ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.spec.recipe import Recipe
 from zippkit.system.files import (
     LOCK,
     SCRATCH,
-    appearing,
-    inside,
     locked,
     parse_json,
     remove_abandoned,
     write_json,
     write_text,
 )
+from zippkit.training.kept_tokenizers import keep_tokenizers
 from zippkit.training.run_recipe import first_difference, input_hashes, recipe_text, was_moved
 
 KEPT_CHECKPOINTS = 2
@@ -158,26 +157,13 @@ class RunFolder:
         known = self.read_json("seconds.json") or {}
         self.write_json("seconds.json", {**known, phase: seconds})
 
-    def keep_tokenizers(self, dataset: Dataset) -> None:
-        """Copy the dataset's tokenizers and what its manifest says of them, so that the run stands alone.
+    def keep_tokenizers(self, datasets: Mapping[str, Dataset]) -> None:
+        """Copy the datasets' tokenizers and what their manifests say of them, so that the run stands alone.
 
         Raises:
             DataError: the run was started with another dataset.
         """
-        if self._tokenizers.exists():
-            kept = read_dataset_manifest(self._tokenizers)
-            changed = [name for name, entry in kept.files.items() if dataset.manifest.files.get(name) != entry]
-            if changed or kept.modalities != dataset.manifest.modalities:
-                what = ", ".join(changed) or "a modality"
-                raise DataError(f"{dataset.path}: {what} changed since {self.path} was started; choose another --out")
-            return
-        files = [file for modality in dataset.manifest.modalities.values() for file in modality.all_files]
-        with appearing(self._tokenizers) as new:
-            new.mkdir()
-            for file in (DATASET_MANIFEST, *files):
-                copy = inside(new, file)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(inside(dataset.path, file), copy)
+        keep_tokenizers(self._tokenizers, datasets, self.path)
 
     def fingerprints(self) -> dict[str, str | None]:
         """Each modality's tokenizer, by what decides the meaning of its ids; None where it came as plain ids."""

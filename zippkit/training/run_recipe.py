@@ -53,7 +53,11 @@ def was_moved(there: str, here: str, recipe: Recipe, known: Mapping[str, str]) -
 
 def _paths(recipe: Recipe) -> dict[str, Path]:
     """The paths of a recipe by their places in it, as in ``spec.towers.text.weights``."""
-    found = {"data": recipe.data}
+    if isinstance(recipe.data, Path):
+        found = {"data": recipe.data}
+    else:
+        given = {name: isinstance(source, Path) for name, source in recipe.data.items()}
+        found = {f"data.{n}" if given[n] else f"data.{n}.path": each.path for n, each in recipe.sources.items()}
     if recipe.start_from is not None:
         found["start_from"] = recipe.start_from
     towers = recipe.spec.towers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,9 +46,15 @@ def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
     return load(recipe.start_from, spec=spec, seed=recipe.seed)
 
 
+def begun(recipe: Recipe, run: RunFolder) -> int:
+    """Index of the main phase with which the run goes on: the last that has a checkpoint, or the first."""
+    labels = [each.label for each in recipe.main_phases]
+    return max((i for i, label in enumerate(labels) if run.checkpoints(label)), default=0)
+
+
 def composition_to_train(recipe: Recipe, run: RunFolder) -> Composition:
-    """The composition to train, or to load a checkpoint of the main phase into."""
-    if run.checkpoints("train"):
+    """The composition to train, or to load a checkpoint of a main phase into."""
+    if run.checkpoints(recipe.main_phases[begun(recipe, run)].label):
         return compile(trained_spec(recipe, run), seed=recipe.seed, load_weights=False)
     zipped = starting_point(recipe, run)
     if zipped.transfer is not None:
@@ -92,7 +99,7 @@ def _write_once(zipped: Composition, name: str, folder: Path, reference: Referen
     return folder.absolute()
 
 
-def check_start_from(recipe: Recipe, dataset: Dataset) -> None:
+def check_start_from(recipe: Recipe, datasets: Iterable[Dataset]) -> None:
     """The tokens of towers that are taken over must mean what they meant.
 
     Raises:
@@ -101,9 +108,10 @@ def check_start_from(recipe: Recipe, dataset: Dataset) -> None:
     if recipe.start_from is None:
         return
     known = read_checkpoint_manifest(checkpoint_folder(recipe.start_from)).get("tokenizers", {})
-    for name, fingerprint in dataset.fingerprints.items():
-        if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
-            raise ZippkitError(
-                f"{recipe.start_from}: tower {name!r} was trained with another tokenizer than that of {dataset.path}; "
-                "prepare the data with the one that its run keeps"
-            )
+    for dataset in datasets:
+        for name, fingerprint in dataset.fingerprints.items():
+            if name in recipe.spec.towers and known.get(name, fingerprint) != fingerprint:
+                raise ZippkitError(
+                    f"{recipe.start_from}: tower {name!r} was trained with another tokenizer than that of "
+                    f"{dataset.path}; prepare the data with the one that its run keeps"
+                )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from typing import Any, Self
 
@@ -22,7 +22,12 @@ class TaskData:
     """One task over one split: those of its examples that have all of the task's modalities."""
 
     def __init__(
-        self, task: Task, dataset: Dataset, split: Split, readers: Mapping[str, TowerConfig] | None = None
+        self,
+        task: Task,
+        dataset: Dataset,
+        split: Split,
+        readers: Mapping[str, TowerConfig] | None = None,
+        loss: Collection[str] | None = None,
     ) -> None:
         """Look which examples there are; their contents stay on the disk until they are needed.
 
@@ -31,11 +36,13 @@ class TaskData:
             dataset: what the ids mean.
             split: of that dataset.
             readers: the tower that reads each modality, where one of them may be fed pixels.
+            loss: the modalities that carry the loss, wherever they stand; the task's targets if left out.
 
         Raises:
             DataError: no example has all of the task's modalities.
         """
         self.task = task
+        self._loss = loss
         self._split = split
         self._places = split.having(task.modalities)
         if not len(self._places):
@@ -142,5 +149,9 @@ class TaskData:
         return [Segment(name, self._tokens(name, index), loss=False) for name in self.task.conditions]
 
     def segments(self, index: int) -> list[Segment]:
-        """The whole example, with the loss on the target."""
-        return [*self.prompt(index), *(Segment(name, self._tokens(name, index)) for name in self.task.targets)]
+        """The whole example, with the loss on the targets, or on the modalities that were named."""
+        n_given = len(self.task.conditions)
+        return [
+            Segment(name, self._tokens(name, index), i >= n_given if self._loss is None else name in self._loss)
+            for i, name in enumerate(self.task.modalities)
+        ]

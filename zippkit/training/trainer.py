@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,24 @@ from zippkit.checkpoint.tower_folder import write_tower
 from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
-from zippkit.errors import DataError
 from zippkit.loading import frozen_at_random
 from zippkit.plan.graph import build_graph
 from zippkit.spec.derived_recipe import single_tower
 from zippkit.spec.kinds import TOWER_FILE
-from zippkit.spec.phase import Phase
+from zippkit.spec.phase import Phase, Stage
 from zippkit.spec.recipe import Recipe
-from zippkit.spec.task import Task
 from zippkit.spec.yaml_document import dotted
 from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.dev_data import DevData, dev_data
 from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend, backend
+from zippkit.training.mixture import Mixture
 from zippkit.training.phase_run import PhaseRun
+from zippkit.training.run_data import dev_sources, mixtures, open_datasets
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.starting_point import check_start_from, composition_to_train
+from zippkit.training.stage import Rest
+from zippkit.training.starting_point import begun, check_start_from, composition_to_train
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest, stop_signals
-from zippkit.training.task_data import TaskData
 from zippkit.training.whole_checkpoints import check_model, check_tower
 
 __all__ = ["InterruptedRunError", "train"]
@@ -45,18 +45,18 @@ def train(recipe: Recipe, out: Path) -> None:
     """
     run = RunFolder(out)
     device = backend(recipe.device)
-    dataset = Dataset.open(recipe.data)
-    tasks = _task_data(recipe, dataset)
-    dev = _dev_data(recipe, dataset)
+    datasets = open_datasets(recipe)
+    learnt = mixtures(recipe, datasets)
+    dev = _dev_data(recipe, datasets)
     is_new = not run.recipe_file.exists()
     if is_new:
-        check_start_from(recipe, dataset)
+        check_start_from(recipe, datasets.values())
     with run.locked("trains"), stop_signals() as stop:
         run.keep_recipe(recipe)
-        run.keep_tokenizers(dataset)
+        run.keep_tokenizers(datasets)
         if is_new:
             _warn_of_random_towers(recipe)
-        training = _Training(recipe, run, tasks, dev, device, stop)
+        training = _Training(recipe, run, learnt, dev, device, stop)
         for name, phase in recipe.pretrain.items():
             training.pretrain(name, phase)
         training.train_together()
@@ -68,7 +68,8 @@ class _Training:
 
     recipe: Recipe
     run: RunFolder
-    tasks: dict[Task, TaskData]
+    learnt: Mapping[str, Mixture]
+    """What each phase learns from, by its label."""
     dev: DevData | None
     device: Backend
     stop: StopRequest
@@ -81,26 +82,36 @@ class _Training:
             return
         with self._timed(f"pre-train {name}"):
             alone = compile(single_tower(self.recipe.spec, name), seed=self.recipe.seed)
-            self._phase_run(f"pretrain.{name}", alone, phase, [Task((), name)]).finish()
+            self._phase_run(f"pretrain.{name}", alone, phase).finish()
             write_tower(folder, alone.model.tower(name), self.recipe.spec.towers[name].kind, alone.sources.get(name))
 
     def train_together(self) -> None:
-        """Train the whole composition, and write the finished model."""
+        """Train the whole composition, stage after stage, and write the finished model."""
         if self.run.model.exists():
-            check_model(self.run)
+            check_model(self.run, self.recipe)
             return
-        with self._timed("train"):
-            zipped = composition_to_train(self.recipe, self.run)
-            watch = DevWatch(self.dev, self.run.best("train"))
-            phase_run = self._phase_run("train", zipped, self.recipe.train, self.recipe.tasks(), watch)
-            phase_run.finish()
-            write_checkpoint(self.run.model, phase_run.finished(), root=self.run.path)
+        phases, first = self.recipe.main_phases, begun(self.recipe, self.run)
+        for i, each in enumerate(phases[first:], first):
+            with self._timed(each.label):
+                zipped = composition_to_train(self.recipe, self.run)
+                rest = Rest(each.phase.freeze) if isinstance(each.phase, Stage) else Rest()
+                before = self.run.checkpoints(phases[i - 1].label)[-1] if i else None
+                watch = DevWatch(self.dev, self.run.best(each.label))
+                last = self._phase_run(each.label, zipped, each.phase, rest, before, watch)
+                last.finish()
+        write_checkpoint(self.run.model, last.finished(), root=self.run.path)
 
     def _phase_run(
-        self, label: str, zipped: Composition, phase: Phase, tasks: Sequence[Task], watch: DevWatch | None = None
+        self,
+        label: str,
+        zipped: Composition,
+        phase: Phase,
+        rest: Rest | None = None,
+        before: Path | None = None,
+        watch: DevWatch | None = None,
     ) -> PhaseRun:
-        parts = [self.tasks[task].part(phase.fraction, self.recipe.seed) for task in tasks]
-        return PhaseRun(label, zipped, phase, parts, self.recipe.seed, self.run, self.device, self.stop, watch)
+        learnt, seed, rest = self.learnt[label], self.recipe.seed, rest or Rest()
+        return PhaseRun(label, zipped, phase, learnt, seed, self.run, self.device, self.stop, rest, before, watch)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -115,7 +126,7 @@ def _warn_of_random_towers(recipe: Recipe) -> None:
         print(f"warning: {dotted(section)}: {message}", file=sys.stderr)
 
 
-def _dev_data(recipe: Recipe, dataset: Dataset) -> DevData | None:
+def _dev_data(recipe: Recipe, datasets: Mapping[str, Dataset]) -> DevData | None:
     """Return what is measured while training; None where the recipe has no `validation`.
 
     Raises:
@@ -123,30 +134,7 @@ def _dev_data(recipe: Recipe, dataset: Dataset) -> DevData | None:
     """
     if recipe.validation is None:
         return None
-    tasks = recipe.validation.parsed(recipe.tasks())
-    graph = build_graph(recipe.spec)
-    check_tokenizers(dataset, graph.modalities, tasks=tasks)
-    return dev_data(recipe.validation, [(dataset, tasks)], graph)
-
-
-def _task_data(recipe: Recipe, dataset: Dataset) -> dict[Task, TaskData]:
-    """Return the data of every task of every phase, checked against the towers before anything is started.
-
-    Raises:
-        DataError: data that the towers cannot read; tells of every task.
-    """
-    graph = build_graph(recipe.spec)
-    tasks = dict.fromkeys([*(Task((), name) for name in recipe.pretrain), *recipe.tasks()])
-    check_tokenizers(dataset, graph.modalities, tasks=tasks)
-    split = dataset.split(recipe.split)
-    found: dict[Task, TaskData] = {}
-    wrong: list[str] = []
-    for task in tasks:
-        try:
-            found[task] = TaskData(task, dataset, split, graph.readers)
-            found[task].check_lengths(graph.readers)
-        except DataError as error:
-            wrong.append(str(error))
-    if wrong:
-        raise DataError("\n".join(dict.fromkeys(wrong)))
-    return found
+    graph, sources = build_graph(recipe.spec), dev_sources(recipe, datasets)
+    for dataset, tasks in sources:
+        check_tokenizers(dataset, graph.modalities, tasks=tasks)
+    return dev_data(recipe.validation, sources, graph)

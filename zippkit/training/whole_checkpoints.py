@@ -9,6 +9,7 @@ from pathlib import Path
 from zippkit.checkpoint.manifest import check_whole
 from zippkit.errors import CheckpointError
 from zippkit.model.weights import check_hashes
+from zippkit.spec.recipe import Recipe
 from zippkit.training.run_folder import RunFolder
 
 
@@ -25,7 +26,7 @@ def check_tower(folder: Path) -> None:
         raise CheckpointError(f"{error}; {fix}") from None
 
 
-def check_model(run: RunFolder) -> None:
+def check_model(run: RunFolder, recipe: Recipe) -> None:
     """Compare the run's finished model with its hashes.
 
     Raises:
@@ -34,7 +35,8 @@ def check_model(run: RunFolder) -> None:
     try:
         check_whole(run.model)
     except CheckpointError as error:
-        older, fix = newest_whole(run.checkpoints("train")), "no checkpoint of the run is whole: choose another --out"
+        older = newest_whole(run.checkpoints(recipe.main_phases[-1].label))
+        fix = "no checkpoint of the run is whole: choose another --out"
         if older:
             fix = f"the checkpoint {older.name} is whole: remove {run.model}, and the run goes on from there"
         raise CheckpointError(f"{error}; {fix}") from None

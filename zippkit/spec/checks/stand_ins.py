@@ -26,7 +26,9 @@ _NEEDED: dict[KeyPath, Any] = {
     ("data",): "x",
     ("train",): {"steps": 1},
     ("train", "steps"): 1,
+    ("train", "*", "steps"): 1,
     ("pretrain", "*", "steps"): 1,
+    ("data", "*", "path"): "x",
 }
 """Stand-ins for wrong values of a spec or a recipe, so that the rest of their section can be checked.
 
