@@ -28,8 +28,8 @@ def recipe_complaints(recipe: Recipe, *, sound_spec: bool = True) -> list[Compla
         return found
     found += _unserved(recipe)
     if recipe.validation is not None:
-        said = recipe.validation.complaints(recipe.spec, recipe.tasks())
-        found += [(("validation", *place), message) for place, message in said]
+        asked = recipe.validation.complaints(recipe.spec, recipe.tasks())
+        found += [(("validation", *place), message) for place, message in asked]
     for each in recipe.main_phases:
         if each.phase.tasks is None and not recipe.lines(each.phase):
             said = "every dataset's `tasks` is empty" if linked_tasks(recipe.spec) else "the spec has no links"
