@@ -10,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS, A, B, C, config
+from helpers.example_batch import EXAMPLE, SEGMENTS, TOWERS, A, B, C, columns, config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch
-from zippkit.batch.collate import collate, padded_length
-from zippkit.batch.interleave import interleave
+from zippkit.batch.collate import collate
+from zippkit.batch.columns import padded_length
 from zippkit.errors import DataError
 from zippkit.spec.kinds import TowerConfig
 
 
 def test_the_design_s_example() -> None:
     """Section 4 of the design."""
-    rows = interleave(EXAMPLE, TOWERS)
+    rows = columns(EXAMPLE, TOWERS)
     assert list(rows) == ["text", "speech"]
     text, speech = rows["text"], rows["speech"]
     assert text["tokens"] == [90, A, B, 91, 90, C, 91]
@@ -36,7 +36,7 @@ def test_the_design_s_example() -> None:
 
 
 def test_a_tower_that_is_not_causal_is_visible_once_its_segment_is_complete() -> None:
-    image = interleave([Segment("text", [1]), Segment("image", [2, 3]), Segment("image", [4])], TOWERS)["image"]
+    image = columns([Segment("text", [1]), Segment("image", [2, 3]), Segment("image", [4])], TOWERS)["image"]
     assert image["order"] == [3, 4, 5, 6, 7, 8, 9]
     assert image["visible"] == [6, 6, 6, 6, 9, 9, 9]
 
@@ -84,11 +84,11 @@ def test_outputs_and_towers_stand_in_spec_order() -> None:
     "tokens", [[1, 2], (1, 2), np.array([1, 2]), np.array([1, 2], "uint16"), torch.tensor([1, 2]), range(1, 3)]
 )
 def test_tokens_may_be_any_run_of_whole_numbers(tokens: Any) -> None:
-    assert interleave([Segment("text", tokens)], TOWERS)["text"]["tokens"] == [90, 1, 2, 91]
+    assert columns([Segment("text", tokens)], TOWERS)["text"]["tokens"] == [90, 1, 2, 91]
 
 
 def test_a_segment_may_be_empty() -> None:
-    row = interleave([Segment("text", [])], TOWERS)["text"]
+    row = columns([Segment("text", [])], TOWERS)["text"]
     assert row["tokens"] == [90, 91]
     assert row["targets"] == [91, IGNORE]
 

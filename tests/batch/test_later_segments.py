@@ -70,19 +70,17 @@ def old_places(monkeypatch: pytest.MonkeyPatch) -> None:
     original = Interleaving._insert
 
     def insert(self: Any, tower: str) -> None:
-        waiting = list(self._waiting.get(tower, []))
+        n_waiting = len(self._waiting.get(tower, []))
         original(self, tower)
-        at = len(self.rows[tower]) if waiting else 0
-        for index, n in reversed(waiting):
-            ends = [
-                order
-                for row in self.rows.values()
-                for order, segment, inserted in zip(row["order"], row["segment"], row["inserted"], strict=True)
-                if segment == index and not inserted
-            ]
-            for column in ("order", "visible"):
-                self.rows[tower][column][at - n : at] = [max(ends)] * n
-            at -= n
+        here = len(self.n_orders)
+        for i, run in list(enumerate(self.runs[tower]))[len(self.runs[tower]) - n_waiting :]:
+            (end,) = (
+                other.order + (other.length - 1) * other.order_step
+                for runs in self.runs.values()
+                for other in runs
+                if (other.document, other.segment) == (here, run.segment) and not other.inserted
+            )
+            self.runs[tower][i] = run._replace(order=end, visible=end)
 
     monkeypatch.setattr(Interleaving, "_insert", insert)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from hypothesis import strategies as st
 
-from zippkit.batch.batch import Segment
+from zippkit.batch.batch import COLUMNS, Segment
+from zippkit.batch.collate import collate
+from zippkit.plan.sequence_layout import SequenceLayout
 from zippkit.spec.kinds import Frame, TowerConfig
 
 
@@ -28,3 +31,11 @@ SEGMENTS = st.lists(
     st.builds(Segment, st.sampled_from(list(TOWERS)), st.lists(st.integers(0, 89), max_size=4), st.booleans()),
     max_size=6,
 )
+
+
+def columns(
+    segments: Sequence[Segment], towers: Mapping[str, TowerConfig], layout: SequenceLayout | None = None
+) -> dict[str, dict[str, list[Any]]]:
+    """Each tower's columns of one row, as lists."""
+    made = collate([segments], towers, layout=layout).towers
+    return {name: {each: getattr(tower, each)[0].tolist() for each in COLUMNS} for name, tower in made.items()}

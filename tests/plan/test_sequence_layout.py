@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.example_batch import config
+from helpers.example_batch import columns, config
 from zippkit.batch.batch import IGNORE, Segment, TowerBatch
 from zippkit.batch.collate import collate
 from zippkit.batch.describe import describe_cross
-from zippkit.batch.interleave import interleave
 from zippkit.batch.masks import cross_mask
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Insert, Modality, SequenceLayout, turns
@@ -26,7 +25,7 @@ HOSTED = SequenceLayout(hosted={"units": Modality("text", 100, 12, Frame(begin=1
 
 def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
     """Three tokens and their frame, two by two, are three places, and are of the order of the segment after them."""
-    rows = interleave([Segment("text", [1]), Segment("speech", [7, 8, 9]), Segment("text", [2])], TOWERS, layout=HALVED)
+    rows = columns([Segment("text", [1]), Segment("speech", [7, 8, 9]), Segment("text", [2])], TOWERS, layout=HALVED)
     text = rows["text"]
     assert text["tokens"] == [90, 1, 91, 91, 91, 91, 90, 2, 91]
     assert text["inserted"] == [False] * 3 + [True] * 3 + [False] * 3
@@ -41,19 +40,19 @@ def test_a_segment_takes_places_before_the_target_s_next_token() -> None:
 
 def test_places_wait_for_a_token_that_follows() -> None:
     after = [Segment("text", [1]), Segment("speech", [7])]
-    assert len(interleave(after, TOWERS, layout=HALVED)["text"]) == 3
-    assert "text" not in interleave([Segment("speech", [7])], TOWERS, layout=HALVED)
+    assert len(columns(after, TOWERS, layout=HALVED)["text"]["tokens"]) == 3
+    assert "text" not in columns([Segment("speech", [7])], TOWERS, layout=HALVED)
 
 
 def test_nobody_between_a_segment_and_its_places_sees_them() -> None:
     """Of two that begin at once, the other sees them with the first token."""
     row = [Segment("speech", [7]), Segment("image", [5]), Segment("text", [1]), Segment("image", [6])]
-    rows = interleave(row, TOWERS, layout=HALVED)
+    rows = columns(row, TOWERS, layout=HALVED)
     places = {order for order, there in zip(rows["text"]["visible"], rows["text"]["inserted"], strict=True) if there}
     between, after = rows["image"]["order"][:3], rows["image"]["order"][3:]
     assert places == {6} and max(between) == 5 and min(after) == 9
     layout = SequenceLayout(inserts=HALVED.inserts, clocks=CLOCK.clocks)
-    both = interleave([*row[:3], Segment("speech", [2])], TOWERS, layout=layout)
+    both = columns([*row[:3], Segment("speech", [2])], TOWERS, layout=layout)
     assert both["text"]["order"] == [6, 6, 7, 9, 11] and both["text"]["visible"] == [6, 6, 6, 8, 10]
     assert both["speech"]["order"] == [0, 1, 2, 7, 9, 11]
 
@@ -104,7 +103,7 @@ def test_a_hosted_modality_stands_behind_the_tower_s_own_ids() -> None:
 
 
 def test_towers_that_share_attention_count_places_in_the_whole_sequence() -> None:
-    rows = interleave([Segment("text", [1]), Segment("image", [4]), Segment("speech", [7])], TOWERS, layout=SHARED)
+    rows = columns([Segment("text", [1]), Segment("image", [4]), Segment("speech", [7])], TOWERS, layout=SHARED)
     assert rows["speech"]["position_ids"] == rows["speech"]["order"] == [6, 7, 8]
     assert rows["speech"]["positions"] == [0, 1, 2]
     assert rows["image"]["position_ids"] == rows["image"]["positions"]

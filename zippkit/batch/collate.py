@@ -1,21 +1,24 @@
-"""Examples to one padded batch: interleave each, stack the rows, and note who sees whom."""
+"""Examples to one padded batch: lay each out, make the columns of every tower, and note who sees whom."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from itertools import permutations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import COLUMNS, IGNORE, Batch, Features, Segment, TowerBatch
+from zippkit.batch.batch import Batch, Segment
+from zippkit.batch.columns import Ints, Line, as_table, by_field, one_each
 from zippkit.batch.describe import described
-from zippkit.batch.interleave import Row, interleave
+from zippkit.batch.interleave import Interleaving
+from zippkit.batch.stack import stack
 from zippkit.errors import DataError
-from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
+from zippkit.plan.sequence_layout import SequenceLayout
 from zippkit.spec.kinds import TowerConfig
+
+NEVER = np.iinfo(np.int64).max
 
 
 def collate(
@@ -38,21 +41,28 @@ def collate(
             derived from a row's segments, of which a position must not know the later ones.
 
     Raises:
-        DataError: see `interleave`; there are no tokens at all; or a row that is declared unimodal has segments of
-            several modalities.
+        DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
+            are simultaneous and not of one length; there are no tokens at all; or a row that is declared unimodal has
+            segments of several modalities.
     """
     names = [f"example {ids[i] if ids else i}" for i in range(len(examples))]
-    declared = declarations(multimodal, [{s.tower for s in example} for example in examples], names)
-    rows = [interleave(example, towers, name, layout) for name, example in zip(names, examples, strict=True)]
-    present = [name for name in towers if any(name in row for row in rows)]
-    if not present:
+    declared: Tensor | bool = True
+    if multimodal is not True:
+        declared = declarations(multimodal, [{s.tower for s in example} for example in examples], names)
+    laid = Interleaving(towers, layout or SequenceLayout())
+    for name, example in zip(names, examples, strict=True):
+        laid.add(example, name)
+    if not laid.runs:
         raise DataError("a batch needs at least one segment")
-    batches = {name: _stack([row.get(name) for row in rows], towers[name], multiple) for name in present}
-    if layout is not None and layout.tells_next:
-        batches = _with_following(batches, rows, examples, layout.modalities(towers), layout)
-    outputs = tuple(name for name in present if bool((batches[name].targets != IGNORE).any()))
-    sees = _sees(rows)
-    batches = described(batches, {name: towers[name].causal for name in present}, sees)
+    tables = {name: as_table(laid.runs[name]) for name in towers if name in laid.runs}
+    runs = {name: by_field(table) for name, table in tables.items()}
+    for name, of in runs.items():
+        _check_length(name, towers[name], of, name in laid.layout.shared, names)
+    placing = one_each(len(examples))
+    batches = {name: stack(name, laid, Line(table, placing, multiple), names) for name, table in tables.items()}
+    outputs = tuple(name for name, of in runs.items() if of["loss"].any())
+    sees = _sees(runs, len(examples))
+    batches = described(batches, {name: towers[name].causal for name in batches}, sees)
     return Batch(batches, outputs, declared, sees)
 
 
@@ -80,85 +90,35 @@ def declarations(
     return torch.tensor(each) if len(set(each)) > 1 else all(each)
 
 
-def padded_length(length: int, multiple: int) -> int:
-    """Round a length up to the next multiple."""
-    return -(-length // multiple) * multiple
+def _check_length(
+    name: str, config: TowerConfig, table: Mapping[str, Ints], shared: bool, names: Sequence[str]
+) -> None:
+    """Refuse a document of which the tower has more tokens than it takes."""
+    if config.max_len is None:
+        return
+    document, n = table["document"], table["length"]
+    if not config.predicts:
+        # An encoder counts positions from its segment's begin.
+        lengths = n
+    else:
+        lengths = np.bincount(document, n).astype(np.int64)[document]
+        if shared:
+            lengths = np.maximum(lengths, table["order"] + (n - 1) * table["order_step"] + 1)
+    if (lengths > config.max_len).any():
+        at = int((lengths > config.max_len).argmax())
+        raise DataError(f"{names[document[at]]}: {lengths[at]} {name} tokens; the tower takes at most {config.max_len}")
 
 
-def _with_following(
-    batches: Mapping[str, TowerBatch],
-    rows: Sequence[Mapping[str, Row]],
-    examples: Sequence[Sequence[Segment]],
-    modalities: Mapping[str, Modality],
-    layout: SequenceLayout,
-) -> dict[str, TowerBatch]:
-    index = {name: i for i, name in enumerate(modalities)}
-    following = {name: torch.full_like(batch.tokens, IGNORE) for name, batch in batches.items()}
-    for b, (row, example) in enumerate(zip(rows, examples, strict=True)):
-        names = [segment.tower for segment in example]
-        taken = turns(names, layout)
-        # An empty row has no end to predict.
-        later = [*(index[turn[0]] for turn in taken[1:]), *([len(index)] if taken else [])]
-        after = [what for turn, what in zip(taken, later, strict=True) for _ in turn]
-        for k, (name, what) in enumerate(zip(names, after, strict=True)):
-            tower = modalities[name].tower
-            own = [i for i, s in enumerate(row[tower]["segment"]) if s == k and not row[tower]["inserted"][i]]
-            following[tower][b, own[-1]] = what
-    return {name: replace(batch, following=following[name]) for name, batch in batches.items()}
-
-
-def _sees(rows: Sequence[dict[str, Row]]) -> frozenset[tuple[str, str]]:
+def _sees(tables: Mapping[str, Mapping[str, Ints]], n_documents: int) -> frozenset[tuple[str, str]]:
+    """(target, source) pairs in which some token of the target comes after a token of the source."""
+    ends: dict[str, tuple[Ints, Ints]] = {}
+    for name, table in tables.items():
+        first, last = np.full(n_documents, NEVER), np.full(n_documents, -1)
+        document = table["document"]
+        last[document] = table["order"] + (table["length"] - 1) * table["order_step"]
+        # Of several runs the one that is written last stays: the document's first.
+        first[document[::-1]] = table["visible"][::-1]
+        ends[name] = first, last
     return frozenset(
-        (target, source)
-        for row in rows
-        for target in row
-        for source in row
-        if target != source and _reads(row[target], row[source])
+        (target, source) for target, source in permutations(tables, 2) if (ends[source][0] < ends[target][1]).any()
     )
-
-
-def _reads(target: Row, source: Row) -> bool:
-    """Whether some token of the target comes after a token of the source."""
-    return source["visible"][0] < target["order"][-1]
-
-
-def _stack(rows: Sequence[Row | None], config: TowerConfig, multiple: int) -> TowerBatch:
-    length = padded_length(max(len(row) for row in rows if row), multiple)
-    padding = {
-        "order": -1,
-        "visible": -1,
-        "segment": -1,
-        "targets": IGNORE,
-        "tokens": config.frame.end if config.frame else 0,
-    }
-    columns: dict[str, list[list[int]]] = {name: [] for name in COLUMNS}
-    for row in rows:
-        for name, column in columns.items():
-            values = row[name] if row else []
-            column.append(values + [padding.get(name, 0)] * (length - len(values)))
-    for name in ("positions", "position_ids"):
-        # Padding counts on, so that no position embedding meets anything unusual.
-        for values, row in zip(columns[name], rows, strict=True):
-            n = len(row) if row else 0
-            values[n:] = range(n, length)
-    tensors: dict[str, Any] = {name: torch.tensor(column) for name, column in columns.items()}
-    tensors["inserted"] = tensors["inserted"].bool()
-    n_segments = max(len(row.segments) for row in rows if row)
-    return TowerBatch(**tensors, n_segments=n_segments, features=_features(rows, tensors["offset"], config))
-
-
-def _features(rows: Sequence[Row | None], offset: Tensor, config: TowerConfig) -> Features | None:
-    """The continuous inputs of all rows, padded with zeros, and which state belongs to which."""
-    if not config.continuous:
-        return None
-    inputs = [values for row in rows if row for values in row.inputs]
-    values = np.zeros((len(inputs), max(len(v) for v in inputs), *inputs[0].shape[1:]), dtype=np.float32)
-    for padded, given in zip(values, inputs, strict=True):
-        padded[: len(given)] = given
-    entry, first = torch.zeros_like(offset), 0
-    for b, row in enumerate(rows):
-        ids = row["segment"] if row else []
-        number = {segment: first + i for i, segment in enumerate(dict.fromkeys(ids))}
-        entry[b, : len(ids)] = torch.tensor([number[i] for i in ids], dtype=torch.long)
-        first += len(number)
-    return Features(torch.from_numpy(values), torch.tensor([len(v) for v in inputs]), entry)

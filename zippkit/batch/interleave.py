@@ -1,191 +1,202 @@
-"""Segments in linear order to each tower's own tokens, for one example.
+"""Segments in linear order to runs of each tower's own tokens.
 
-Every segment is framed by its begin and end ids and takes the next orders of the whole sequence. A tower's tokens are
-those of its segments, one behind the other, with the slots that links insert before them.
+Every segment is framed by its begin and end ids and takes the next orders of its document. A tower's tokens are those
+of its segments, one behind the other, with the slots that links insert before them. Nothing here is done token by
+token: `zippkit.batch.columns` makes the columns of runs.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zippkit.batch.batch import COLUMNS, IGNORE, Segment
+from zippkit.batch.batch import IGNORE, Segment
 from zippkit.errors import DataError, did_you_mean
 from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
 from zippkit.spec.kinds import TowerConfig
 
 
-@dataclass
-class Row:
-    """One tower's tokens in one example: the columns of TowerBatch as lists of one length."""
+class Run(NamedTuple):
+    """Neighbouring tokens of one tower: a framed segment, or the slots that a link inserts for one."""
 
-    columns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
-    inputs: list[NDArray[np.float32]] = field(default_factory=list)
-    """A continuous tower's inputs, segment by segment."""
-    segments: set[int] = field(default_factory=set)
-
-    def __getitem__(self, column: str) -> list[int]:
-        return self.columns[column]
-
-    def __len__(self) -> int:
-        return len(self.columns["tokens"])
-
-    def add(
-        self, index: int, tokens: Sequence[int], order: Sequence[int], visible: Sequence[int], inserted: bool = False
-    ) -> None:
-        """Append tokens of segment ``index`` that nothing predicts."""
-        n, before = len(tokens), len(self)
-        self["tokens"].extend(tokens)
-        self["order"].extend(order)
-        self["start"].extend([0] * n)
-        self["visible"].extend(visible)
-        self["segment"].extend([index] * n)
-        self["offset"].extend(range(n))
-        self["positions"].extend(range(before, before + n))
-        self["position_ids"].extend(range(before, before + n))
-        self["inserted"].extend([inserted] * n)
-        self["targets"].extend([IGNORE] * n)
-        self.segments.add(index)
+    document: int
+    segment: int
+    """Index of the segment in its document."""
+    length: int
+    """Tokens, begin and end included."""
+    order: int
+    """Of its first token, counted from the document's."""
+    order_step: int
+    """From one token to the next."""
+    visible: int
+    """Order from which its first token is visible."""
+    visible_step: int
+    inserted: bool = False
+    loss: bool = False
+    modality: int = -1
+    """Index among the layout's modalities; -1 for inserted slots."""
+    following: int = IGNORE
+    """Index of the next segment's modality."""
 
 
-def interleave(
-    segments: Sequence[Segment],
-    towers: Mapping[str, TowerConfig],
-    where: str = "example",
-    layout: SequenceLayout | None = None,
-) -> dict[str, Row]:
-    """Frame each segment and split the sequence into each tower's own tokens.
+class Kind(NamedTuple):
+    """What a segment of one modality needs to be laid out."""
 
-    Args:
-        segments: in linear order.
-        towers: configs by name.
-        where: what messages call this example.
-        layout: what the composition's links ask of a sequence.
-
-    Raises:
-        DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
-            are simultaneous and not of one length.
-    """
-    layout = layout or SequenceLayout()
-    laid = Interleaving(towers, layout, where)
-    index = 0
-    for turn in turns([segment.tower for segment in segments], layout):
-        laid.add(index, segments[index : index + len(turn)])
-        index += len(turn)
-    return laid.rows
+    number: int
+    """Among the layout's modalities."""
+    tower: str
+    config: TowerConfig
+    causal: bool
+    learns: bool
+    """Whether its tokens can be predicted."""
+    framed: bool
+    continuous: bool
 
 
 class Interleaving:
-    """Lays out one example, segment after segment."""
+    """Lays out documents one after the other, each segment after segment."""
 
-    def __init__(self, towers: Mapping[str, TowerConfig], layout: SequenceLayout, where: str) -> None:
-        self.towers, self.layout, self.where = towers, layout, where
+    def __init__(self, towers: Mapping[str, TowerConfig], layout: SequenceLayout) -> None:
+        """Prepare an empty batch.
+
+        Args:
+            towers: configs by name.
+            layout: what the composition's links ask of a sequence.
+        """
+        self.towers, self.layout = towers, layout
         self.modalities = layout.modalities(towers)
-        self.rows: dict[str, Row] = {}
+        self.runs: dict[str, list[Run]] = defaultdict(list)
+        """By tower, in the order of documents."""
+        self.contents: dict[str, list[NDArray[Any]]] = defaultdict(list)
+        """By tower, of each run that is not inserted: ids without begin and end, or a continuous tower's inputs."""
+        self.n_orders: list[int] = []
+        """How many orders each document takes."""
+        self.n_segments: list[int] = []
+        """Of each document."""
         self.order = 0
+        self._kinds = {
+            name: _kind(i, modality, towers[modality.tower])
+            for i, (name, modality) in enumerate(self.modalities.items())
+        }
         self._waiting: dict[str, list[tuple[int, int]]] = {}
         """For each tower, the slots that links insert before its next segment: (segment index, number)."""
 
-    def add(self, index: int, segments: Sequence[Segment]) -> None:
-        """Append one segment, or two simultaneous ones."""
-        framed = [self._framed(index + i, segment) for i, segment in enumerate(segments)]
-        ticks = {len(tokens) for _, tokens, _ in framed}
-        if len(ticks) > 1:
-            names = " and ".join(segment.tower for segment in segments)
-            raise DataError(
-                f"{self.where}: segments {index} and {index + 1}: {names} are simultaneous (`clock: sync`), but have "
-                f"{' and '.join(str(len(tokens) - 2) for _, tokens, _ in framed)} tokens; expected as many"
-            )
-        (n,) = ticks
-        # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
-        step = len(segments)
-        order = range(self.order + step - 1, self.order + step * n, step)
-        for i, ((modality, tokens, inputs), segment) in enumerate(zip(framed, segments, strict=True)):
-            self._insert(modality.tower)
-            self._place(index + i, modality, tokens, inputs, list(order), step, segment.loss)
-        self.order += step * n
-        for i, (modality, tokens, _) in enumerate(framed):
-            for insert in self.layout.inserts:
-                if insert.source == modality.tower:
-                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(len(tokens))))
+    def add(self, segments: Sequence[Segment], where: str) -> None:
+        """Lay out one more document.
 
-    def _place(
-        self,
-        index: int,
-        modality: Modality,
-        tokens: list[int],
-        inputs: NDArray[np.float32] | None,
-        order: list[int],
-        step: int,
-        loss: bool,
-    ) -> None:
-        config = self.towers[modality.tower]
-        row = self.rows.setdefault(modality.tower, Row())
-        visible = [o - step + 1 for o in order] if config.causal else [order[-1]] * len(order)
-        before = len(row)
-        row.add(index, tokens, order, visible)
-        if inputs is not None:
-            row.inputs.append(inputs)
-        elif loss and config.predicts:
-            row["targets"][before:] = [*tokens[1:], IGNORE]
-        if modality.tower in self.layout.shared:
-            row["position_ids"][before:] = order
-        # An encoder counts positions from its segment's begin.
-        self._check_length(
-            modality.tower, max(row["position_ids"][-1] + 1, len(row)) if config.predicts else len(tokens)
-        )
+        Args:
+            segments: in linear order.
+            where: what messages call it.
+
+        Raises:
+            DataError: an unknown tower, tokens that are no whole numbers, segments that are simultaneous and not of
+                one length.
+        """
+        self.order = index = 0
+        self._waiting.clear()
+        taken = turns([segment.tower for segment in segments], self.layout)
+        for turn, following in zip(taken, self._following(taken), strict=True):
+            self._turn(index, segments[index : index + len(turn)], following, where)
+            index += len(turn)
+        self.n_orders.append(self.order)
+        self.n_segments.append(index)
+
+    def _following(self, taken: Sequence[tuple[str, ...]]) -> Sequence[int]:
+        """The index of the modality after each turn; the number of modalities after the last one."""
+        if not self.layout.tells_next:
+            return [IGNORE] * len(taken)
+        # An unknown name is told when its own turn comes. A document without a turn has no end to predict.
+        found = [self._kinds[turn[0]].number if turn[0] in self._kinds else IGNORE for turn in taken[1:]]
+        return [*found, len(self._kinds)] if taken else found
+
+    def _turn(self, index: int, segments: Sequence[Segment], following: int, where: str) -> None:
+        """Append one segment, or two simultaneous ones."""
+        framed = [self._framed(index + i, segment, where) for i, segment in enumerate(segments)]
+        step, document, n = len(segments), len(self.n_orders), framed[0][1]
+        if step > 1:
+            self._check_simultaneous(index, [length - 2 for _, length, _ in framed], segments, where)
+        # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
+        begin, last = self.order, self.order + step * n - 1
+        for i, (kind, _, content) in enumerate(framed):
+            if self._waiting:
+                self._insert(kind.tower)
+            visible, visible_step = (begin, step) if kind.causal else (last, 0)
+            loss, order = segments[i].loss and kind.learns, begin + step - 1
+            self.runs[kind.tower].append(
+                Run(document, index + i, n, order, step, visible, visible_step, False, loss, kind.number, following)
+            )
+            self.contents[kind.tower].append(content)
+        self.order = last + 1
+        for insert in self.layout.inserts:
+            for i, (kind, length, _) in enumerate(framed):
+                if insert.source == kind.tower:
+                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(length)))
+
+    def _check_simultaneous(self, index: int, lengths: Sequence[int], segments: Sequence[Segment], where: str) -> None:
+        if len(set(lengths)) > 1:
+            raise DataError(
+                f"{where}: segments {index} and {index + 1}: {' and '.join(segment.tower for segment in segments)} are "
+                f"simultaneous (`clock: sync`), but have {' and '.join(map(str, lengths))} tokens; expected as many"
+            )
 
     def _insert(self, tower: str) -> None:
         """Give a tower the slots that links insert before its next segment.
 
         They have that segment's order, so a token in between sees neither them nor, by them, that the segment follows.
         """
-        for index, n in self._waiting.pop(tower, []):
-            row, frame = self.rows.setdefault(tower, Row()), self.towers[tower].frame
-            before, order = len(row), [self.order] * n
-            row.add(index, [frame.end if frame else 0] * n, order, order, inserted=True)
-            if tower in self.layout.shared:
-                row["position_ids"][before:] = order
-            self._check_length(tower, len(row))
+        for index, n in self._waiting.pop(tower, ()):
+            run = Run(len(self.n_orders), index, n, self.order, 0, self.order, 0, inserted=True)
+            self.runs[tower].append(run)
 
-    def _check_length(self, tower: str, length: int) -> None:
-        limit = self.towers[tower].max_len
-        if limit is not None and length > limit:
-            raise DataError(f"{self.where}: {length} {tower} tokens; the tower takes at most {limit}")
-
-    def _framed(self, index: int, segment: Segment) -> tuple[Modality, list[int], NDArray[np.float32] | None]:
-        where = f"{self.where}: segment {index}"
-        if segment.tower not in self.modalities:
+    def _framed(self, index: int, segment: Segment, where: str) -> tuple[Kind, int, NDArray[Any]]:
+        """What the segment is of, how many tokens it makes, and its content."""
+        kind = self._kinds.get(segment.tower)
+        if kind is None:
             raise DataError(
-                f"{where}: no tower is called {segment.tower!r}{did_you_mean(segment.tower, self.modalities)}"
+                f"{where}: segment {index}: no tower is called {segment.tower!r}"
+                f"{did_you_mean(segment.tower, self._kinds)}"
             )
-        modality = self.modalities[segment.tower]
-        config, where = self.towers[modality.tower], f"{where} ({segment.tower})"
-        if not config.continuous:
-            return modality, _token_ids(segment, modality, where), None
+        if not kind.continuous:
+            ids = _whole_numbers(segment, index, where)
+            if not kind.framed:
+                raise DataError(f"{where}: segment {index} ({segment.tower}): the tower has no frame")
+            return kind, len(ids) + 2, ids
         try:
             inputs = np.asarray(segment.tokens, dtype=np.float32)
-            n_states = config.n_states(inputs)
+            return kind, kind.config.n_states(inputs), inputs
         except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: {error}") from error
-        return modality, [0] * n_states, inputs
+            raise DataError(f"{where}: segment {index} ({segment.tower}): {error}") from error
 
 
-def _token_ids(segment: Segment, modality: Modality, where: str) -> list[int]:
-    """The segment's ids in the tower's vocabulary, begin and end included."""
-    given = segment.tokens.tolist() if hasattr(segment.tokens, "tolist") else segment.tokens
+def _kind(number: int, modality: Modality, config: TowerConfig) -> Kind:
+    learns = config.predicts and not modality.continuous
+    framed = modality.frame is not None
+    return Kind(number, modality.tower, config, config.causal, learns, framed, modality.continuous)
+
+
+def _whole_numbers(segment: Segment, index: int, where: str) -> NDArray[Any]:
+    """A segment's ids as they are, in one dimension."""
+    given: Any = segment.tokens
+    if not isinstance(given, np.ndarray):
+        # A tensor may be on a device.
+        given = given.tolist() if hasattr(given, "tolist") else given
+        try:
+            given = np.asarray(given)
+        except (TypeError, ValueError, OverflowError):
+            return _one_by_one(segment, index, where)
+    return given if given.ndim == 1 and given.dtype.kind in "iub" else _one_by_one(segment, index, where)
+
+
+def _one_by_one(segment: Segment, index: int, where: str) -> NDArray[np.int64]:
+    """Ids of a kind of their own, such as none at all; or what is wrong with them."""
     try:
-        tokens = [operator.index(token) for token in given]
-    except TypeError as error:
-        raise DataError(f"{where}: expected a run of whole numbers as tokens: {error}") from error
-    size = modality.vocab_size
-    if size is not None and tokens and not (min(tokens) >= 0 and max(tokens) < size):
-        wrong = next(token for token in tokens if not 0 <= token < size)
-        raise DataError(f"{where}: token {wrong} is outside the vocabulary of {size}; made by another tokenizer?")
-    if modality.frame is None:
-        raise DataError(f"{where}: the tower has no frame")
-    return [modality.first_id + token for token in (modality.frame.begin, *tokens, modality.frame.end)]
+        given = segment.tokens.tolist() if hasattr(segment.tokens, "tolist") else segment.tokens
+        return np.array([operator.index(token) for token in given], dtype=np.int64)
+    except (TypeError, OverflowError) as error:
+        told = f"expected a run of whole numbers as tokens: {error}"
+        raise DataError(f"{where}: segment {index} ({segment.tower}): {told}") from error

@@ -62,6 +62,8 @@ class SequenceLayout:
 
 def turns(names: Sequence[str], layout: SequenceLayout) -> list[tuple[str, ...]]:
     """Group a run of segments into turns: one modality at a time, or two neighbours with one clock."""
+    if not layout.clocks:
+        return [(name,) for name in names]
     found: list[tuple[str, ...]] = []
     for name in names:
         if found and len(found[-1]) == 1 and layout.simultaneous(found[-1][0], name):
