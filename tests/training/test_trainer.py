@@ -322,7 +322,7 @@ def test_another_recipe_in_the_same_folder_is_refused(whole: Path) -> None:
     with pytest.raises(ZippkitError, match=r"holds the run of another recipe \(.*\); choose another --out"):
         train(other, whole / "run")
     longer = write_recipe(whole, {"learning_rate": 0.5}).read_text()
-    with pytest.raises(ZippkitError, match=r"'learning_rate: 0.01' there, 'learning_rate: 0.5' here"):
+    with pytest.raises(ZippkitError, match=r"train.learning_rate: 0.01 -> 0.5; the steps that were taken"):
         train(Recipe.model_validate(yaml.safe_load(longer) | {"data": str(whole / "data")}), whole / "run")
     assert (whole / "run" / "recipe.yaml").read_text() == before
 
@@ -528,6 +528,6 @@ def test_a_path_to_something_else_is_another_recipe(whole: Path, tmp_path: Path)
     changed = yaml.safe_load((tmp_path / "copy" / "recipe.yaml").read_text()) | {"data": "other"}
     (tmp_path / "copy" / "recipe.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))
     before = (tmp_path / "copy" / "run" / "recipe.yaml").read_bytes()
-    with pytest.raises(ZippkitError, match=r"another recipe \('data: ../data' there, 'data: ../other' here"):
+    with pytest.raises(ZippkitError, match=r"another recipe \(data: ../data -> ../other; what the run has learnt"):
         train(load_recipe(tmp_path / "copy" / "recipe.yaml"), tmp_path / "copy" / "run")
     assert (tmp_path / "copy" / "run" / "recipe.yaml").read_bytes() == before

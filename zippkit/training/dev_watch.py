@@ -84,6 +84,14 @@ class DevWatch:
             return None
         return self._folder / f"step-{self.standing.step:06d}"
 
+    def __str__(self) -> str:
+        """The standing in words."""
+        it, best = self.standing, self._dev.how.best if self._dev else None
+        if best is None:
+            return "there is no best checkpoint"
+        since = f"{it.since} evaluations since then" if it.since != 1 else "one evaluation since then"
+        return f"{best.metric} was best after step {it.step} ({it.value}), with {since}"
+
     def drop_others(self) -> None:
         """Remove earlier best checkpoints, once a saved checkpoint says which is the best, and what a kill left."""
         if self._folder is not None and self._folder.exists():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,8 @@ class PhaseRun:
                 self._train(metrics, advance)
         finally:
             metrics.close()
+        if self.watch.stopped and self.step < self.phase.steps:
+            print(f"{self.label}: stopped after step {self.step} of {self.phase.steps}; {self.watch}", file=sys.stderr)
 
     def _train(self, metrics: Metrics, advance: Any) -> None:
         train_on = build_step(self.model, self.optimizer, self.phase, self.device)
@@ -198,8 +202,11 @@ class PhaseRun:
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
         return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
 
-    def finished(self) -> Checkpoint:
+    def finished(self, planned: Mapping[str, Any]) -> Checkpoint:
         """Return what becomes the finished model: the state after the last step, or the best one.
+
+        Args:
+            planned: what decides that the run is finished (`zippkit.training.going_on.planned`); is kept with it.
 
         Raises:
             CheckpointError: the best checkpoint was damaged, or a frozen tensor moved.
@@ -209,7 +216,8 @@ class PhaseRun:
             best = read_checkpoint(self.watch.best)
             restore(self.model, best, self.zipped.spec, self.watch.best)
             self.step, self.unlogged = int(best.extra["step"]), []
-        return self.checkpoint(with_optimizer=False)
+        last = self.checkpoint(with_optimizer=False)
+        return replace(last, extra={**last.extra, "planned": planned})
 
     def _save(self) -> None:
         folder = self.run.checkpoint(self.label, self.step)

@@ -2,7 +2,8 @@
 
 ::
 
-    recipe.yaml           the recipe with its spec, as it was started
+    recipe.yaml           the recipe with its spec, as it is in effect
+    history.jsonl         when the run was started, and which changes of its recipe it went on with
     inputs.json           what its paths led to, by hash
     tokenizers/           what turned the data into tokens, and turns tokens back
     towers/<name>/        towers pre-trained by this run, and frozen ones that have no other source
@@ -10,6 +11,7 @@
     best/<phase>/         step-000150: the best one by a dev metric
     model/                the finished composition
     source_states/        states of frozen towers, if `cache_sources` asks for them; may be deleted at any time
+    earlier/step-000200/  what was said of a finished model before the run went on
     metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
 """
 
@@ -22,11 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zippkit.checkpoint.manifest import read_checkpoint_manifest
 from zippkit.data.dataset import Dataset, Tokenizer
 from zippkit.data.manifest import read_dataset_manifest
 from zippkit.errors import ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.yaml_document import dotted
 from zippkit.system.files import (
     LOCK,
     SCRATCH,
@@ -36,10 +40,13 @@ from zippkit.system.files import (
     write_json,
     write_text,
 )
+from zippkit.training.going_on import Change, accept, remember
 from zippkit.training.kept_tokenizers import keep_tokenizers
-from zippkit.training.run_recipe import first_difference, input_hashes, recipe_text, was_moved
+from zippkit.training.run_recipe import changes, input_hashes, recipe_text
 
 KEPT_CHECKPOINTS = 2
+OF_THE_MODEL = ("evaluation.json", "certificates.json", "report.html")
+"""Files of a run that speak of its finished model."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +119,37 @@ class RunFolder:
         if not (self.path.is_dir() and all(_is_temporary(file) for file in self.path.iterdir())):
             raise ZippkitError(f"{self.path}: exists and is not a run; choose another --out")
 
-    def keep_recipe(self, recipe: Recipe) -> None:
-        """Start the run, or find that it is the same one that was started before.
+    def keep_recipe(self, recipe: Recipe) -> list[Change]:
+        """Start the run, or go on with it; its recipe may have changed where `zippkit.training.going_on` says so.
+
+        Returns:
+            The changes.
 
         Raises:
             ZippkitError: the folder holds something else; nothing is written over.
         """
-        if self.recipe_file.exists():
-            there, here = self.recipe_file.read_text(errors="replace"), recipe_text(recipe, self.path)
-            if there == here:
-                return
-            if not was_moved(there, here, recipe, self.read_json("inputs.json") or {}):
-                differs = first_difference(there, here)
-                raise ZippkitError(f"{self.path}: holds the run of another recipe ({differs}); choose another --out")
+        here, reached = recipe_text(recipe, self.path), self.reached(recipe)
+        if not self.recipe_file.exists():
+            self._refuse_another_folder()
+            self.path.mkdir(parents=True, exist_ok=True)
             self.rewrite(recipe)
-            return
-        self._refuse_another_folder()
-        self.path.mkdir(parents=True, exist_ok=True)
+            self.write_json("inputs.json", input_hashes(recipe))
+            remember(self.path, "", here, [], reached)
+            return []
+        there = self.recipe_file.read_text(errors="replace")
+        if there == here:
+            return []
+        found = changes(there, here, recipe, self.read_json("inputs.json") or {})
+        accept(self.path, found, reached)
+        if found:
+            remember(self.path, there, here, found, reached)
         self.rewrite(recipe)
-        self.write_json("inputs.json", input_hashes(recipe))
+        return found
+
+    def reached(self, recipe: Recipe) -> dict[str, int]:
+        """Steps that the newest checkpoint of each main phase has taken, by the phase's place in the recipe."""
+        saved = {dotted(each.key_path): self.checkpoints(each.label) for each in recipe.main_phases}
+        return {place: int(found[-1].name.removeprefix("step-")) for place, found in saved.items() if found}
 
     def rewrite(self, recipe: Recipe) -> None:
         """Write the recipe as it is now: the run or what its paths lead to was moved."""
@@ -151,6 +170,15 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole or not at all."""
         write_json(self.path / name, value)
+
+    def set_scores_aside(self) -> None:
+        """Move what is said of a finished model that another one will replace into ``earlier/``."""
+        step = read_checkpoint_manifest(self.model).get("step", 0)
+        for name in OF_THE_MODEL:
+            if (self.path / name).exists():
+                folder = self.path / "earlier" / f"step-{step:06d}"
+                folder.mkdir(parents=True, exist_ok=True)
+                (self.path / name).replace(folder / name)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Keep how long a phase took the last time it ran."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from zippkit.model.weights import weight_files
 from zippkit.plan.parts import CHECKPOINT_MANIFEST, checkpoint_folder
 from zippkit.spec.derived_recipe import dump
 from zippkit.spec.recipe import Recipe
+from zippkit.spec.validation import value_at
+from zippkit.training.going_on import Change, differences
 
 
 def recipe_text(recipe: Recipe, run: Path) -> str:
@@ -30,25 +33,38 @@ def input_hashes(recipe: Recipe) -> dict[str, str]:
     return {place: _input_hash(path) for place, path in _paths(recipe).items()}
 
 
-def was_moved(there: str, here: str, recipe: Recipe, known: Mapping[str, str]) -> bool:
-    """Whether two texts of a recipe differ in paths alone, and these lead to what they led to.
+def changes(there: str, here: str, recipe: Recipe, known: Mapping[str, str]) -> list[Change]:
+    """Every place in which a recipe differs from the one that a run keeps, defaults written out.
+
+    Paths that lead to what they led to when the run was started are no difference.
 
     Args:
         there: the text that the run keeps.
         here: the text of ``recipe``.
         recipe: as it is now.
         known: the `input_hashes` that the run keeps.
+
+    Raises:
+        ZippkitError: what the run keeps is no recipe.
     """
     try:
-        found, data = yaml.safe_load(there), yaml.safe_load(here)
-        moved = {place: path for place, path in _paths(recipe).items() if _get(found, place) != _get(data, place)}
-        for place in moved:
-            _set(found, place, _get(data, place))
-    except (yaml.YAMLError, LookupError, TypeError):
-        return False
-    # As text, because the order of towers and links counts.
-    alike = yaml.safe_dump(found, sort_keys=False) == yaml.safe_dump(data, sort_keys=False)
-    return alike and all(known.get(place) == _input_hash(path) != "" for place, path in moved.items())
+        old, new = yaml.safe_load(there), yaml.safe_load(here)
+        for place, path in _paths(recipe).items():
+            given = value_at(old, tuple(place.split(".")))
+            if given not in (None, _get(new, place)) and known.get(place) == _input_hash(path) != "":
+                _set(old, place, _get(new, place))
+        # As text, because the order of towers and links counts.
+        specs = [yaml.safe_dump(data.pop("spec"), sort_keys=False) for data in (old, new)]
+        plain = [_with_defaults(data, recipe) for data in (old, new)]
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ZippkitError(f"recipe.yaml of the run is not one that zippkit wrote: {error}") from None
+    changed = [Change(("spec",), *first_difference(*specs))] if specs[0] != specs[1] else []
+    return changed + list(differences(plain[0], plain[1]))
+
+
+def _with_defaults(data: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A recipe's plain data, without its spec."""
+    return Recipe.model_validate({**data, "spec": recipe.spec}).model_dump(mode="json", exclude={"spec"})
 
 
 def _paths(recipe: Recipe) -> dict[str, Path]:
@@ -87,9 +103,7 @@ def _input_hash(path: Path) -> str:
         return ""
 
 
-def first_difference(there: str, here: str) -> str:
-    """Return the first line in which two texts differ, as a message tells it."""
-    for old, new in zip(there.splitlines(), here.splitlines(), strict=False):
-        if old != new:
-            return f"{old.strip()!r} there, {new.strip()!r} here"
-    return "one is longer than the other"
+def first_difference(there: str, here: str) -> tuple[str, str]:
+    """Return the first line in which two texts differ, of both; what has ended says nothing."""
+    pairs = zip_longest(there.splitlines(), here.splitlines(), fillvalue="")
+    return next(((old.strip(), new.strip()) for old, new in pairs if old != new), ("", ""))

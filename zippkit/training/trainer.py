@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from zippkit.training.data_checks import check_tokenizers
 from zippkit.training.dev_data import DevData, dev_data
 from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend, backend
+from zippkit.training.going_on import Change, consequences, planned
 from zippkit.training.mixture import Mixture
 from zippkit.training.phase_run import PhaseRun
 from zippkit.training.run_data import dev_sources, mixtures, open_datasets
@@ -31,7 +32,7 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.stage import Rest
 from zippkit.training.starting_point import begun, check_start_from, composition_to_train
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest, stop_signals
-from zippkit.training.whole_checkpoints import check_model, check_tower
+from zippkit.training.whole_checkpoints import check_model, check_tower, is_finished
 
 __all__ = ["InterruptedRunError", "train"]
 
@@ -52,7 +53,7 @@ def train(recipe: Recipe, out: Path) -> None:
     if is_new:
         check_start_from(recipe, datasets.values())
     with run.locked("trains"), stop_signals() as stop:
-        run.keep_recipe(recipe)
+        _tell_changes(run, recipe, run.keep_recipe(recipe))
         run.keep_tokenizers(datasets)
         if is_new:
             _warn_of_random_towers(recipe)
@@ -89,7 +90,9 @@ class _Training:
         """Train the whole composition, stage after stage, and write the finished model."""
         if self.run.model.exists():
             check_model(self.run, self.recipe)
-            return
+            if is_finished(self.run, self.recipe):
+                return
+            self.run.set_scores_aside()
         phases, first = self.recipe.main_phases, begun(self.recipe, self.run)
         for i, each in enumerate(phases[first:], first):
             with self._timed(each.label):
@@ -99,7 +102,7 @@ class _Training:
                 watch = DevWatch(self.dev, self.run.best(each.label))
                 last = self._phase_run(each.label, zipped, each.phase, rest, before, watch)
                 last.finish()
-        write_checkpoint(self.run.model, last.finished(), root=self.run.path)
+        write_checkpoint(self.run.model, last.finished(planned(self.recipe)), root=self.run.path)
 
     def _phase_run(
         self,
@@ -119,6 +122,16 @@ class _Training:
         began = time.monotonic()
         yield
         self.run.add_seconds(phase, time.monotonic() - began)
+
+
+def _tell_changes(run: RunFolder, recipe: Recipe, changes: Sequence[Change]) -> None:
+    """Say with which changes a run goes on, and what follows from them."""
+    if changes:
+        print(f"{run.path}: goes on with another recipe", file=sys.stderr)
+    for change in changes:
+        print(f"  {change}", file=sys.stderr)
+    for line in consequences(changes, recipe, run.reached(recipe)):
+        print(f"  {line}", file=sys.stderr)
 
 
 def _warn_of_random_towers(recipe: Recipe) -> None:

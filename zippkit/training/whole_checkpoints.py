@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from zippkit.checkpoint.manifest import check_whole
-from zippkit.errors import CheckpointError
+from zippkit.checkpoint.manifest import check_whole, read_checkpoint_manifest
+from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.weights import check_hashes
 from zippkit.spec.recipe import Recipe
+from zippkit.training.going_on import planned
 from zippkit.training.run_folder import RunFolder
 
 
@@ -40,6 +41,24 @@ def check_model(run: RunFolder, recipe: Recipe) -> None:
         if older:
             fix = f"the checkpoint {older.name} is whole: remove {run.model}, and the run goes on from there"
         raise CheckpointError(f"{error}; {fix}") from None
+
+
+def is_finished(run: RunFolder, recipe: Recipe) -> bool:
+    """Whether the run's model is what its recipe, which may have changed, says that it ends with.
+
+    Raises:
+        ZippkitError: it is not, and there is no checkpoint to go on from.
+    """
+    told, plan = read_checkpoint_manifest(run.model), planned(recipe)
+    # Of older versions: a run ended with its last step, and with nothing else.
+    if told.get("planned", {"steps": told.get("step")}) == plan:
+        return True
+    if not run.reached(recipe):
+        raise ZippkitError(
+            f"{run.path}: is finished, and its checkpoints are gone, so it cannot go on; choose another --out, and in "
+            f"its recipe `start_from: {run.path}`"
+        )
+    return False
 
 
 def newest_whole(checkpoints: Sequence[Path]) -> Path | None:
