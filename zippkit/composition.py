@@ -16,7 +16,7 @@ from zippkit.checkpoint.checkpoint import Checkpoint
 from zippkit.checkpoint.filling import fill, restore
 from zippkit.checkpoint.frozen_hashes import Origins
 from zippkit.checkpoint.reading import read_checkpoint
-from zippkit.checkpoint.references import find_references, source_of
+from zippkit.checkpoint.references import check_references, find_references, source_of
 from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.errors import CheckpointError
 from zippkit.model import loss as _loss
@@ -145,9 +145,14 @@ def load(
     checkpoint = read_checkpoint(folder, towers)
     if spec is not None:
         return _grown(folder, checkpoint, spec, seed)
-    zipped = compile(checkpoint.spec, load_weights=False)
-    restore(zipped.model, checkpoint, zipped.spec, folder)
-    return replace(zipped, sources=checkpoint.sources, origins=_origins(checkpoint, zipped))
+    check_references(checkpoint.references, folder)
+    # Whoever can be made by its weights is, so that they are not held beside random ones.
+    named = {name: reference.source for name, reference in checkpoint.references.items()}
+    built = concrete(checkpoint.spec)
+    model, graph = build_model(built, load_weights=False, sources=named)
+    restore(model, checkpoint, built, folder)
+    zipped = Composition(built, graph, model, checkpoint.sources)
+    return replace(zipped, origins=_origins(checkpoint, zipped))
 
 
 def _grown(folder: Path, checkpoint: Checkpoint, spec: CompositionSpec, seed: int) -> Composition:

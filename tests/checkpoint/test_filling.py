@@ -86,6 +86,22 @@ def test_what_is_there_already_is_not_read_again(folder: Path, tmp_path: Path, m
     assert reads == [folder, folder]
 
 
+def test_no_weight_is_held_twice_where_a_checkpoint_names_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed(folder).save(tmp_path / "model")
+    empty: list[bool] = []
+    read = HfCausalLm.load_weights
+
+    def watched(self: HfCausalLm, path: Path) -> None:
+        empty.append(all(parameter.is_meta for parameter in self.parameters()))
+        read(self, path)
+
+    monkeypatch.setattr(HfCausalLm, "load_weights", watched)
+    zippkit.load(tmp_path / "model")
+    assert empty == [True], "it has no values of its own when they are read"
+
+
 def test_a_tower_that_replaces_what_it_should_fill_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def replace(self: Decoder, path: Path) -> None:
         self.norm.weight = nn.Parameter(read_tensors(path)["norm.weight"])
@@ -99,5 +115,5 @@ def test_a_tower_that_replaces_what_it_should_fill_is_named(tmp_path: Path, monk
     monkeypatch.setattr(Decoder, "load_weights", replace)
     with pytest.raises(ZippkitError, match=r"loading weights replaced norm.weight, .* must copy values into"):
         zippkit.compile(spec)
-    with pytest.raises(ZippkitError, match=r"tower 'text': loading weights replaced norm.weight"):
+    with pytest.raises(ZippkitError, match=r"towers/text: loading weights replaced norm.weight"):
         zippkit.load(tmp_path / "named")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
 from zippkit.errors import Problem, SpecError
@@ -35,8 +38,14 @@ GROUPS: dict[str, type[PartGroup]] = {
 every version."""
 
 
-def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True) -> Tower:
+def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True, source: Path | None = None) -> Tower:
     """One tower by itself, with its weights loaded and its parameters frozen as the spec says.
+
+    Args:
+        spec: of the tower.
+        key_path: where it stands, for messages.
+        load_weights: load those that the spec names.
+        source: other weights to load, whatever the spec names.
 
     Raises:
         SpecError: freeze rules that do not fit the parameters.
@@ -44,7 +53,7 @@ def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True) -> To
     """
     cls: type[Tower] = registry.implementation(registry.TOWERS, spec.kind)
     try:
-        weights = (spec.weights or spec.settings.weights_path()) if load_weights else None
+        weights = source or ((spec.weights or spec.settings.weights_path()) if load_weights else None)
     except ValueError as error:
         raise SpecError([Problem(key_path, 0, "config.path", str(error))]) from error
     if weights is not None and not weights.exists():
@@ -61,8 +70,16 @@ def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True) -> To
     return tower
 
 
-def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True) -> tuple[ZippedModel, Graph]:
+def build_model(
+    spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True, sources: Mapping[str, Path] | None = None
+) -> tuple[ZippedModel, Graph]:
     """Build the whole model; new parameters depend on ``seed`` alone.
+
+    Args:
+        spec: the composition.
+        seed: of new parameters.
+        load_weights: load those that the spec names.
+        sources: towers' weights that are loaded in any case, by tower.
 
     Raises:
         SpecError: everything that is wrong with the spec.
@@ -73,7 +90,10 @@ def build_model(spec: CompositionSpec, *, seed: int = 0, load_weights: bool = Tr
         torch.manual_seed(seed)
         # Owners come first, so that shared parameters carry their names.
         owners = {name: tower for name, tower in spec.towers.items() if tower.share_with is None}
-        towers = {name: build_tower(tower, f"towers.{name}", load_weights) for name, tower in owners.items()}
+        at = sources or {}
+        towers = {
+            name: build_tower(tower, f"towers.{name}", load_weights, at.get(name)) for name, tower in owners.items()
+        }
         towers |= {name: towers[tower.share_with] for name, tower in spec.towers.items() if tower.share_with}
         kinds = [kind.group for kind in part_kinds(spec)]
         in_order = [*(group for group in GROUPS if group in kinds), *(group for group in kinds if group not in GROUPS)]
