@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from zippkit.errors import SpecError, ZippkitError
 from zippkit.loading import load_recipe
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.source_cache import SourceCaching
+from zippkit.training.metrics import read_metrics
 from zippkit.training.trainer import InterruptedRunError, train
 
 pytestmark = pytest.mark.slow
@@ -54,7 +56,13 @@ def write_data(folder: Path) -> None:
     )
 
 
-def recipe(folder: Path, cache: Any, towers: dict[str, Any] | None = None, **phase: Any) -> Recipe:
+def recipe(
+    folder: Path,
+    cache: Any,
+    towers: dict[str, Any] | None = None,
+    validation: dict[str, Any] | None = None,
+    **phase: Any,
+) -> Recipe:
     """Eight steps, two epochs and more; ``cache`` is what `cache_sources` says."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "data").exists():
@@ -66,6 +74,7 @@ def recipe(folder: Path, cache: Any, towers: dict[str, Any] | None = None, **pha
         "data": "data",
         "train": steps | phase | ({} if cache is None else {"cache_sources": cache}),
     }
+    content |= {} if validation is None else {"validation": validation}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return load_recipe(folder / "recipe.yaml")
 
@@ -194,3 +203,21 @@ def test_what_a_recipe_may_not_say(tmp_path: Path) -> None:
         recipe(tmp_path, {"dtype": "int8", "limit": -1, "foldr": "x"})
     told = str(error.value)
     assert all(f"train.cache_sources.{key}" in told for key in ("dtype", "limit", "foldr")), told
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_while_training_reads_it_too(precision: str, tmp_path: Path) -> None:
+    """In float32, whatever a step is computed in."""
+    validation = {"split": "test", "evaluate_every": 2, "generate": False}
+    for name, cache in (("with", True), ("without", None)):
+        wanted = recipe(tmp_path, cache, {}, validation, steps=4, precision=precision)
+        train(wanted, tmp_path / name)
+    told = [
+        [line["validation"] for line in read_metrics(tmp_path / name) if "validation" in line]
+        for name in ("with", "without")
+    ]
+    assert len(told[0]) == 2 and all(
+        one[key] == pytest.approx(other[key], rel=1e-2) for one, other in zip(*told, strict=True) for key in other
+    )
+    what = [json.loads(file.read_text()) for file in (tmp_path / "with" / "source_states").glob("*/about.json")]
+    assert {each["precision"] for each in what} == {precision, "fp32"}

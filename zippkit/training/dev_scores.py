@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from zippkit.batch.batch import Batch
 from zippkit.composition import Composition
 from zippkit.data.normalize import word_error_rate
 from zippkit.training.answers import answers
@@ -14,17 +15,27 @@ from zippkit.training.dev_data import DevData, DevTask
 
 Tell = Callable[[str], None]
 """Is called with how far the evaluation is, in words."""
+Given = Callable[[Batch], Batch]
+"""Gives a batch (on the CPU) the states of frozen towers that are known (`zippkit.training.source_cache`)."""
 
 
-def dev_scores(zipped: Composition, dev: DevData, tell: Tell = lambda said: None) -> dict[str, float]:
+def dev_scores(
+    zipped: Composition, dev: DevData, tell: Tell = lambda said: None, given: Given = lambda batch: batch
+) -> dict[str, float]:
     """Measure a composition that is being trained; it is left as it was, and nothing is drawn that training draws.
+
+    Args:
+        zipped: the composition.
+        dev: what to measure.
+        tell: is told how far it is.
+        given: where the states of frozen towers are kept, if they are.
 
     Returns:
         By metric (`zippkit.training.dev_data.DevData.metrics`): nats per predicted token, or word errors over words;
         several tasks and datasets are counted together.
     """
     with _set_aside(zipped):
-        found = _losses(zipped, dev, tell)
+        found = _losses(zipped, dev, tell, given)
         found |= _word_errors(zipped, dev, tell)
         return found | _retention(zipped, dev, tell)
 
@@ -57,13 +68,13 @@ class _Means:
 
 
 @torch.inference_mode()
-def _losses(zipped: Composition, dev: DevData, tell: Tell) -> dict[str, float]:
+def _losses(zipped: Composition, dev: DevData, tell: Tell, given: Given) -> dict[str, float]:
     means, device = _Means(), next(zipped.model.parameters()).device
     for each in dev.tasks:
         for start in range(0, each.n_examples, dev.how.batch_size):
             tell(f"{each.data.task} {start}/{each.n_examples}")
             examples = [each.data.segments(i) for i in _batch(each, start, dev.how.batch_size)]
-            batch = zipped.collate(examples, multimodal=each.data.task.multimodal).to(device)
+            batch = given(zipped.collate(examples, multimodal=each.data.task.multimodal)).to(device)
             losses = zipped.loss(zipped.model(batch), batch)
             counts = {name: int((tokens.targets >= 0).sum()) for name, tokens in batch.towers.items()}
             n_all = sum(counts.values())

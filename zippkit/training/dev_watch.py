@@ -13,7 +13,7 @@ from zippkit.composition import Composition
 from zippkit.spec.dev_evaluation import Best
 from zippkit.system.files import remove_abandoned
 from zippkit.training.dev_data import DevData
-from zippkit.training.dev_scores import Tell, dev_scores
+from zippkit.training.dev_scores import Given, Tell, dev_scores
 
 _KEY = "validation"
 """In the manifest of a checkpoint."""
@@ -58,10 +58,10 @@ class DevWatch:
         """Whether to evaluate after so many steps."""
         return self._dev is not None and (last or step % self._dev.how.evaluate_every == 0)
 
-    def look(self, zipped: Composition, step: int, tell: Tell) -> dict[str, float]:
-        """Evaluate after so many steps, and see whether this is the best."""
+    def look(self, zipped: Composition, step: int, tell: Tell, given: Given = lambda batch: batch) -> dict[str, float]:
+        """Evaluate after so many steps (`dev_scores`), and see whether this is the best."""
         assert self._dev is not None, "only where an evaluation is due"
-        found = dev_scores(zipped, self._dev, tell)
+        found = dev_scores(zipped, self._dev, tell, given)
         if (best := self._dev.how.best) is not None:
             self.standing = self.standing.after(best, step, found[best.metric])
         return found

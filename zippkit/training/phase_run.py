@@ -141,7 +141,8 @@ class PhaseRun:
 
     def _evaluate(self, advance: Any) -> dict[str, float]:
         """Measure on the dev split; what is better than anything before is kept beside the last checkpoints."""
-        dev = self.watch.look(self.zipped, self.step, lambda said: advance(self.step - 1, f"evaluates: {said}"))
+        given = self.source_cache.in_fp32().complete if self.source_cache is not None else lambda batch: batch
+        dev = self.watch.look(self.zipped, self.step, lambda said: advance(self.step - 1, f"evaluates: {said}"), given)
         if self.watch.standing.step == self.step and self.watch.best is not None:
             write_checkpoint(self.watch.best, self.checkpoint(with_optimizer=False), root=self.run.path)
         return dev

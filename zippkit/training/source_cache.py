@@ -43,6 +43,10 @@ class SourceCache:
     """Entries that were not there, and had to be computed."""
     _named: dict[tuple[str, tuple[int, ...]], str] = field(default_factory=dict, init=False)
 
+    def in_fp32(self) -> SourceCache:
+        """The same cache, of states that are computed without autocast, as evaluation has them."""
+        return self if self.precision == "fp32" else replace(self, precision="fp32")
+
     def kept(self, batch: Batch) -> dict[str, tuple[int, ...]]:
         """The towers whose states a batch may take from here, each with the depths at which they are read."""
         plan = self._plan(batch)
