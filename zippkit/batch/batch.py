@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zippkit.batch.shared import Made, Shared
 from zippkit.batch.staircase import Staircase
@@ -101,15 +101,25 @@ class TowerBatch:
     """The staircase of the tower's own tokens."""
     shared: Shared | None = None
     """Masks and angles of the forward pass that these tokens are part of."""
+    places: Tensor | None = None
+    """(N,) where the targets are, as ``b * T + t``, and -1 behind the last one; None: nobody has looked for them."""
 
     def to(self, device: torch.device | str) -> Self:
         """Move every tensor to a device."""
         moved = self.mapped(lambda column: column.to(device, non_blocking=True))
         features = self.features.to(device) if self.features else None
-        following = None if self.following is None else self.following.to(device, non_blocking=True)
         states = self.states and {depth: each.to(device, non_blocking=True) for depth, each in self.states.items()}
-        moved = replace(moved, features=features, following=following, states=states)
+        others = {name: getattr(self, name) for name in ("following", "places")}
+        there: dict[str, Any] = {
+            name: None if column is None else column.to(device, non_blocking=True) for name, column in others.items()
+        }
+        moved = replace(moved, features=features, states=states, **there)
         return replace(moved, stairs=self.stairs, own_stairs=self.own_stairs)
+
+    def with_places(self, multiple: int = 1) -> Self:
+        """Look for the targets, on the host: their number, filled up to a multiple, is a shape of what follows."""
+        found = (self.targets.flatten() != IGNORE).nonzero().flatten()
+        return replace(self, places=nn.functional.pad(found, (0, -len(found) % multiple), value=-1))
 
     @classmethod
     def alone(cls, tokens: Tensor) -> Self:
@@ -181,6 +191,11 @@ class Batch:
     def size(self) -> int:
         """Number of rows."""
         return next(iter(self.towers.values())).tokens.shape[0]
+
+    def with_places(self, multiple: int = 1) -> Self:
+        """Look for the targets of each tower on which a loss is asked (`TowerBatch.with_places`)."""
+        found = {name: self.towers[name].with_places(multiple) for name in self.outputs}
+        return replace(self, towers={**self.towers, **found})
 
     @property
     def n_tokens(self) -> int:

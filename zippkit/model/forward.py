@@ -16,18 +16,20 @@ parts, which run them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.batch.shared import Shared
 from zippkit.model.decoding_state import Decoding
+from zippkit.model.economy import NATS, SPENDS, Economy, nats_at_targets
 from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.joint_attention import attend_jointly
@@ -50,6 +52,9 @@ class Around(Protocol):
 
     def logits(self, name: str, logits: Tensor, hidden: Tensor, multimodal: Tensor | bool) -> Tensor:
         """Rewrite or extend the logits (B, T, V)."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters of these parts."""
 
 
 class Runs(Protocol):
@@ -95,10 +100,12 @@ class Forward:
         inputs: Mapping[str, TowerBatch],
         multimodal: Tensor | bool,
         decoding: Decoding | None,
+        economy: Economy = SPENDS,
     ) -> None:
         self.modules, self.multimodal, self.decoding = modules, multimodal, decoding
         shared = Shared({name: tokens.visible for name, tokens in inputs.items() if tokens.own_stairs is not None})
         self.inputs = {name: replace(tokens, shared=shared) for name, tokens in inputs.items()}
+        self.economy = economy
         self.outputs: dict[str, Tensor] = {}
         """Logits (B, T, V) by tower, and what parts give, under names of their own."""
         self.hidden: dict[str, Tensor] = {}
@@ -161,21 +168,26 @@ class Forward:
         """One layer of a tower."""
         name, index, context = op.tower, op.depth - 1, self.context[op.tower]
         if name not in self.projected:
-            self.hidden[name] = run_layer(self.modules.towers[name], index, self.hidden[name], context)
+            run = partial(run_layer, self.modules.towers[name], index)
+            self.hidden[name] = self.economy.run(name, run, self.hidden[name], context)
             return
-        tower, parts = cast("SharedAttention", self.modules.towers[name]), self.projected.pop(name)
-        keys, values, mask = tower.remember(index, parts, context)
-        others = self.joined.pop(name, [])
+        run = partial(self._join, index, name, self.projected.pop(name), self.joined.pop(name, []))
+        self.hidden[name] = self.economy.run(name, run, self.hidden[name])
+
+    def _join(self, index: int, name: str, parts: Projected, others: Sequence[Memory], hidden: Tensor) -> Tensor:
+        """What follows a layer's projections: attention over its own keys and those of other towers, and the rest."""
+        tower, context = self.modules.towers[name], self.context[name]
+        shared = cast("SharedAttention", tower)
+        keys, values, mask = shared.remember(index, parts, context)
         attended = attend_jointly(parts.queries, (keys, values), mask, self.inputs[name], others)
-        hidden = self.hidden[name].to(self.modules.towers[name].dtype)
-        self.hidden[name] = at_least_float32(tower.close(index, hidden, attended, context))
+        return at_least_float32(shared.close(index, hidden.to(tower.dtype), attended, context))
 
     def write(self, op: Op) -> None:
         """Put a source's state into a link's memory; while decoding, for whoever reads it now or later."""
         site, tokens = _site_of(op), self.inputs[op.tower]
         states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
         if self.decoding is None:
-            self.memories[site] = self.modules.links[site].write(states, tokens)
+            self.memories[site] = self.economy.run(site.target, self.modules.links[site].write, states, tokens)
         elif site in self._read_here:
             everywhere = range(self.decoding.n_rows)
             self.memories[site] = self.decoding.keep(site, self.modules.links[site].write(states, tokens), everywhere)
@@ -188,16 +200,29 @@ class Forward:
         if op.inside:
             self.joined.setdefault(name, []).append(self.memories[site])
         else:
-            link = self.modules.links[site]
-            self.hidden[name] = at_least_float32(link.read(self.hidden[name], self.inputs[name], self.memories[site]))
+            given = (self.hidden[name], self.inputs[name], self.memories[site])
+            self.hidden[name] = at_least_float32(self.economy.run(name, self.modules.links[site].read, *given))
 
     def head(self, op: Op) -> None:
-        """A tower's logits."""
+        """A tower's logits; or its loss, where they are too many (`Economy.logits`)."""
         name, hidden = op.tower, self.hidden[op.tower]
+        tower, most = self.modules.towers[name], self.economy.logits
+        n_logits = tower.config.vocab_size or 1
+        if most is None or hidden.shape[0] * hidden.shape[1] * n_logits <= most:
+            self.outputs[name] = self.logits(name, hidden, self.multimodal)
+            return
+        modules: list[Tower | Around] = [tower, *self.modules.around[name]]
+        used = dict.fromkeys(p for module in modules for p in module.parameters() if p.requires_grad)
+        self.outputs[NATS + name] = nats_at_targets(
+            partial(self.logits, name), hidden, self.inputs[name], self.multimodal, max(1, most // n_logits), [*used]
+        )
+
+    def logits(self, name: str, hidden: Tensor, multimodal: Tensor | bool) -> Tensor:
+        """Logits (B, T, V) from a tower's last states (B, T, D)."""
         logits = run_head(self.modules.towers[name], hidden)
         for part in self.modules.around[name]:
-            logits = part.logits(name, logits, hidden, self.multimodal)
-        self.outputs[name] = logits
+            logits = part.logits(name, logits, hidden, multimodal)
+        return logits
 
     def route(self, towers: Set[str]) -> None:
         """Load-balancing losses of some mixtures of experts, once all layers are run."""

@@ -79,3 +79,9 @@ class NextModality(PartGroup):
             return {}
         nats, n_ends = (torch.stack(each).sum() for each in zip(*ends, strict=True))
         return {"next": Loss(nats / n_ends.clamp(min=1), self.weight)}
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Segments' ends."""
+        following = [batch.towers[name].following for name in self if name in batch.towers]
+        ends = [(each != IGNORE).sum() for each in following if each is not None]
+        return {"next": torch.stack(ends).sum()} if ends and batch.outputs else {}

@@ -95,6 +95,14 @@ class PartGroup(nn.ModuleDict):
         del outputs, batch
         return {}
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """How many things each of these losses is a mean over, () each, by which batches of one step are weighed.
+
+        All batches of a step count the same for a loss that is left out.
+        """
+        del batch
+        return {}
+
 
 class TowerParts(PartGroup):
     """Base of kinds that other packages bring: one part for each tower whose section ``parts`` names the kind."""

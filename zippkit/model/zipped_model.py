@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import Batch, TowerBatch
 from zippkit.model.decoding_state import Decoding
+from zippkit.model.economy import SPENDS, Economy
 from zippkit.model.forward import Forward, Modules, known
 from zippkit.model.links.base import Link
+from zippkit.model.loss import Counts, n_targets
 from zippkit.model.part_group import Loss, PartGroup
 from zippkit.model.tower import ROUTER, Tower
 from zippkit.plan.graph import LinkSite
@@ -80,6 +82,13 @@ class ZippedModel(nn.Module):
         routed = [name for name in self.towers if ROUTER + name in outputs]
         return parts | {ROUTER + name: Loss(outputs[ROUTER + name], self.tower(name).router_weight) for name in routed}
 
+    def counts(self, batch: Batch) -> Counts:
+        """How many things each loss of a batch is a mean over; nothing waits for the device."""
+        tokens = {name: n_targets(batch, name) for name in batch.outputs}
+        others = {name: count for group in self.groups.values() for name, count in group.counts(batch).items()}
+        routed = {ROUTER + name: (each.order >= 0).sum() for name, each in batch.towers.items() if self.routes(name)}
+        return Counts(tokens, others | routed)
+
     def sites(self) -> set[tuple[str, int]]:
         """Link name and index of every link module that exists."""
         links = cast("PartGroup", self.get_submodule("links"))
@@ -107,15 +116,20 @@ class ZippedModel(nn.Module):
 
         return plan.gradient_free(trains)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, economy: Economy = SPENDS) -> dict[str, Tensor]:
         """Run what the batch needs, and nothing else.
+
+        Args:
+            batch: the rows.
+            economy: how to save memory; without it, nothing is given up for that.
 
         Returns:
             By tower, logits (B, T, V) where the batch asks for a loss; by contrastive loss, (B, B) logits between
             towers that are there; where the model predicts what follows, (B, T, N + 1) of each, as ``next.<tower>``; of
-            trained mixtures of experts, the load-balancing loss, as ``router.<tower>``.
+            trained mixtures of experts, the load-balancing loss, as ``router.<tower>``. Instead of logits that are not
+            to be held whole, the sum of the nats of a tower's targets, as ``nats.<tower>``.
         """
-        return self.run(self.plan.prune(self.wanted(batch)), batch.towers, batch.multimodal)
+        return self.run(self.plan.prune(self.wanted(batch)), batch.towers, batch.multimodal, economy=economy)
 
     def wanted(self, batch: Batch) -> Wanted:
         """The outputs that a loss on a batch needs."""
@@ -131,6 +145,7 @@ class ZippedModel(nn.Module):
         inputs: Mapping[str, TowerBatch],
         multimodal: Tensor | bool,
         decoding: Decoding | None = None,
+        economy: Economy = SPENDS,
     ) -> dict[str, Tensor]:
         """Run a (pruned) plan.
 
@@ -139,11 +154,12 @@ class ZippedModel(nn.Module):
             inputs: the new tokens of the towers that the plan runs.
             multimodal: (B,) rows that pass the input projections, or one bool for all.
             decoding: caches to extend and memories to read and extend; None for a whole sequence at once.
+            economy: how to save memory.
 
         Returns:
             Logits (B, T, V) of each tower whose head the plan runs, and what parts give.
         """
-        forward = Forward(self.modules_of(plan), plan, inputs, multimodal, decoding)
+        forward = Forward(self.modules_of(plan), plan, inputs, multimodal, decoding, economy)
         with_gradient = torch.is_grad_enabled()
         gradient_free = self._gradient_free(plan) if with_gradient else frozenset()
         for op in plan.ops:

@@ -11,6 +11,7 @@ from zippkit.spec.optimization import Optimization
 from zippkit.spec.sampling import MOST_TOKENS, Sampling
 from zippkit.spec.shapes import MAPPING, WORD, WORD_OR_MAPPING
 from zippkit.spec.source_cache import CacheSources
+from zippkit.spec.step_memory import StepMemory
 from zippkit.spec.task_line import Names, TaskLine, as_list
 from zippkit.spec.words import Name
 
@@ -21,7 +22,7 @@ Rules = Annotated[
 """Whether a part is frozen, or which of its parameters are, by name pattern."""
 
 
-class Phase(Optimization):
+class Phase(Optimization, StepMemory):
     """One run of the optimiser over one or more tasks."""
 
     tasks: list[TaskLine] | None = Field(
@@ -35,10 +36,7 @@ class Phase(Optimization):
     fraction: float = Field(
         1.0, gt=0, le=1, description="Part of the examples to learn from; a smaller part lies inside a larger one."
     )
-    batch_size: int = Field(32, gt=0, description="Examples per step.")
     pad_multiple: int = Field(16, gt=0, description="Rows are padded to a multiple of this many tokens.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
-    compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
     cache_sources: CacheSources = Field(
         None,
         description="`true` or a folder: states of frozen towers that links read are computed once, and kept there.",

@@ -40,6 +40,10 @@ def recipe_complaints(recipe: Recipe, *, sound_spec: bool = True) -> list[Compla
     groups = [(each.key_path, each.phase, group_names(recipe.spec)) for each in recipe.main_phases]
     groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in recipe.pretrain.items()]
     for key_path, phase, known in groups:
+        alone = key_path[0] == "pretrain"
+        towers = [str(key_path[-1])] if alone else recipe.spec.towers
+        contrasts = () if alone else [contrast.label for contrast in recipe.spec.contrastive]
+        found += [((*key_path, *place), message) for place, message in phase.memory_misfits(towers, contrasts)]
         for group in phase.learning_rates.keys() - known:
             message = f"no such parameter group{did_you_mean(group, known)}"
             found.append(((*key_path, "learning_rates", group), message))

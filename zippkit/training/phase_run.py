@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from zippkit.batch.batch import Batch
@@ -35,6 +36,7 @@ from zippkit.training.source_plan import open_cache
 from zippkit.training.stage import Rest
 from zippkit.training.step import build_step
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest
+from zippkit.training.task_data import TaskData
 from zippkit.training.whole_checkpoints import advising_older
 
 
@@ -106,13 +108,13 @@ class PhaseRun:
         train_on = build_step(self.model, self.optimizer, self.phase, self.device)
         n_tokens, began = 0, time.monotonic()
         while not self.over:
-            batch = self._batch()
+            batches = self._batches()
             if self.source_cache is not None:
-                batch = self.source_cache.complete(batch)
-            n_tokens += batch.n_tokens
+                batches = [self.source_cache.complete(batch) for batch in batches]
+            n_tokens += sum(batch.n_tokens for batch in batches)
             rate_factor = self.phase.rate(self.step)
             set_rate(self.optimizer, rate_factor)
-            self.unlogged.append(train_on(batch.to(self.device.device())))
+            self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches)))
             self.step += 1
             # Looked at once: a signal may arrive at any moment below.
             stop = self.stop.asked
@@ -147,11 +149,21 @@ class PhaseRun:
             write_checkpoint(self.watch.best, self.checkpoint(with_optimizer=False), root=self.run.path)
         return dev
 
-    def _batch(self) -> Batch:
+    def _batches(self) -> list[Batch]:
+        """The parts in which the step's examples are run."""
         draw = self.order.draw(self.step)
-        task = self.tasks[draw.task]
-        examples = [task.segments(i) for i in draw.indices]
-        return self.zipped.collate(examples, self.phase.pad_multiple, task.ids(draw.indices), task.task.multimodal)
+        n_parts = min(self.phase.accumulate, len(draw.indices))
+        parts = [part.tolist() for part in np.array_split(draw.indices, n_parts)]
+        return [self._batch(self.tasks[draw.task], part).with_places(self._places_multiple) for part in parts]
+
+    @property
+    def _places_multiple(self) -> int:
+        """Few shapes where each is compiled."""
+        return 256 if self.phase.compile else 1
+
+    def _batch(self, task: TaskData, indices: Sequence[int]) -> Batch:
+        examples = [task.segments(i) for i in indices]
+        return self.zipped.collate(examples, self.phase.pad_multiple, task.ids(indices), task.task.multimodal)
 
     def _numbers(self) -> list[dict[str, float]]:
         """Return the unlogged values as numbers, which is also when the host waits for the device.
