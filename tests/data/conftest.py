@@ -55,3 +55,8 @@ def kathleen() -> Path:
 @pytest.fixture
 def fsdd_root() -> Path:
     return shared("fsdd")
+
+
+@pytest.fixture
+def books() -> Path:
+    return shared("books")

@@ -11,6 +11,7 @@ EXTRAS = {
     "soundfile": ("audio", "reading and writing sound"),
     "librosa": ("audio", "resampling and spectrograms"),
     "sklearn": ("units", "k-means codebooks and the corpus of handwritten digits"),
+    "datasets": ("datasets", "reading folders that the library datasets saved"),
     "matplotlib": ("plots", "drawing masks, reports and experiments"),
     "scipy": ("statistics", "tests of significance"),
     "tensorboard": ("tensorboard", "TensorBoard's files"),

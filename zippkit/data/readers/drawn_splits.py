@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 from pydantic import Field, field_validator
 
+from zippkit.data.records import SPLITS
 from zippkit.spec.kinds import Strict
 
 FRACTIONS = {"train": 0.9, "dev": 0.05, "test": 0.05}
+USUAL = {"validation": "dev", "valid": "dev", "val": "dev", "eval": "dev", "training": "train"}
+"""What other people call splits, and what zippkit does."""
+
+
+def named_split(name: str) -> str | None:
+    """The split that a file or folder of this name says it is; None if it is no split's name."""
+    name = USUAL.get(name, name)
+    return name if name.partition("-")[0] in SPLITS else None
 
 
 class DrawnSplits(Strict):
