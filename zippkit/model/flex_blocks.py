@@ -86,16 +86,16 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 def attend_by_flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: BlockMask) -> Tensor:
     """Attention under a block mask, (B, H, T, K); 0 for queries that see nothing."""
     grouped = q_BHTK.shape[1] != k_BHSK.shape[1]
-    out: Tensor = _flex()(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=grouped)
+    out: Tensor = _flex(compiled=q_BHTK.is_cuda)(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=grouped)
     return out
 
 
 @cache
-def _flex() -> Any:
-    """Flex attention, compiled: as it stands it would hold all scores."""
+def _flex(compiled: bool) -> Any:
+    """Flex attention; as it stands, on a CPU, it holds all scores and has no gradient."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def joined(columns: Sequence[Tensor]) -> Tensor:
