@@ -16,7 +16,8 @@ from zippkit.batch.shared import Shared
 from zippkit.batch.staircase import Staircase
 from zippkit.model.attention_blocks import blocks_in, blocks_of
 from zippkit.model.layers import attend_heads
-from zippkit.model.visibility import Sight, Visibility, own_visibility, visibility_of
+from zippkit.model.sight import Sight
+from zippkit.model.visibility import Visibility, own_visibility, visibility_of
 
 HEADS = [(2, 2), (4, 2), (3, 1)]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 """Queries, and keys, of a block."""
+NARROWEST = 16
+"""Least width of a head."""
 
 
 class Comparison(NamedTuple):
@@ -83,19 +85,29 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(dim=-1, dtype=torch.int32)[:, None], indices.int()[:, None]
 
 
+def takes(q_BHTK: Tensor) -> bool:
+    """Whether flex attention's kernels take queries of this width and dtype."""
+    return q_BHTK.shape[-1] >= NARROWEST and q_BHTK.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 def attend_by_flex(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, mask: BlockMask) -> Tensor:
-    """Attention under a block mask, (B, H, T, K); 0 for queries that see nothing."""
+    """Attention under a block mask, (B, H, T, K); 0 for queries that see nothing.
+
+    On a CPU, where it is only compared, it holds all scores and has no gradient.
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    run = _compiled() if q_BHTK.is_cuda and not torch.compiler.is_compiling() else flex_attention
     grouped = q_BHTK.shape[1] != k_BHSK.shape[1]
-    out: Tensor = _flex(compiled=q_BHTK.is_cuda)(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=grouped)
+    out: Tensor = run(q_BHTK, k_BHSK, v_BHSK, block_mask=mask, enable_gqa=grouped)
     return out
 
 
 @cache
-def _flex(compiled: bool) -> Any:
-    """Flex attention; as it stands, on a CPU, it holds all scores and has no gradient."""
+def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    return torch.compile(flex_attention)
 
 
 def joined(columns: Sequence[Tensor]) -> Tensor:

@@ -22,7 +22,6 @@ finite value; the caller discards it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import reduce
 from math import prod
 from typing import TYPE_CHECKING, Literal
@@ -31,11 +30,11 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.batch.masks import cross_mask
 from zippkit.batch.staircase import Staircase
 from zippkit.model.attention_blocks import Block, attend_by_blocks, blocks_in, blocks_of
-from zippkit.model.flex_blocks import Comparison, attend_by_flex, block_mask, joined
+from zippkit.model.flex_blocks import Comparison, attend_by_flex, block_mask, joined, takes
 from zippkit.model.layers import attend, attend_heads, join_heads
+from zippkit.model.sight import ALL, Sight, slots
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -46,45 +45,8 @@ MASKED_BLOCK = 1 << 20
 """Most entries (T, S) of a block's table."""
 FLEX_FROM = 1 << 20
 """Entries (T, S) from which a GPU takes flex attention."""
-ALL = slice(None)
 
 Rendering = Literal["nothing", "row", "table", "blocks", "flex"]
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What queries see of one run of keys: ``start <= key < order``."""
-
-    order: Tensor
-    """(B, T)"""
-    key: Tensor
-    """(B, S) -1 where nobody sees it, unless ``start`` is -1 too."""
-    start: Tensor | None = None
-    """(B, T) None is 0 throughout."""
-    stairs: Staircase | None = None
-    """The same on the host, where it is known there."""
-
-    def table(self, rows: slice = ALL, queries: slice = ALL, keys: slice = ALL) -> Tensor:
-        """(B, T, S) bool, or a part of it."""
-        start = None if self.start is None else self.start[rows, queries]
-        return cross_mask(self.order[rows, queries], self.key[rows, keys], start)
-
-    def row(self) -> Tensor:
-        """(B, 1, S) bool, where all queries of a row see the same keys: what its last one sees."""
-        start = None if self.start is None else self.start.amax(dim=1, keepdim=True)
-        return cross_mask(self.order.amax(dim=1, keepdim=True), self.key, start)
-
-    def limits(self) -> tuple[Tensor, Tensor]:
-        """(B, T) how many keys come before those that a query sees, and how many with them, without a table."""
-        keys = self.key.masked_fill(self.key < 0, torch.iinfo(self.key.dtype).max).sort(dim=1).values
-        start = torch.zeros_like(self.order) if self.start is None else self.start
-        before, with_them = (torch.searchsorted(keys, limit.contiguous()) for limit in (start, self.order))
-        return before, with_them
-
-    def any(self) -> Tensor:
-        """(B, T) bool: the query sees some key; without a table."""
-        before, with_them = self.limits()
-        return before < with_them
 
 
 class Visibility:
@@ -101,14 +63,15 @@ class Visibility:
         n_rows, n_queries = self.sights[0].order.shape
         self.shape = n_rows, n_queries, sum(sight.key.shape[1] for sight in self.sights)
         self.stairs = self.sights[0].stairs if len(self.sights) == 1 else None
+        self.rendering = self._chosen()
+        """How attention renders it."""
         self._mask: Tensor | None = None
         self._sees: Tensor | None = None
         self._blocks: list[Block] = []
         self._block_mask: BlockMask | None = None
 
-    @property
-    def rendering(self) -> Rendering:
-        """How attention renders it. A compiled step never asks for what differs between batches of one shape."""
+    def _chosen(self) -> Rendering:
+        # A compiled step never asks for what differs between batches of one shape.
         compiling, stairs, device = torch.compiler.is_compiling(), self.stairs, self.sights[0].order.device.type
         if stairs is not None and stairs.alike:
             return "nothing" if not compiling and stairs.whole else "row"
@@ -158,7 +121,7 @@ class Visibility:
         match self.rendering:
             case "blocks":
                 heads = attend_by_blocks(q_BHTK, k_BHSK, v_BHSK, self.blocks, self.table)
-            case "flex":
+            case "flex" if takes(q_BHTK):
                 heads = attend_by_flex(q_BHTK, k_BHSK, v_BHSK, self.block_mask)
             case _:
                 heads = attend_heads(q_BHTK, k_BHSK, v_BHSK, self.mask)
@@ -228,16 +191,6 @@ def own_visibility(tokens: TowerBatch, causal: bool) -> Visibility | None:
         return Visibility([Sight(tokens.segment + 1, tokens.segment, tokens.segment, tokens.own_stairs)])
 
     return tokens.once("own visibility", (tokens.segment, tokens.start), make)
-
-
-def slots(tokens: TowerBatch) -> Sight:
-    """What a causal tower's tokens see of those in the same row."""
-    slot = torch.arange(tokens.order.shape[1], device=tokens.order.device).expand_as(tokens.order)
-    if not tokens.packed:
-        return Sight(slot + 1, slot, None, tokens.own_stairs)
-    begins = torch.diff(tokens.start, dim=1, prepend=tokens.start[:, :1]) != 0
-    first = torch.where(begins, slot, 0).cummax(dim=1).values
-    return Sight(slot + 1, slot, first, tokens.own_stairs)
 
 
 def _stairs(tokens: TowerBatch, key_order: Tensor) -> Staircase | None:

@@ -16,7 +16,8 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.model.layers import attend
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import JointAttentionConfig
-from zippkit.model.visibility import Visibility, attend_seen, slots, visibility_of
+from zippkit.model.sight import slots
+from zippkit.model.visibility import Visibility, attend_seen, visibility_of
 
 
 class JointAttention(Link):

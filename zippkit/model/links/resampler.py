@@ -17,7 +17,8 @@ from zippkit.model.links.configs import GatedCrossAttentionConfig, ResamplerConf
 from zippkit.model.links.gated_cross_attention import GatedCrossAttention
 from zippkit.model.links.prefix import entries, first_of_segment, pick, put
 from zippkit.model.links.resampler_layers import LAYERS, Seen
-from zippkit.model.visibility import Sight, Visibility
+from zippkit.model.sight import Sight
+from zippkit.model.visibility import Visibility
 
 
 class Resampler(Link):
