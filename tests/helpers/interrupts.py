@@ -31,11 +31,11 @@ def before_each_step(monkeypatch: pytest.MonkeyPatch, act: At) -> None:
         step = build_step(model, *arguments)
         n_steps = 0
 
-        def watched(batch: Batch) -> dict[str, torch.Tensor]:
+        def watched(*batches: Batch) -> dict[str, torch.Tensor]:
             nonlocal n_steps
             act(n_steps, model)
             n_steps += 1
-            return step(batch)
+            return step(*batches)
 
         return watched
 

@@ -101,7 +101,9 @@ def build_model(
     for part in frozen_parts(spec):
         group, _, name = part.partition(".")
         built[group][name].requires_grad_(False)
-    return ZippedModel(build_plan(graph), towers, {group: built[group] for group in kinds}), graph
+    model = ZippedModel(build_plan(graph), towers, {group: built[group] for group in kinds})
+    # Modules begin in training mode; what is frozen rests from the start.
+    return model.train(), graph
 
 
 def _group_class(group: str) -> type[PartGroup]:

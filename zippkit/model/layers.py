@@ -14,6 +14,22 @@ from zippkit.batch.batch import TowerBatch
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
 
 
+class Dropout(nn.Dropout):
+    """torch's own, whose rate a phase of training may set (`set_dropout`); only links and native towers have any."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__(p)
+        self.own = p
+        """What the config says."""
+
+
+def set_dropout(model: nn.Module, p: float | None) -> None:
+    """Set the rate of every link and native tower; None: what their configs say."""
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.p = module.own if p is None else p
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """Cast what is narrower (bfloat16, under autocast or in a tower of it) to float32; float64 stays.
 

@@ -44,7 +44,7 @@ def parts(spec: CompositionSpec) -> Parts:
     """The parts of a sound spec's model, towers among them."""
     found: Parts = {}
     for name, tower in spec.towers.items():
-        config = tower.settings.model_dump(mode="json", exclude={"path"})
+        config = tower.settings.model_dump(mode="json", exclude={"path", "dropout"})
         found[f"towers.{name}"] = {"kind": tower.kind, "dtype": tower.dtype, "config": config}
     for kind in part_kinds(spec):
         found |= {f"{kind.group}.{name}": kind.made_of(spec, name) for name in kind.names(spec)}

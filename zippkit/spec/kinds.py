@@ -61,6 +61,10 @@ class Frame(Strict):
     end: int = Field(ge=0, description="Token that closes a segment; generation of the segment stops here.")
 
 
+DROPOUT = "Part of what each attention and feed-forward gives that training drops, before it is added."
+"""Describes the field `dropout`, which changes what is trained but no tensor: parts that differ in it are the same."""
+
+
 class AttentionShape(NamedTuple):
     """The heads of a tower's attention; two towers share theirs where key heads and widths are the same."""
 

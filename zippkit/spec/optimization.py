@@ -76,6 +76,12 @@ class Optimization(Schedule):
         description="On matrices; norms, gates, biases and embeddings do not decay. `adam` adds it to the gradient "
         "(L2), `adamw` and `adafactor` shrink the weights by it (decoupled).",
     )
+    dropout: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Of trained links and native towers, instead of what their configs say. The paper's is 0.1.",
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradients.")
 
     @model_validator(mode="after")

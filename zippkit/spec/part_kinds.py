@@ -115,7 +115,7 @@ class Links(PartKind):
             "into": link.target,
             "clock": link.clock,
             "projection": link.projection.model_dump(),
-            "config": link.settings.model_dump(mode="json"),
+            "config": link.settings.model_dump(mode="json", exclude={"dropout"}),
         }
 
     def frozen(self, spec: CompositionSpec, name: str) -> bool:

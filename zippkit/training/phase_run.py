@@ -22,6 +22,7 @@ from zippkit.checkpoint.references import TOWERS, Reference, find_references
 from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.layers import set_dropout
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
@@ -31,6 +32,7 @@ from zippkit.training.device import Backend
 from zippkit.training.metrics import Metrics
 from zippkit.training.mixture import Mixture
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from zippkit.training.randomness import drawn_for
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.source_plan import open_cache
 from zippkit.training.stage import Rest
@@ -58,9 +60,10 @@ class PhaseRun:
         watch: DevWatch | None = None,
     ) -> None:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
-        self.rest = rest
+        self.rest, self.seed = rest, seed
         rest.begin(zipped.model)
         self.model = zipped.model.to(device.device()).train()
+        set_dropout(self.model, phase.dropout)
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
         self.tasks = learnt.parts
         self.order = learnt.order(phase.batch_size, seed)
@@ -114,7 +117,8 @@ class PhaseRun:
             n_tokens += sum(batch.n_tokens for batch in batches)
             rate_factor = self.phase.rate(self.step)
             set_rate(self.optimizer, rate_factor)
-            self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches)))
+            with drawn_for(self.seed, self.label, self.step, self.device.device()):
+                self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches)))
             self.step += 1
             # Looked at once: a signal may arrive at any moment below.
             stop = self.stop.asked

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.spec.kinds import MAX_IDS, MAX_WIDTH, AttentionShape, Frame, TowerConfig, read_json
+from zippkit.spec.kinds import DROPOUT, MAX_IDS, MAX_WIDTH, AttentionShape, Frame, TowerConfig, read_json
 
 # Keys of a llama config.json that change what the model computes, with the only values that the decoder implements.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -37,6 +37,7 @@ class DecoderConfig(TowerConfig):
     norm_eps: float = Field(1e-5, ge=1e-30, description="Epsilon of the RMSNorms.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     tied: bool = Field(True, description="The head shares the embedding's weight.")
+    dropout: float = Field(0.0, ge=0, lt=1, description=f"{DROPOUT} The embedding's states are thinned out too.")
     max_len: int | None = Field(4096, gt=0, description="Longest sequence of this tower's own tokens, in tokens.")
 
     @model_validator(mode="after")

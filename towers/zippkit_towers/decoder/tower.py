@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
-from zippkit.model.layers import angles_of, rotate, split_heads
+from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.tower import Projected, SharedAttention, Tower
 from zippkit.model.visibility import Mask, attend_seen, own_visibility
 from zippkit.model.weights import load_into, read_tensors
@@ -104,6 +104,7 @@ class Layer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config.dim, config.ffn_width)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, index: int, context: Context) -> Tensor:
         """States (B, T, D) after this layer, which is layer ``index``."""
@@ -118,8 +119,8 @@ class Layer(nn.Module):
 
     def close(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """The layer's output (B, T, D) from its input and from the attention's output."""
-        hidden = hidden + self.self_attn.o_proj(attended)
-        fed: Tensor = self.mlp(self.post_attention_layernorm(hidden))
+        hidden = hidden + self.dropout(self.self_attn.o_proj(attended))
+        fed: Tensor = self.dropout(self.mlp(self.post_attention_layernorm(hidden)))
         return hidden + fed
 
 
@@ -135,6 +136,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.dropout = Dropout(config.dropout)
         if not config.tied:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         self._initialise()
@@ -148,7 +150,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:
         """Embed the new tokens; return the states (B, T, D) at depth 0 and what the layers need besides them."""
-        hidden: Tensor = self.embed_tokens(inputs.tokens)
+        hidden: Tensor = self.dropout(self.embed_tokens(inputs.tokens))
         config = self.config
         angles = angles_of(inputs, inputs.position_ids, config.head_width, config.rope_theta, hidden.dtype)
         seen = own_visibility(inputs, config.causal) if mask is None else mask

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
-from zippkit.model.layers import angles_of, attend, rotary_angles, rotate, split_heads
+from zippkit.model.layers import Dropout, angles_of, attend, rotary_angles, rotate, split_heads
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import AttendingConfig
 from zippkit.model.visibility import visibility_of
@@ -38,6 +38,7 @@ class Attending(Link):
         self.key = nn.Linear(target_dim, target_dim, bias=False)
         self.value = nn.Linear(target_dim, target_dim, bias=False)
         self.output = nn.Linear(target_dim, target_dim, bias=False)
+        self.dropout = Dropout(config.dropout)
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
         """Project and norm the source's states, and keep their keys and values: (B, S, H, K) and (B, S, D)."""
@@ -60,7 +61,7 @@ class Attending(Link):
         if self.config.positions == "rotary":
             query_BHTK = self._rotated(query_BHTK, tokens, tokens.positions)
         value_BHSK = split_heads(value_BSD, self.config.n_heads)
-        out: Tensor = self.output(visibility.attend(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK))
+        out: Tensor = self.dropout(self.output(visibility.attend(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK)))
         return out, visibility.sees
 
     def _rotated(self, x_BHTK: Tensor, tokens: TowerBatch, positions: Tensor, pace: float = 1) -> Tensor:

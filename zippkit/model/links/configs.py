@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from zippkit.spec.kinds import MAX_WIDTH, Acts, LinkConfig, TowerConfig
+from zippkit.spec.kinds import DROPOUT, MAX_WIDTH, Acts, LinkConfig, TowerConfig
 
 Placement = Literal["after", "before"]
 _PLACEMENT = (
@@ -45,6 +45,7 @@ class AttendingConfig(LinkConfig):
         "Of `positions: rotary`: what is said together has one position id, and is found sooner.",
     )
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}; the papers are silent.")
+    dropout: float = Field(0.0, ge=0, lt=1, description=DROPOUT)
 
     @model_validator(mode="after")
     def _paced(self) -> Self:
@@ -117,6 +118,7 @@ class PrefixConfig(LinkConfig):
         "them, and the last place is filled up with zeros.",
     )
     norm_source: bool = Field(True, description="RMSNorm on the source's states before they are stacked.")
+    dropout: float = Field(0.0, ge=0, lt=1, description=DROPOUT)
 
     @property
     def acts(self) -> Acts:
@@ -157,6 +159,7 @@ class ResamplerConfig(LinkConfig):
     )
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary frequencies.")
     norm_source: bool = Field(True, description=f"{_NORM_SOURCE}.")
+    dropout: float = Field(0.0, ge=0, lt=1, description=DROPOUT)
 
     @model_validator(mode="after")
     def _fits_itself(self) -> Self:

@@ -20,7 +20,8 @@ class GatedCrossAttention(Attending):
         a = u + tanh(g_a) * Attn(norm(u), F(s))
         h = a + tanh(g_f) * FFN(norm(a))
 
-    and h = u on blind positions. F is the projection. Without gates, their tanh is left out.
+    and h = u on blind positions. F is the projection. Without gates, their tanh is left out. Dropout, in training, acts
+    on what the attention and the feed-forward give.
     """
 
     Config = GatedCrossAttentionConfig
@@ -48,7 +49,8 @@ class GatedCrossAttention(Attending):
         """Compute h, (B, T, D)."""
         found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         a_BTD = target + _gated(self.attention_gate, found_BTD)
-        h_BTD = a_BTD + _gated(self.feed_forward_gate, self.feed_forward(self.feed_forward_norm(a_BTD)))
+        fed_BTD = self.dropout(self.feed_forward(self.feed_forward_norm(a_BTD)))
+        h_BTD = a_BTD + _gated(self.feed_forward_gate, fed_BTD)
         return where_seen(sees_BT1, h_BTD, target)
 
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.layers import Dropout
 from zippkit.model.links.base import Link, Memory
 from zippkit.model.links.configs import PrefixConfig
 
@@ -23,6 +24,7 @@ class Prefix(Link):
     def __init__(self, config: PrefixConfig, source_dim: int, target_dim: int, projection: nn.Module) -> None:
         super().__init__(config, source_dim, target_dim, projection)
         self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
+        self.dropout = Dropout(config.dropout)
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:
         """Keep the normed states (B, S, D) and their segments (B, S)."""
@@ -37,7 +39,8 @@ class Prefix(Link):
         first_BT = first_of_segment(tokens, segment_BS)
         index_BTk = (first_BT + k * tokens.offset)[:, :, None] + torch.arange(k, device=first_BT.device)
         stacked_BTkD, there_BTk = pick(source_BSD, segment_BS, tokens, index_BTk)
-        return put(target, self.projection(rearrange(stacked_BTkD, "b t k d -> b t (k d)")), there_BTk)
+        states_BTD = self.dropout(self.projection(rearrange(stacked_BTkD, "b t k d -> b t (k d)")))
+        return put(target, states_BTD, there_BTk)
 
 
 def entries(memory: Memory) -> tuple[Tensor, Tensor]:

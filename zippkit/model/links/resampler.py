@@ -36,12 +36,12 @@ class Resampler(Link):
         self.source_norm = nn.RMSNorm(source_dim) if config.norm_source else nn.Identity()
         self.queries = nn.Parameter(torch.randn(config.queries, target_dim))
         layer = LAYERS[config.design]
-        self.layers = nn.ModuleList(layer(target_dim, config.n_heads, config.ffn_mult) for _ in range(config.depth))
+        sizes = (target_dim, config.n_heads, config.ffn_mult)
+        self.layers = nn.ModuleList(layer(*sizes, config.dropout) for _ in range(config.depth))
         self.norm = nn.RMSNorm(target_dim)
         if config.output == "cross_attention":
-            reader = GatedCrossAttentionConfig(
-                n_heads=config.n_heads, ffn_mult=config.ffn_mult, positions="none", norm_source=False
-            )
+            same = config.model_dump(include={"n_heads", "ffn_mult", "dropout"})
+            reader = GatedCrossAttentionConfig(positions="none", norm_source=False, **same)
             self.reader = GatedCrossAttention(reader, target_dim, target_dim, nn.Identity())
 
     def write(self, source: Tensor, tokens: TowerBatch) -> Memory:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from zippkit.model.layers import mlp, rotate, split_heads
+from zippkit.model.layers import Dropout, mlp, rotate, split_heads
 from zippkit.model.visibility import Visibility
 
 Angles = tuple[Tensor, Tensor]
@@ -51,20 +51,21 @@ class Attention(nn.Module):
 class PerceiverLayer(nn.Module):
     """One attention over the segment and its latents together, then a feed-forward (Flamingo, section 3.1.1)."""
 
-    def __init__(self, dim: int, n_heads: int, ffn_mult: int) -> None:
+    def __init__(self, dim: int, n_heads: int, ffn_mult: int, dropout: float) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(dim)
         self.attention = Attention(dim, n_heads)
         self.feed_forward_norm = nn.RMSNorm(dim)
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen, angles: Angles | None) -> Tensor:
         """Rewrite the latents (B, L, D) by the source's states (B, S, D), whose keys may have positions."""
         normed_BLD = self.attention_norm(x_BLD)
         pairs = zip(self.attention.keys(source_BSD, angles), self.attention.keys(normed_BLD), strict=True)
         keys, values = (torch.cat(pair, dim=2) for pair in pairs)
-        x_BLD = x_BLD + self.attention(normed_BLD, (keys, values), seen.both)
-        out: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        x_BLD = x_BLD + self.dropout(self.attention(normed_BLD, (keys, values), seen.both))
+        out: Tensor = x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
         return out
 
 
@@ -75,7 +76,7 @@ class QFormerLayer(nn.Module):
     layer, and norms come first, as everywhere else.
     """
 
-    def __init__(self, dim: int, n_heads: int, ffn_mult: int) -> None:
+    def __init__(self, dim: int, n_heads: int, ffn_mult: int, dropout: float) -> None:
         super().__init__()
         self.self_attention_norm = nn.RMSNorm(dim)
         self.self_attention = Attention(dim, n_heads)
@@ -83,14 +84,16 @@ class QFormerLayer(nn.Module):
         self.cross_attention = Attention(dim, n_heads)
         self.feed_forward_norm = nn.RMSNorm(dim)
         self.feed_forward = mlp((dim, ffn_mult * dim, dim), "gelu")
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, source_BSD: Tensor, seen: Seen, angles: Angles | None) -> Tensor:
         """Rewrite the latents (B, L, D) by the source's states (B, S, D), whose keys may have positions."""
         normed_BLD = self.self_attention_norm(x_BLD)
-        x_BLD = x_BLD + self.self_attention(normed_BLD, self.self_attention.keys(normed_BLD), seen.latents)
+        own_BLD = self.self_attention(normed_BLD, self.self_attention.keys(normed_BLD), seen.latents)
+        x_BLD = x_BLD + self.dropout(own_BLD)
         keys = self.cross_attention.keys(source_BSD, angles)
-        x_BLD = x_BLD + self.cross_attention(self.cross_attention_norm(x_BLD), keys, seen.tokens)
-        out: Tensor = x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        x_BLD = x_BLD + self.dropout(self.cross_attention(self.cross_attention_norm(x_BLD), keys, seen.tokens))
+        out: Tensor = x_BLD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BLD)))
         return out
 
 
