@@ -21,7 +21,6 @@ import numpy as np
 from zippkit.data.audio import read_audio
 from zippkit.data.dataset import Dataset, Example, Item, Tokenizer
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
-from zippkit.data.image_corpora import picture_examples, pixels_of
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.readers import DIGITS, read
 from zippkit.data.records import Record
@@ -56,7 +55,7 @@ def make(root: Path, out: Path, seed: int, overwrite: bool) -> Iterator[Dataset]
     pixels, words = PixelTokenizer(), train_words(DIGITS)
     units, spoken = speech(root, seed)
     pictures = [*read("handwritten", ""), *turned(seed)]
-    shown = {split: list(picture_examples(pictures, split, pixels)) for split in SPLITS}
+    shown = {split: list(seen(pictures, split, pixels)) for split in SPLITS}
     pairs = {split: [*spoken[split], *shown[split]] for split in SPLITS}
     pairs["train"] += counted(seed)
     every = pairs | {"train": [*pairs["train"], *met(spoken["train"], shown["train"], seed)]}
@@ -82,6 +81,14 @@ def speech(root: Path, seed: int) -> tuple[UnitTokenizer, dict[str, list[Example
     return units, examples
 
 
+def seen(pictures: list[Record], split: str, tokenizer: PixelTokenizer) -> Iterator[Example]:
+    """Pictures of a split as examples with the modalities text and image."""
+    for picture in pictures:
+        if picture.split == split:
+            ids = tokenizer.encode(np.asarray(picture.items["image"]))
+            yield Example(picture.id, "", 0.0, {"text": str(picture.text), "image": ids})
+
+
 def turned(seed: int) -> Iterator[Record]:
     """Copies of the training images, turned by up to 11 degrees and slanted as much; 1300 are few to learn from."""
     from scipy.ndimage import affine_transform
@@ -92,7 +99,7 @@ def turned(seed: int) -> Iterator[Record]:
         if picture.split == "train":
             angle, slant = rng.uniform(-0.2, 0.2, size=2)
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ [[1, 0], [slant, 1]]
-            moved = affine_transform(pixels_of(picture).astype(float), turn, middle - turn @ middle)
+            moved = affine_transform(np.asarray(picture.items["image"]).astype(float), turn, middle - turn @ middle)
             levels = np.clip(np.rint(moved), 0, 16).astype(np.int64)
             yield Record(f"{picture.id}-turned", picture.split, {**picture.items, "image": levels})
 

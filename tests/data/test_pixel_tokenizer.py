@@ -11,10 +11,10 @@ import pytest
 
 from zippkit.cli.prepare_dataset import run_prepare
 from zippkit.data.dataset import Dataset
-from zippkit.data.image_corpora import pixels_of, prepare_pictures
 from zippkit.data.pixel_tokenizer import PixelTokenizer
+from zippkit.data.prepare import prepare
 from zippkit.data.readers import DIGITS, read
-from zippkit.data.records import Record
+from zippkit.data.records import Picture, Record
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Image
 
@@ -82,15 +82,18 @@ def test_the_handwritten_digits() -> None:
     assert counts == {"train": 1300, "dev": 200, "test": 297}
     assert {p.text for p in pictures if p.split == "test"} == set(DIGITS)
     assert len({p.id for p in pictures}) == len(pictures)
-    assert max(pixels_of(p).max() for p in pictures) == 16 and min(pixels_of(p).min() for p in pictures) == 0
+    assert (
+        max(np.asarray(p.items["image"]).max() for p in pictures) == 16
+        and min(np.asarray(p.items["image"]).min() for p in pictures) == 0
+    )
     # A zero is empty in the middle and has ink around it, whatever the others look like.
-    zeros = np.mean([pixels_of(p) for p in pictures if p.text == "zero"], axis=0)
+    zeros = np.mean([np.asarray(p.items["image"]) for p in pictures if p.text == "zero"], axis=0)
     assert zeros[3:5, 3:5].max() < 4
     assert zeros[3:5, 2].min() > 10
 
 
 def test_a_corpus_of_images_becomes_a_dataset(tmp_path: Path) -> None:
-    dataset = prepare_pictures("handwritten", tmp_path / "data", text="words")
+    dataset = prepare("handwritten", None, tmp_path / "data", text="words")
     tokenizer = dataset.tokenizer("image")
     assert isinstance(tokenizer, PixelTokenizer) and dataset.text_tokenizer("text").vocab_size == 13
     entry = dataset.manifest.modalities["image"]
@@ -99,33 +102,63 @@ def test_a_corpus_of_images_becomes_a_dataset(tmp_path: Path) -> None:
     for picture in read("handwritten", ""):
         example = stored[picture.id]
         assert example.items["text"] == picture.text
-        assert np.array_equal(tokenizer.decode(np.asarray(example.items["image"])), pixels_of(picture))
+        assert np.array_equal(tokenizer.decode(np.asarray(example.items["image"])), np.asarray(picture.items["image"]))
     with pytest.raises(DataError, match="image holds pixels, expected text"):
         dataset.text_tokenizer("image")
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
-    def odd() -> Iterator[Record]:
+    def odd(root: Path) -> Iterator[Record]:
         yield Record("a", "train", {"image": np.zeros((8, 8), np.int64), "text": "zero"})
         yield Record("b", "train", {"image": np.zeros((9, 9), np.int64), "text": "zero"})
 
-    with pytest.raises(DataError, match=r"b: image of shape \(9, 9\)"):
-        prepare_pictures(odd, tmp_path / "data")
+    with pytest.raises(DataError, match=r"b: image: image of shape \(9, 9\)"):
+        prepare(odd, None, tmp_path / "data")
     assert not (tmp_path / "data").exists()
-    dataset = prepare_pictures(lambda: list(odd())[1:], tmp_path / "data", pixels=PixelTokenizer(9, 2))
-    assert dataset.manifest.modalities["image"].vocab_size == 4
+    for settings in (PixelTokenizer(9, 2), {"kind": "pixels", "side": 9, "levels": 2}):
+        dataset = prepare(
+            lambda root: list(odd(root))[1:], None, tmp_path / "data", tokenizers={"image": settings}, overwrite=True
+        )
+        assert dataset.manifest.modalities["image"].vocab_size == 4
+
+
+def test_a_picture_s_file_becomes_grey_levels(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.fromarray(np.kron(np.array([[0, 255], [128, 64]], np.uint8), np.ones((4, 4), np.uint8))).save(
+        tmp_path / "a.png"
+    )
+    (tmp_path / "b.png").write_bytes(b"none")
+
+    def files(root: Path) -> Iterator[Record]:
+        for name in ("a", "b"):
+            yield Record(name, "train", {"image": Picture(root / f"{name}.png"), "text": name})
+
+    settings = {"image": {"side": 2, "levels": 5}}
+    with pytest.raises(DataError, match=r"1 of 2 records cannot be used.*\n  b: image: b.png: not a readable image"):
+        prepare(files, tmp_path, tmp_path / "out", tokenizers=settings)
+    dataset = prepare(files, tmp_path, tmp_path / "out", tokenizers=settings, skip_bad=True)
+    assert np.asarray(dataset.split("train").item(0, "image")).tolist() == [0, 4, 2, 1]
 
 
 def test_the_command_needs_no_folder_and_takes_no_sound(tmp_path: Path) -> None:
     said = run_prepare("handwritten", None, tmp_path / "data", [], None, FLAGS)
     assert said == f"{tmp_path / 'data'}: 20 train, 20 dev, 20 test"
-    assert Dataset.open(tmp_path / "data").manifest.source == {"kind": "handwritten", "limit": 20, "seed": 0}
-    with pytest.raises(DataError, match=r"needs no folder; remove digits, units.stride=2, --skip-bad"):
-        run_prepare("handwritten", Path("digits"), tmp_path / "b", ["units.stride=2"], None, FLAGS | {"skip_bad": True})
+    source = Dataset.open(tmp_path / "data").manifest.source
+    assert source == {"kind": "handwritten", "root": "", "options": {}, "limit": 20, "seed": 0, "resample": False}
+    with pytest.raises(DataError, match=r"needs no folder; remove digits"):
+        run_prepare("handwritten", Path("digits"), tmp_path / "b", [], None, FLAGS)
+    with pytest.raises(DataError, match=r"holds no sound, only text, image; remove --waveform, --resample"):
+        run_prepare("handwritten", None, tmp_path / "b", [], None, FLAGS | {"waveform": 8000, "resample": True})
+    with pytest.raises(DataError, match=r"holds no sound, only text, image; remove --units"):
+        run_prepare("handwritten", None, tmp_path / "b", ["units.stride=2"], None, FLAGS)
+    with pytest.raises(DataError, match=r"tokenizer for 'imag': .* no such modality; did you mean 'image'"):
+        run_prepare("handwritten", None, tmp_path / "b", ["imag.side=9"], None, FLAGS)
+    with pytest.raises(DataError, match=r"image.sid: unknown key 'sid'; did you mean 'side'"):
+        run_prepare("handwritten", None, tmp_path / "b", ["image.sid=9"], None, FLAGS)
     with pytest.raises(DataError, match="no reader of kind 'handwriten' is registered; did you mean 'handwritten'"):
         run_prepare("handwriten", None, tmp_path / "b", [], None, FLAGS)
     with pytest.raises(DataError, match="no reader of kind 'handwriten' is registered; did you mean 'handwritten'"):
-        prepare_pictures("handwriten", tmp_path / "b")
+        prepare("handwriten", None, tmp_path / "b")
     with pytest.raises(DataError, match="corpus kind fsdd needs its folder"):
         run_prepare("fsdd", None, tmp_path / "b", [], None, FLAGS)
 

@@ -141,7 +141,7 @@ def test_no_samples_are_refused(units: UnitTokenizer) -> None:
 
 @pytest.mark.parametrize("n_silent", [0, 1, 20])
 def test_too_little_sound_to_train_on_is_refused(n_silent: int) -> None:
-    with pytest.raises(DataError, match=r"no recordings|different windows of sound for 16 units"):
+    with pytest.raises(DataError, match=r"nothing to train|different windows for 16 units"):
         UnitTokenizer.train([np.zeros(8000, np.float32)] * n_silent, SMALL)
 
 

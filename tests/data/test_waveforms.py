@@ -206,7 +206,7 @@ def test_waveforms_or_units_but_not_both(librispeech_root: Path, tmp_path: Path)
     with pytest.raises(ZippkitError, match=r"writes sound as it is, and no units; remove --units, units\.stride"):
         run_prepare(*arguments, ["units.stride=2"], Path("u.safetensors"), flags | {"waveform": 8000})
     assert run_prepare(*arguments, [], None, flags | {"waveform": 8000}).endswith("3 train, 2 dev-clean, 2 test-other")
-    with pytest.raises(ZippkitError, match="holds images and needs no folder; remove --waveform"):
+    with pytest.raises(ZippkitError, match="holds no sound, only text, image; remove --waveform"):
         run_prepare("handwritten", None, tmp_path / "b", [], None, flags | {"waveform": 8000})
 
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
+    "PIL": "pillow",
     "moonshine_voice": "moonshine-voice",
     "moonshine_onnx": "useful-moonshine-onnx",
 }

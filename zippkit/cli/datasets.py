@@ -16,15 +16,22 @@ def prepare(
     out: Annotated[Path, typer.Option("--out", "-o", help="Dataset folder to write.")],
     root: Annotated[Path | None, typer.Argument(help="Folder of the corpus; handwritten has none.")] = None,
     options: Annotated[
-        list[str] | None, typer.Argument(help="The reader's options and the units', as in max_digits=5 units.stride=2")
+        list[str] | None,
+        typer.Argument(
+            help="Options of the reader, of units, of a modality: max_digits=5 units.stride=2 imu.n_units=64"
+        ),
     ] = None,
     text: Annotated[str, typer.Option(help="bytes, words, or a tokenizer.json.")] = "bytes",
     units: Annotated[
         Path | None, typer.Option(help="A trained unit tokenizer; trained on the corpus if left out.")
     ] = None,
     tokenizer: Annotated[
-        str, typer.Option(metavar="KIND", help="mel_units, ssl_units, codec, or another kind that is installed.")
-    ] = "mel_units",
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]KIND",
+            help="Of sound: mel_units, ssl_units, codec, ...; of a modality: imu=frame_units, text=words, imu=none.",
+        ),
+    ] = None,
     vocoder: Annotated[
         bool, typer.Option("--vocoder", help="Train a network from units to sound, too; ssl_units need it.")
     ] = False,
@@ -35,12 +42,15 @@ def prepare(
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring other sample rates to the units' or the waveforms'.")
     ] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad recordings out and count them.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many recordings per split.")] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Keep records that lack a modality which others have.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records out and count them.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many records per split.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset.")] = False,
 ) -> None:
-    """Turn a corpus into a dataset folder: speech as units or waveforms, images as grey levels, with transcripts.
+    """Turn a corpus into a dataset folder: sound as units or waveforms, pictures as grey levels, text, ids, frames.
 
     Example: zippkit prepare fsdd path/to/recordings -o data/fsdd --text words max_digits=5 units.sample_rate=8000
     """
@@ -52,6 +62,7 @@ def prepare(
         "tokenizer": tokenizer,
         "vocoder": vocoder,
         "resample": resample,
+        "partial": partial,
         "skip_bad": skip_bad,
         "limit": limit,
         "seed": seed,

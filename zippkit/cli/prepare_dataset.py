@@ -1,7 +1,8 @@
-"""``zippkit prepare``: words of the command line to a call of `prepare` or `prepare_pictures`."""
+"""``zippkit prepare``: words of the command line to a call of `prepare`."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,11 @@ from typing import Any
 import yaml
 
 from zippkit.data.dataset import Dataset
-from zippkit.data.image_corpora import prepare_pictures
 from zippkit.data.prepare import prepare
 from zippkit.data.readers.base import reader_class
 from zippkit.data.speech_tokenizer import tokenizer_class
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError, ZippkitError
-from zippkit.spec.kinds import Strict
 from zippkit.spec.validation import validate
 from zippkit.system.progress import progress
 
@@ -26,59 +25,71 @@ def run_prepare(
     """Prepare a dataset; returns what to print.
 
     Raises:
-        ZippkitError: options that no reader or unit config knows, and all that `prepare` raises.
+        ZippkitError: options that no reader or tokenizer knows, and all that `prepare` raises.
     """
-    if not reader_class(corpus).needs_root:
-        return _told(_pictures(corpus, root, out, options, units, flags))
-    if root is None:
+    needs_root = reader_class(corpus).needs_root
+    if root is None and needs_root:
         raise DataError(f"corpus kind {corpus} needs its folder, as in `prepare {corpus} path/to/it -o {out}`")
-    reading, unit_settings = _split_options(options)
-    kind = flags.get("tokenizer", UnitTokenizer.kind)
-    if flags["waveform"] is not None and (units is not None or unit_settings or _about_units(flags)):
-        named = ["--units"] * (units is not None) + [f"units.{key}" for key in unit_settings] + _about_units(flags)
-        raise ZippkitError(f"--waveform writes sound as it is, and no units; remove {', '.join(named)}")
+    if root is not None and not needs_root:
+        raise DataError(f"corpus kind {corpus} comes with a library and needs no folder; remove {root}")
+    kind, chosen = _kinds(flags.get("tokenizer") or ())
+    reading, settings = _split_options(options, frozenset(reader_class(corpus).Config.model_fields))
+    unit_settings = settings.pop("units", {})
+    for name, own in settings.items():
+        chosen[name] = {**chosen.get(name, {}), **own}
+    if flags["waveform"] is not None:
+        _refuse_units(units, unit_settings, kind, flags)
     if units is not None and unit_settings:
         raise ZippkitError(
             f"--units brings its own settings; remove {', '.join(f'units.{key}' for key in unit_settings)}"
         )
-    # A trained tokenizer's settings are in its file.
-    config, complaints = (units, []) if units is not None else validate(_settings(kind), unit_settings, ("units",))
-    if config is None:
-        raise ZippkitError("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in complaints))
+    rest = {name: value for name, value in flags.items() if name != "tokenizer"}
     with progress("prepare", 1) as advance:
         # The total changes from one stage to the next, so the bar shows the share of the stage that runs.
         dataset = prepare(
             corpus,
             root,
             out,
-            units=None if flags["waveform"] is not None else config,
+            # A trained tokenizer's settings are in its file.
+            units=units if units is not None else _config(kind, unit_settings),
+            tokenizer=kind,
+            tokenizers=chosen,
             options=reading,
             progress=lambda done, total, what: advance(0, f"{what} {done}/{total}" if total else f"{what} {done}"),
-            **flags,
+            **rest,
         )
     return _told(dataset)
 
 
-def _settings(kind: str) -> type[Strict]:
-    return tokenizer_class(kind).Config
+def _kinds(given: str | Sequence[str]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The kind for sound, as in ``codec``, and those of single modalities, as in ``imu=frame_units``."""
+    sound, named = UnitTokenizer.kind, {}
+    for each in [given] if isinstance(given, str) else given:
+        name, separator, kind = each.partition("=")
+        if not separator:
+            sound = each
+        elif not name or not kind:
+            raise DataError(f"--tokenizer {each!r}: expected a kind for sound, or NAME=KIND, as in imu=frame_units")
+        else:
+            named[name] = {"kind": kind}
+    return sound, named
 
 
-def _about_units(flags: Mapping[str, Any]) -> list[str]:
-    """The flags that speak of units, as they are typed."""
-    another = flags.get("tokenizer", UnitTokenizer.kind) != UnitTokenizer.kind
-    return ["--tokenizer"] * another + ["--vocoder"] * flags.get("vocoder", False)
+def _config(kind: str, settings: Mapping[str, Any]) -> Any:
+    """The settings of units, if there are any."""
+    if not settings:
+        return None
+    config, complaints = validate(tokenizer_class(kind).Config, dict(settings), ("units",))
+    if config is None:
+        raise ZippkitError("; ".join(f"{'.'.join(map(str, place))}: {message}" for place, message in complaints))
+    return config
 
 
-def _pictures(
-    corpus: str, root: Path | None, out: Path, options: Sequence[str], units: Path | None, flags: Mapping[str, Any]
-) -> Dataset:
-    """Prepare a corpus of images, which comes with a library and has no use for what is about sound."""
-    unused = [f"{root}"] * (root is not None) + list(options) + ["--units"] * (units is not None)
-    unused += [f"--{name.replace('_', '-')}" for name in ("waveform", "resample", "skip_bad") if flags[name]]
-    unused += _about_units(flags)
-    if unused:
-        raise DataError(f"corpus kind {corpus} holds images and needs no folder; remove {', '.join(unused)}")
-    return prepare_pictures(corpus, out, **{name: flags[name] for name in ("text", "limit", "seed", "overwrite")})
+def _refuse_units(units: Path | None, settings: Mapping[str, Any], kind: str, flags: Mapping[str, Any]) -> None:
+    named = ["--units"] * (units is not None) + [f"units.{key}" for key in settings]
+    named += ["--tokenizer"] * (kind != UnitTokenizer.kind) + ["--vocoder"] * bool(flags.get("vocoder"))
+    if named:
+        raise ZippkitError(f"--waveform writes sound as it is, and no units; remove {', '.join(named)}")
 
 
 def _told(dataset: Dataset) -> str:
@@ -87,10 +98,10 @@ def _told(dataset: Dataset) -> str:
     return f"{out}: {sizes}" + (f"; {n_skipped} bad recordings left out, see {out}/manifest.json" if n_skipped else "")
 
 
-def _split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``key=value`` for the reader, ``units.key=value`` for the units."""
+def _split_options(options: Sequence[str], known: frozenset[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """``key=value`` for the reader, and ``NAME.key=value`` for the tokenizer of a modality, or of ``units``."""
     reading: dict[str, Any] = {}
-    units: dict[str, Any] = {}
+    settings: dict[str, dict[str, Any]] = defaultdict(dict)
     for option in options:
         key, separator, value = option.partition("=")
         if not separator or not key:
@@ -99,8 +110,9 @@ def _split_options(options: Sequence[str]) -> tuple[dict[str, Any], dict[str, An
             parsed = yaml.safe_load(value)
         except (yaml.YAMLError, ValueError) as error:
             raise DataError(f"option {option!r}: the value is not valid YAML") from error
-        if key.startswith("units."):
-            units[key.removeprefix("units.")] = parsed
+        name, dot, setting = key.partition(".")
+        if dot and name not in known:
+            settings[name][setting] = parsed
         else:
             reading[key] = parsed
-    return reading, units
+    return reading, settings

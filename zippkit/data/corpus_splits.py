@@ -29,8 +29,11 @@ def split_names(recordings: Iterable[Record]) -> list[str]:
     return in_order({recording.split for recording in recordings})
 
 
-def transcript_tokenizer(text: str | Path, recordings: Iterable[Record]) -> ByteTokenizer | FileTokenizer:
-    """``"bytes"``, ``"words"`` (those of the recordings' training split), or a ``tokenizer.json``."""
+def transcript_tokenizer(
+    text: str | Path, records: Iterable[Record], modality: str = "text"
+) -> ByteTokenizer | FileTokenizer:
+    """``"bytes"``, ``"words"`` (those of a modality's training split), or a ``tokenizer.json``."""
     if text == "words":
-        return train_words(r.text for r in recordings if is_training(r.split) and r.text)
+        training = (source for record in records if is_training(record.split) for source in record.sources())
+        return train_words(words for name, words in training if name == modality and isinstance(words, str))
     return load_text_tokenizer(text)

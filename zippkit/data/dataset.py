@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
 
+from zippkit.data.frame_tokenizer import FrameTokenizer, frame_tokenizer_class
+from zippkit.data.frame_units import FrameUnits
 from zippkit.data.manifest import Column, DatasetManifest, check_files, read_dataset_manifest
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.speech_tokenizer import SpeechTokenizer, Vocoder, tokenizer_class
@@ -17,7 +19,7 @@ from zippkit.errors import DataError, did_you_mean
 
 __all__ = ["Dataset", "Example", "Item", "Split", "Tokenizer", "load_vocoder"]
 
-Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | SpeechTokenizer | PixelTokenizer
+Tokenizer: TypeAlias = ByteTokenizer | FileTokenizer | SpeechTokenizer | FrameTokenizer | PixelTokenizer
 
 _HASH_AT_OPEN = 50 * 1024**2
 """A folder of fewer bytes is hashed whenever it is opened; that takes well under a second. The blocks of a larger one
@@ -131,12 +133,14 @@ class Dataset:
 def _load_tokenizer(folder: Path, name: str, column: Column) -> Tokenizer:
     if column.kind == "bytes":
         return ByteTokenizer()
-    if column.kind == "waveform":
-        raise DataError(f"{folder}: {name} holds waveforms, which have no tokenizer")
+    if column.kind in ("waveform", "features"):
+        raise DataError(f"{folder}: {name} holds {column.told}, which have no tokenizer")
     if column.file is None:
         raise DataError(f"{folder}: {name} came as plain ids, without a tokenizer")
     if column.kind == "units":
         return tokenizer_class(column.tokenizer or UnitTokenizer.kind).load(folder / column.file)
+    if column.kind == "codes":
+        return frame_tokenizer_class(column.tokenizer or FrameUnits.kind).load(folder / column.file)
     if column.kind == "pixels":
         return PixelTokenizer.load(folder / column.file)
     return load_text_tokenizer(folder / column.file, column.begin, column.end)

@@ -120,7 +120,7 @@ def _forms(
     plain = {
         name: Form("ids") if shape is None else Form("features", shape=tuple(shape)) for name, shape in arrays.items()
     }
-    return plain | forms
+    return forms | {name: form for name, form in plain.items() if name not in forms}
 
 
 def _check_alike(first: Columns, other: Columns, split: str) -> None:

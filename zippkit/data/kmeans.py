@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
+from einops import rearrange
 from numpy.typing import NDArray
 
 from zippkit.errors import DataError
@@ -28,7 +29,7 @@ class Reservoir:
     def rows(self) -> NDArray[np.float32]:
         """(min(size, n_seen), D) rows kept so far."""
         if not self._chunks:
-            raise DataError("no recordings to train units on")
+            raise DataError("nothing to train units on")
         if len(self._chunks) > 1:
             self._chunks = [np.concatenate(self._chunks)]
         return self._chunks[0]
@@ -45,6 +46,14 @@ class Reservoir:
             kept = places < self.size
             self.rows[places[kept]] = late[kept]
         self.n_seen += len(rows)
+
+
+def windows(frames: NDArray[np.float32], window: int, stride: int) -> NDArray[np.float32]:
+    """(T, D) frames to (U, window * D); the last frame is repeated so that every frame is in a window."""
+    n_windows = 1 + max(0, -(-(len(frames) - window) // stride))
+    frames = np.pad(frames, ((0, (n_windows - 1) * stride + window - len(frames)), (0, 0)), mode="edge")
+    views = np.lib.stride_tricks.sliding_window_view(frames, window, axis=0)[::stride]
+    return rearrange(views, "u d w -> u (w d)")
 
 
 def cluster(
@@ -65,7 +74,7 @@ def cluster(
 
     n_different = len({hash(row.tobytes()) for row in rows})
     if n_different < n_clusters:
-        raise DataError(f"{n_different} different windows of sound for {n_clusters} units; take fewer, or more sound")
+        raise DataError(f"{n_different} different windows for {n_clusters} units; take fewer, or more data")
     if progress:
         progress(0, n_polish + 1, "clustering")
     start = MiniBatchKMeans(n_clusters, batch_size=4096, n_init=1, random_state=seed)

@@ -58,6 +58,12 @@ class Column(Strict):
         return self
 
     @property
+    def told(self) -> str:
+        """What the column holds, for messages."""
+        words = {"bytes": "text", "tokenizer_json": "text", "ids": "token ids", "waveform": "waveforms"}
+        return words.get(self.kind, self.kind)
+
+    @property
     def is_text(self) -> bool:
         """Whether the column holds text, which its tokenizer turns into ids when it is used."""
         return self.kind in ("bytes", "tokenizer_json")

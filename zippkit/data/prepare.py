@@ -1,36 +1,39 @@
-"""A corpus on disk to a dataset folder: check every recording, train what is to be trained, encode, write."""
+"""A corpus on disk to a dataset folder: check every record, train what is to be trained, encode, write."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from zippkit.data.audio import Wave
-from zippkit.data.corpus_splits import limited, split_names, transcript_tokenizer
+from zippkit.data.corpus_splits import limited, split_names
 from zippkit.data.dataset import Dataset, Example, Item
 from zippkit.data.dataset_writer import refuse_to_overwrite, write_dataset
+from zippkit.data.discrete_tokenizer import Progress
+from zippkit.data.encoders import Encoder, SoundEncoder
+from zippkit.data.modality_choices import Choice, Choices
 from zippkit.data.readers.corpus import Kind, kind_name, records_of
-from zippkit.data.recording_check import Counter, RecordingCheck
+from zippkit.data.record_check import Counter, OpenedRecord, RecordCheck
 from zippkit.data.records import Record, is_training
-from zippkit.data.speech_tokenizer import Progress, SpeechTokenizer, tokenizer_class
+from zippkit.data.speech_tokenizer import SpeechTokenizer
+from zippkit.data.trained_or_new import Settings
 from zippkit.errors import DataError
-from zippkit.spec.kinds import Strict
-from zippkit.spec.validation import validate
 
 
 def prepare(
     kind: Kind,
-    root: str | Path,
+    root: str | Path | None,
     out: str | Path,
     *,
-    units: Strict | SpeechTokenizer | str | Path | None = None,
+    units: Settings = None,
     tokenizer: str = "mel_units",
     vocoder: bool = False,
     waveform: int | None = None,
     text: str | Path = "bytes",
+    tokenizers: Mapping[str, Choice] | None = None,
     resample: bool = False,
+    partial: bool = False,
     skip_bad: bool = False,
     limit: int | None = None,
     seed: int = 0,
@@ -38,107 +41,88 @@ def prepare(
     options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Write the corpus under ``root`` as a dataset with the modalities ``text`` and ``speech``.
+    """Write the corpus under ``root`` as a dataset with the modalities that its records have.
+
+    Sound becomes units, pictures grey levels; text, ids and frames of floats are stored as they are, unless
+    ``tokenizers`` says otherwise.
 
     Args:
         kind: a reader's name, a reader, or a function that is called with ``root`` and ``options``.
-        root: the corpus's folder.
+        root: the corpus's folder; None for one that comes with a library.
         out: the dataset to write.
-        units: settings of the units to train on the training split, or a trained tokenizer or its file, used as it is.
-        tokenizer: registered kind of the units, unless they are a trained tokenizer.
-        vocoder: train a way back to sound on the training split too.
-        waveform: write speech as waveforms of so many samples a second, for a tower that is fed sound, and no units.
-        text: ``"bytes"``, ``"words"`` (the training split's own), or a ``tokenizer.json``.
+        units: of sound: settings of the units to train on the training splits, or a trained tokenizer or its file.
+        tokenizer: of sound: registered kind of the units, unless they are a trained tokenizer.
+        vocoder: train a way back to sound on the training splits too.
+        waveform: write sound as waveforms of so many samples a second, for a tower that is fed sound, and no units.
+        text: ``"bytes"``, ``"words"`` (the training splits' own), or a ``tokenizer.json``.
+        tokenizers: modality to what turns it into ids: a registered kind, ``"none"``, what ``text`` may be, a
+            tokenizer, its settings, or a mapping of ``kind`` and settings; these go before the arguments above.
         resample: bring recordings to the sample rate of units or waveforms; otherwise those of another count as bad.
-        skip_bad: leave bad recordings out, and name them in the manifest.
-        limit: at most so many recordings per split, drawn with ``seed``.
+        partial: keep records that lack a modality which others have; a task passes over those that lack one of its.
+        skip_bad: leave bad records out, and name them in the manifest.
+        limit: at most so many records per split, drawn with ``seed``.
         seed: of the sample that ``limit`` draws and of training.
         overwrite: replace a dataset that is there.
         options: for the reader.
         progress: told how far each stage is.
 
     Raises:
-        DataError: bad recordings, all of them in one message, or nothing to train on, or ``out`` exists, or units and
-            waveforms are asked for. Nothing is written then.
+        DataError: bad records, all of them in one message, or nothing to train on, or ``out`` exists, or choices that
+            do not fit the corpus. Nothing is written then.
     """
     refuse_to_overwrite(Path(out), overwrite)
     if waveform is not None and (units is not None or vocoder or waveform < 1):
         raise DataError(f"waveform={waveform} and units={units!r}; expected a sample rate in Hz, or units, not both")
-    recordings = limited(records_of(kind, root, options), limit, seed)
-    text_tokenizer = transcript_tokenizer(text, recordings)
-    source = None if waveform is not None else _UnitSource.of(units, tokenizer)
-    if vocoder and source and not source.cls.takes_vocoder:
-        raise DataError(source.cls.no_vocoder())
-    rate = waveform or (source.sample_rate if source else 0)
-    check = RecordingCheck(Path(root), rate, resample, skip_bad, text_tokenizer)
-    speech_tokenizer = _read_and_train(check, recordings, source, vocoder, seed, progress)
-    encoded = Counter(len(check.good), "encoding", progress)
+    base = Path(root or "")
+    records = limited(records_of(kind, base, options), limit, seed)
+    encoders = Choices(text, units, tokenizer, waveform, resample, vocoder, tokenizers or {}).encoders(records)
+    documents = records[0].segments is not None
+    check = RecordCheck(base, encoders, documents, partial, skip_bad)
+    _read_and_train(check, records, seed, progress)
+    there = {name for record in check.good for name, _ in record.sources()}
+    used = {name: encoder for name, encoder in encoders.items() if name in there}
+    for name, encoder in used.items():
+        if vocoder and isinstance(encoder, SoundEncoder) and encoder.tokenizer:
+            encoder.tokenizer = add_vocoder(encoder.tokenizer, check.training(name), seed, progress)
     origin = {
         "kind": kind_name(kind),
-        "root": Path(root).resolve().name,
+        "root": base.resolve().name if root else "",
         "options": dict(options or {}),
         "limit": limit,
         "seed": seed,
         "resample": resample,
     }
+    encoded = Counter(len(check.good), "encoding", progress)
+    plain = {name: encoder for name, encoder in used.items() if encoder.tokenizer is None}
     return write_dataset(
         out,
-        {split: _examples(check, split, speech_tokenizer, encoded) for split in split_names(check.good)},
-        {"text": text_tokenizer} | ({"speech": speech_tokenizer} if speech_tokenizer else {}),
-        waveforms={} if waveform is None else {"speech": waveform},
+        {split: _examples(check, split, encoded) for split in split_names(check.good)},
+        {name: encoder.tokenizer for name, encoder in used.items() if encoder.tokenizer is not None},
+        waveforms={name: encoder.rate for name, encoder in plain.items() if encoder.rate is not None},
+        arrays={name: encoder.shape for name, encoder in plain.items() if encoder.rate is None},
         source=origin,
         skipped=check.bad,
+        partial=partial,
         overwrite=overwrite,
     )
 
 
-def _read_and_train(
-    check: RecordingCheck,
-    recordings: Sequence[Record],
-    source: _UnitSource | None,
-    vocoder: bool,
-    seed: int,
-    progress: Progress | None,
-) -> SpeechTokenizer | None:
-    """Check every recording, and train the speech tokenizer on those of the training split as they are read."""
-    train_waves = (wave for recording, wave in check.run(recordings, progress) if is_training(recording.split))
-    trained = source.make(train_waves, seed, progress) if source else None
-    for _ in train_waves:
-        pass  # What needs no training left the recordings unread, and unchecked.
-    if trained is not None and vocoder:
-        again = (check.wave(recording) for recording in check.good if is_training(recording.split))
-        trained = add_vocoder(trained, again, seed, progress)
-    return trained
+def _read_and_train(check: RecordCheck, records: Sequence[Record], seed: int, progress: Progress | None) -> None:
+    """Check every record, and train each modality's tokenizer on the training splits, the first as they are read."""
+    learners = [name for name, encoder in check.encoders.items() if encoder.to_train]
+    read = check.run(records, progress)
+    if learners:
+        check.encoders[learners[0]].train(_training(read, learners[0]), seed, progress)
+    for _ in read:
+        pass  # What needs no training left the records unread, and unchecked.
+    for name in learners[1:]:
+        check.encoders[name].train(check.training(name), seed, progress)
 
 
-@dataclass(frozen=True)
-class _UnitSource:
-    """Where the speech tokenizer comes from: it is there, or it is trained."""
-
-    trained: SpeechTokenizer | None
-    cls: type[SpeechTokenizer]
-    config: Any
-    sample_rate: int
-
-    @classmethod
-    def of(cls, units: Strict | SpeechTokenizer | str | Path | None, kind: str) -> Self:
-        """Raises DataError if the settings are not of the kind, or the file is not a tokenizer of it."""
-        if isinstance(units, SpeechTokenizer):
-            return cls(units, type(units), None, units.sample_rate)
-        found = tokenizer_class(kind)
-        if isinstance(units, str | Path):
-            trained = found.load(units)
-            return cls(trained, found, None, trained.sample_rate)
-        if units is None:
-            units, complaints = validate(found.Config, {})
-            if units is None:
-                raise DataError(f"tokenizer {kind}: {'; '.join(message for _, message in complaints)}")
-        if not isinstance(units, found.Config):
-            raise DataError(f"tokenizer {kind} takes a {found.Config.__name__}, got a {type(units).__name__}")
-        return cls(None, found, units, found.rate_for(units))
-
-    def make(self, waves: Iterable[Wave], seed: int, progress: Progress | None) -> SpeechTokenizer:
-        return self.trained or self.cls.train(waves, self.config, seed, progress)
+def _training(read: Iterable[tuple[Record, OpenedRecord]], modality: str) -> Iterator[Any]:
+    for record, opened in read:
+        if is_training(record.split):
+            yield from (item for name, item in opened if name == modality)
 
 
 def add_vocoder(
@@ -155,11 +139,21 @@ def add_vocoder(
     return tokenizer.with_vocoder(train_vocoder(tokenizer, waves, seed=seed, progress=progress))
 
 
-def _examples(check: RecordingCheck, split: str, units: SpeechTokenizer | None, encoded: Counter) -> Iterator[Example]:
-    for recording in check.good:
-        if recording.split == split:
-            wave = check.wave(recording)
-            speech: Item = units.encode(wave, check.rate) if units else wave
-            items: dict[str, Item] = {"text": check.text(recording), "speech": speech}
-            yield Example(recording.id, recording.speaker, len(wave) / check.rate, items)
+def _examples(check: RecordCheck, split: str, encoded: Counter) -> Iterator[Example]:
+    for record in check.good:
+        if record.split == split:
+            opened = check.open(record)
+            items = tuple((name, _encoded(check.encoders[name], record, name, each)) for name, each in opened)
+            seconds = [check.encoders[name].seconds(each) for name, each in opened]
+            if check.documents:
+                yield Example(record.id, record.speaker, sum(seconds), {}, items)
+            else:
+                yield Example(record.id, record.speaker, max(seconds), dict(items))
             encoded.step()
+
+
+def _encoded(encoder: Encoder[Any], record: Record, name: str, opened: Any) -> Item:
+    try:
+        return encoder.encode(opened)
+    except DataError as error:
+        raise DataError(f"{record.id}: {name}: {error}") from None

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zippkit.data.dataset import Tokenizer
+from zippkit.data.discrete_tokenizer import DiscreteTokenizer, registered
 from zippkit.data.forms import Form
 from zippkit.data.manifest import Column
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.rows import Columns
-from zippkit.data.speech_tokenizer import SpeechTokenizer, tokenizer_class
+from zippkit.data.speech_tokenizer import SpeechTokenizer
 from zippkit.data.text import ByteTokenizer, FileTokenizer
 from zippkit.data.units import UnitTokenizer
 from zippkit.errors import DataError
@@ -72,7 +73,7 @@ def _save_tokenizer(folder: Path, name: str, tokenizer: Tokenizer | None, larges
     tokenizer = tokenizer or ByteTokenizer()
     if (largest is None) != _is_text(tokenizer):
         raise DataError(f"{name} is {'text' if largest is None else 'ids'}, its tokenizer a {type(tokenizer).__name__}")
-    for cls, what in ((SpeechTokenizer, "units"), (PixelTokenizer, "levels")):
+    for cls, what in ((DiscreteTokenizer, "units"), (PixelTokenizer, "levels")):
         if isinstance(tokenizer, cls) and (largest or 0) >= tokenizer.begin:
             raise DataError(f"{name} has id {largest}, its tokenizer only {tokenizer.begin} {what}")
     kind, suffix = _kind_and_suffix(tokenizer)
@@ -84,7 +85,7 @@ def _save_tokenizer(folder: Path, name: str, tokenizer: Tokenizer | None, larges
         {
             "kind": kind,
             "file": file,
-            **(_save_vocoder(folder, name, tokenizer) if isinstance(tokenizer, SpeechTokenizer) else {}),
+            **_kind_entries(folder, name, tokenizer),
             "fingerprint": tokenizer.fingerprint,
             "vocab_size": tokenizer.vocab_size,
             "begin": tokenizer.begin,
@@ -94,8 +95,8 @@ def _save_tokenizer(folder: Path, name: str, tokenizer: Tokenizer | None, larges
 
 
 def _kind_and_suffix(tokenizer: Tokenizer) -> tuple[str, str | None]:
-    if isinstance(tokenizer, SpeechTokenizer):
-        return "units", tokenizer.suffix
+    if isinstance(tokenizer, DiscreteTokenizer):
+        return "units" if isinstance(tokenizer, SpeechTokenizer) else "codes", tokenizer.suffix
     by_class: dict[type, tuple[str, str | None]] = {
         ByteTokenizer: ("bytes", None),
         FileTokenizer: ("tokenizer_json", ".json"),
@@ -104,16 +105,18 @@ def _kind_and_suffix(tokenizer: Tokenizer) -> tuple[str, str | None]:
     return by_class[type(tokenizer)]
 
 
-def _save_vocoder(folder: Path, name: str, tokenizer: SpeechTokenizer) -> dict[str, str | None]:
-    """Return the manifest entries of speech only, and write the vocoder, if there is one.
+def _kind_entries(folder: Path, name: str, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Return the manifest entries of registered kinds only, and write the vocoder, if there is one.
 
     Raises:
         DataError: the tokenizer's kind is not registered, so that nobody could load it again.
     """
-    if tokenizer_class(tokenizer.kind) is not type(tokenizer):
+    if not isinstance(tokenizer, DiscreteTokenizer):
+        return {}
+    if registered(tokenizer.kind, DiscreteTokenizer, name) is not type(tokenizer):  # type: ignore[type-abstract]
         raise DataError(f"{name}: {type(tokenizer).__name__} is not what is registered as {tokenizer.kind!r}")
     vocoder = None
-    if tokenizer.vocoder is not None:
+    if isinstance(tokenizer, SpeechTokenizer) and tokenizer.vocoder is not None:
         vocoder = f"tokenizers/{name}.vocoder.safetensors"
         tokenizer.vocoder.save(folder / vocoder)
     # Left out for the first kind there was, so that what was written before there were others compares equal.

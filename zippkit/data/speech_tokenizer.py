@@ -8,8 +8,8 @@ A package adds a kind with one class and one line::
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -17,14 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zippkit.data.audio import Wave
+from zippkit.data.discrete_tokenizer import DiscreteTokenizer, Ids, Progress, registered
 from zippkit.errors import DataError
-from zippkit.spec.kinds import Strict
-from zippkit.spec.registry import TOKENIZERS, implementation
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, what); a total of 0 means that it is not known."""
-
-Ids = Sequence[int] | NDArray[np.integer]
+__all__ = ["Ids", "Progress", "SpeechTokenizer", "Vocoder", "tokenizer_class"]
 
 
 class Vocoder(Protocol):
@@ -41,39 +37,13 @@ class Vocoder(Protocol):
         """Write one file."""
 
 
-class SpeechTokenizer(ABC):
+class SpeechTokenizer(DiscreteTokenizer):
     """Sound to unit ids and back; ids run from 0, then come ``begin`` and ``end``."""
 
-    Config: ClassVar[type[Strict]]
-    """Its settings: what `zippkit prepare --tokenizer KIND units.key=value` takes."""
-    kind: ClassVar[str]
-    """The name of its entry point, which a dataset's manifest keeps."""
-    suffix: ClassVar[str] = ".safetensors"
-    """Of the file that ``save`` writes."""
     takes_vocoder: ClassVar[bool] = False
     """Whether `with_vocoder` is there; a kind with a decoder of its own needs none."""
     vocoder: Vocoder | None = None
     """A trained way back to sound, kept in a file of its own."""
-
-    @property
-    @abstractmethod
-    def begin(self) -> int:
-        """Id that opens a segment; ids below it are units."""
-
-    @property
-    def end(self) -> int:
-        """Id that closes a segment."""
-        return self.begin + 1
-
-    @property
-    def vocab_size(self) -> int:
-        """Units, begin and end."""
-        return self.begin + 2
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides what an id means."""
 
     @property
     @abstractmethod
@@ -115,19 +85,6 @@ class SpeechTokenizer(ABC):
             DataError: an id is neither a unit nor begin or end, or there is no way back to sound.
         """
 
-    @abstractmethod
-    def save(self, path: str | Path) -> None:
-        """Write one file."""
-
-    @classmethod
-    @abstractmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what ``save`` wrote.
-
-        Raises:
-            DataError: the file is missing, cut short, or something else.
-        """
-
     def with_vocoder(self, vocoder: Vocoder) -> Self:
         """The same tokenizer, with a trained way back to sound; ids mean what they did.
 
@@ -151,21 +108,6 @@ class SpeechTokenizer(ABC):
         if len(wave) == 0:
             raise DataError("no samples to encode")
 
-    def units_of(self, ids: Ids) -> NDArray[np.int64]:
-        """``ids`` without begin and end.
-
-        Raises:
-            DataError: an id is no unit.
-        """
-        units: NDArray[np.int64] = np.asarray(ids, dtype=np.int64)
-        units = units[(units != self.begin) & (units != self.end)]
-        wrong = np.flatnonzero((units < 0) | (units >= self.begin))
-        if wrong.size:
-            raise DataError(
-                f"unit at index {wrong[0]} is {units[wrong[0]]}, expected 0 to {self.begin - 1}, or a frame id"
-            )
-        return units
-
     def check_vocoder(self, vocoder: Vocoder) -> None:
         """Raise DataError if ``vocoder`` was trained for other units."""
         if vocoder.tokenizer_fingerprint != self.fingerprint:
@@ -182,9 +124,4 @@ def tokenizer_class(kind: str) -> type[SpeechTokenizer]:
         UnknownKindError: nobody registers it; names the nearest.
         DataError: what is registered is no speech tokenizer, or calls itself otherwise.
     """
-    found = implementation(TOKENIZERS, kind)
-    if not (isinstance(found, type) and issubclass(found, SpeechTokenizer)):
-        raise DataError(f"tokenizer kind {kind!r} is {found!r}, expected a subclass of SpeechTokenizer")
-    if found.kind != kind:
-        raise DataError(f"tokenizer kind {kind!r}: its class says kind {found.kind!r}; give both the same name")
-    return found
+    return registered(kind, SpeechTokenizer, "sound")  # type: ignore[type-abstract]

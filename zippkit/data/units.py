@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from zippkit.data.audio import Wave, log_mel, mel_filters, mel_to_sound
-from zippkit.data.kmeans import Reservoir, cluster, nearest
+from zippkit.data.kmeans import Reservoir, cluster, nearest, windows
 from zippkit.data.speech_tokenizer import Ids, Progress, SpeechTokenizer, Vocoder
 from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
@@ -238,10 +238,7 @@ class UnitTokenizer(SpeechTokenizer):
         if self.config.normalize == "utterance":
             # The floor keeps digital silence, where nothing varies, at zero instead of dividing by nothing.
             mel = (mel - mel.mean(axis=0)) / np.maximum(mel.std(axis=0), 1e-3)
-        n_windows = 1 + max(0, -(-(len(mel) - window) // stride))
-        mel = np.pad(mel, ((0, (n_windows - 1) * stride + window - len(mel)), (0, 0)), mode="edge")
-        views = np.lib.stride_tricks.sliding_window_view(mel, window, axis=0)[::stride]
-        return rearrange(views, "u m w -> u (w m)")
+        return windows(mel, window, stride)
 
 
 def _blank(config: UnitConfig) -> tuple[NDArray[np.float16], NDArray[np.float32], NDArray[np.float32]]:

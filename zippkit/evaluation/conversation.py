@@ -13,6 +13,7 @@ from zippkit.batch.batch import Segment
 from zippkit.composition import Composition, load
 from zippkit.data.audio import read_audio, resample, write_audio
 from zippkit.data.dataset import Tokenizer
+from zippkit.data.frame_tokenizer import FrameTokenizer
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.speech_tokenizer import SpeechTokenizer
 from zippkit.data.text import ByteTokenizer, FileTokenizer
@@ -98,6 +99,9 @@ def answer(
             yield f"{segment.tower}: {len(segment.tokens)} units in {file}{heard_as}"
         elif isinstance(tokenizer, ByteTokenizer | FileTokenizer):
             yield f"{segment.tower}: {tokenizer.decode(segment.tokens)}"
+        elif isinstance(tokenizer, FrameTokenizer):
+            frames = tokenizer.decode(segment.tokens)
+            yield f"{segment.tower}: {len(segment.tokens)} units, {len(frames)} frames of shape {frames.shape[1:]}"
 
 
 def read_sampling(settings: Sequence[str]) -> Sampling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zippkit.spec.kinds import Frame, Image, Sound, TowerConfig
+from zippkit.spec.kinds import Frame, Frames, Image, Sound, TowerConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Modality:
     frame: Frame | None
     continuous: bool = False
     """Whether the tower is fed with floats instead of ids."""
-    feed: Sound | Image | None = None
+    feed: Sound | Image | Frames | None = None
     """The kind of floats, where it tells."""
 
 

@@ -87,6 +87,17 @@ class Image(NamedTuple):
     width: int
 
 
+class Frames(NamedTuple):
+    """Frames of floats (N, ...), such as a sensor's readings."""
+
+    shape: tuple[int, ...]
+    """Of one frame."""
+    least: float | None = None
+    """Smallest value that the tower takes, if it minds."""
+    most: float | None = None
+    """Largest value."""
+
+
 class TowerConfig(Strict):
     """Base of every tower's ``Config``. Keep it in a file without torch and ``zippkit check`` stays fast."""
 
@@ -107,7 +118,7 @@ class TowerConfig(Strict):
 
     @property
     def continuous(self) -> bool:
-        """Whether it is fed with waveforms or pixels instead of token ids: no vocabulary, no frame, no head, no loss.
+        """Whether it is fed floats (sound, pixels, frames) instead of token ids: no vocabulary, frame, head or loss.
 
         A config of nothing else says ``continuous: ClassVar[bool] = True``.
         """
@@ -119,7 +130,7 @@ class TowerConfig(Strict):
         return not self.continuous
 
     @property
-    def feed(self) -> Sound | Image | None:
+    def feed(self) -> Sound | Image | Frames | None:
         """The inputs of a continuous tower, which data are compared with; None: token ids, or it does not tell."""
         return None
 

@@ -12,6 +12,7 @@ EXTRAS = {
     "librosa": ("audio", "resampling and spectrograms"),
     "sklearn": ("units", "k-means codebooks and the corpus of handwritten digits"),
     "datasets": ("datasets", "reading folders that the library datasets saved"),
+    "PIL": ("images", "reading pictures"),
     "matplotlib": ("plots", "drawing masks, reports and experiments"),
     "scipy": ("statistics", "tests of significance"),
     "tensorboard": ("tensorboard", "TensorBoard's files"),

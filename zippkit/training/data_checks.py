@@ -1,14 +1,15 @@
-"""Whether the towers of a spec can read what a dataset holds: vocabularies, frames, sample rates, image sizes."""
+"""Whether the towers of a spec can read what a dataset holds: vocabularies, frames, sample rates, sizes, ranges."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from zippkit.data.dataset import Dataset
 from zippkit.data.manifest import Column
 from zippkit.errors import DataError, did_you_mean
 from zippkit.plan.sequence_layout import Modality
-from zippkit.spec.kinds import Image
+from zippkit.spec.kinds import Frames, Image
 from zippkit.spec.task import Task
 
 
@@ -71,21 +72,25 @@ def check_agreement(datasets: Mapping[str, Dataset], modalities: Iterable[str]) 
 
 
 def _meaning(column: Column) -> tuple[object, ...]:
-    return column.kind, column.fingerprint, column.sample_rate, column.begin, column.end
+    return column.kind, column.fingerprint, column.sample_rate, column.shape, column.begin, column.end
 
 
 def _described(column: Column) -> str:
     rate = f" at {column.sample_rate} Hz" if column.sample_rate else ""
     return (
-        f"{_told(column)}{rate} of tokenizer {_short(column.fingerprint)}"
-        if column.fingerprint
-        else _told(column) + rate
+        f"{column.told}{rate} of tokenizer {_short(column.fingerprint)}" if column.fingerprint else column.told + rate
     )
 
 
 def _wrong_ids(dataset: Dataset, name: str, found: Column, modality: Modality) -> Iterator[str]:
     """Why a tower of token ids cannot read a modality; nothing if it can."""
     del dataset
+    if found.kind == "features":
+        yield (
+            f"{name} holds frames of floats, but tower {modality.tower!r} reads token ids; expected a dataset prepared "
+            f"with --tokenizer {name}=frame_units, or a tower that is fed frames"
+        )
+        return
     if found.vocab_size is None:
         yield (
             f"{name} holds waveforms, but tower {modality.tower!r} reads token ids; expected a tower of waveforms "
@@ -112,17 +117,21 @@ def _wrong_feed(dataset: Dataset, name: str, found: Column, modality: Modality) 
     feed = modality.feed
     if isinstance(feed, Image):
         if found.kind != "pixels":
-            yield f"{name} holds {_told(found)}, but tower {name!r} is fed images; expected a modality of pixels"
+            yield f"{name} holds {found.told}, but tower {name!r} is fed images; expected a modality of pixels"
         elif not (tokenizer := dataset.pixel_tokenizer(name)).fits(feed):
             side = tokenizer.side
             yield (
                 f"{name} holds images of {side} x {side} pixels, and tower {name!r} is fed {feed.height} x "
                 f"{feed.width}; expected a multiple of {side}, as each pixel is drawn as a block"
             )
+    elif isinstance(feed, Frames):
+        yield from _wrong_frames(name, found, feed)
+    elif feed is None and found.kind == "features":
+        return  # The tower does not tell what it takes.
     elif found.kind != "waveform":
         rate = feed.sample_rate if feed else "RATE"
         yield (
-            f"{name} holds {_told(found)}, but tower {name!r} is fed waveforms; expected a dataset prepared with "
+            f"{name} holds {found.told}, but tower {name!r} is fed waveforms; expected a dataset prepared with "
             f"--waveform {rate}, or a tower of token ids (such as kind: decoder)"
         )
     elif feed is not None and found.sample_rate != feed.sample_rate:
@@ -133,9 +142,22 @@ def _wrong_feed(dataset: Dataset, name: str, found: Column, modality: Modality) 
         )
 
 
-def _told(found: Column) -> str:
-    words = {"bytes": "text", "tokenizer_json": "text", "ids": "token ids", "waveform": "waveforms"}
-    return words.get(found.kind, found.kind)
+def _wrong_frames(name: str, found: Column, feed: Frames) -> Iterator[str]:
+    if found.kind != "features":
+        yield (
+            f"{name} holds {found.told}, but tower {name!r} is fed frames of floats of shape {feed.shape}; expected a "
+            f"dataset prepared with --tokenizer {name}=none"
+        )
+        return
+    shape = tuple(found.shape or ())
+    if shape != feed.shape:
+        yield f"{name} holds frames of shape {shape}, and tower {name!r} is fed {feed.shape}"
+    least, most = (-math.inf if feed.least is None else feed.least), (math.inf if feed.most is None else feed.most)
+    if found.least is not None and found.most is not None and not least <= found.least <= found.most <= most:
+        yield (
+            f"{name} holds values from {found.least:g} to {found.most:g}, and tower {name!r} takes {least:g} to "
+            f"{most:g}; scale them before they are prepared"
+        )
 
 
 def _short(fingerprint: str | None) -> str:

@@ -51,6 +51,8 @@ class TaskData:
             raise DataError(
                 f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
             )
+        columns = dataset.manifest.modalities
+        self._frames = {name: tuple(columns[name].shape or ()) for name in task.modalities}
         self._images: dict[str, tuple[PixelTokenizer, Image]] = {}
         for name in task.modalities:
             if readers and isinstance(feed := readers[name].feed, Image):
@@ -119,15 +121,19 @@ class TaskData:
         wrong = []
         for n_samples in dict.fromkeys((lengths[0], lengths[-1])):
             try:
-                tower.n_states(np.zeros(n_samples, np.float32))
+                tower.n_states(self._blank(name, n_samples))
             except ValueError as error:
                 example = self.name(int((lengths[places] == n_samples).argmax()))
                 wrong.append(f"{self._split.path}: example {example}, {name}: {error}")
         if wrong:
             raise DataError("\n".join(wrong))
         if tower.max_len is not None:
-            states = np.array([tower.n_states(np.zeros(n_samples, np.float32)) for n_samples in lengths])
+            states = np.array([tower.n_states(self._blank(name, n_samples)) for n_samples in lengths])
             self._check_limit(name, count * states[places], tower.max_len, "states")
+
+    def _blank(self, name: str, length: int) -> NDArray[np.float32]:
+        """Inputs of a continuous tower of one length, whatever is in them."""
+        return np.zeros((length, *self._frames[name]), np.float32)
 
     def ids(self, indices: Sequence[int]) -> tuple[str, ...]:
         """Names of examples."""
