@@ -47,10 +47,13 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         super().__init__()
         self.config = config
 
+    computes: torch.dtype | None = None
+    """Dtype of its states, where some of its weights are held in another one for a while; None: that of its weights."""
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of its parameters; `layer` and `head` are given states of it."""
-        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
+        return self.computes or next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.float32)
 
     @abstractmethod
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Cache | None = None) -> tuple[Tensor, Context]:

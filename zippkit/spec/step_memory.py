@@ -34,6 +34,11 @@ class StepMemory(Strict):
         "loss is not kept for the backward pass but computed again there, layer by layer.",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 runs matrix products in bfloat16 (autocast).")
+    parameters: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16 holds trained weights of linear maps in bfloat16 while a step runs; the optimiser changes "
+        "their fp32 masters, which are saved.",
+    )
     compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
 
     @field_validator("recompute", mode="plain", json_schema_input_type=bool | list[str])
@@ -54,6 +59,8 @@ class StepMemory(Strict):
             )
         if self.recompute and self.compile:
             wrong.append("the compiler decides by itself what is computed twice; remove `recompute` or `compile`")
+        if self.parameters == "bf16" and self.precision != "bf16":
+            wrong.append("`parameters: bf16` is multiplied in bfloat16; expected `precision: bf16` with it")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.phase import Phase
+from zippkit.training.masters import Masters
 
 
-def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, rates: Mapping[str, float], phase: Phase, masters: Masters | None = None
+) -> torch.optim.Optimizer:
     """The phase's optimiser over the trainable parameters, one group for each prefix in ``rates`` that has any.
 
     Adam (arXiv 1412.6980), AdamW (1711.05101) and Adafactor (1804.04235) are torch's. With weight decay, norms,
@@ -30,7 +33,7 @@ def build_optimizer(model: nn.Module, rates: Mapping[str, float], phase: Phase) 
             pairs = [(n, p) for n, p in named if (n in resting) == (decay == 0 and bool(resting))]
             if pairs:
                 lr = torch.tensor(rate, device=pairs[0][1].device)
-                names, parameters = ([pair[i] for pair in pairs] for i in range(2))
+                names, parameters = [name for name, _ in pairs], [masters.of(p) if masters else p for _, p in pairs]
                 group = {"params": parameters, "names": names, "group": prefix, "base": rate, "lr": lr}
                 groups.append(group | {"weight_decay": decay})
     if not groups:

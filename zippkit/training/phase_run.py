@@ -29,6 +29,7 @@ from zippkit.spec.phase import Phase
 from zippkit.system.progress import progress
 from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend
+from zippkit.training.masters import Masters
 from zippkit.training.metrics import Metrics
 from zippkit.training.mixture import Mixture
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
@@ -67,7 +68,8 @@ class PhaseRun:
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
         self.tasks = learnt.parts
         self.order = learnt.order(phase.batch_size, seed)
-        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase)
+        self.masters = Masters(self.model if phase.parameters == "bf16" else None)
+        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.masters)
         self.step = 0
         self.watch = watch or DevWatch()
         self.unlogged: list[Mapping[str, Tensor | float]] = []
@@ -108,7 +110,7 @@ class PhaseRun:
             print(f"{self.label}: stopped after step {self.step} of {self.phase.steps}; {self.watch}", file=sys.stderr)
 
     def _train(self, metrics: Metrics, advance: Any) -> None:
-        train_on = build_step(self.model, self.optimizer, self.phase, self.device)
+        train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.masters)
         n_tokens, began = 0, time.monotonic()
         while not self.over:
             batches = self._batches()
