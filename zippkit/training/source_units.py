@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import Features, TowerBatch
+from zippkit.batch.describe import describe_self
 from zippkit.training.state_store import digest
 
 _OWN = ("tokens", "position_ids", "positions", "offset")
@@ -53,17 +54,17 @@ def units(inputs: TowerBatch, causal: bool, multimodal: Tensor | bool) -> Iterat
             if each >= 0:
                 place = slice(start, stop)
                 passes = bool(multimodal if isinstance(multimodal, bool) else multimodal[row])
-                yield Unit(row, place, _alone(inputs, row, place), passes)
+                yield Unit(row, place, _alone(inputs, row, place, causal), passes)
 
 
-def _alone(inputs: TowerBatch, row: int, place: slice) -> TowerBatch:
+def _alone(inputs: TowerBatch, row: int, place: slice, causal: bool) -> TowerBatch:
     """The tokens as a batch of one row; their orders and segments count from 0."""
     own = inputs.mapped(lambda column: column[row : row + 1, place])
     ranks = {segment: rank for rank, segment in enumerate(dict.fromkeys(own.segment[0].tolist()))}
     segment = torch.tensor([[ranks[segment] for segment in own.segment[0].tolist()]])
     order, first = torch.arange(own.order.shape[1])[None], torch.zeros_like(own.start)
     features = None if inputs.features is None else _features(inputs.features, inputs.features.entry[row, place])
-    return replace(
+    alone = replace(
         own,
         order=order,
         start=first,
@@ -74,6 +75,7 @@ def _alone(inputs: TowerBatch, row: int, place: slice) -> TowerBatch:
         features=features,
         following=None,
     )
+    return replace(alone, own_stairs=describe_self(alone, causal))
 
 
 def _features(features: Features, entries: Tensor) -> Features:
