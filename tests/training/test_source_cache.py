@@ -388,3 +388,13 @@ def test_writers_that_are_killed_leave_whole_entries_or_none(tmp_path: Path) -> 
     found = [store.read(what, f"{n:064x}") for n in range(7)]
     assert all(states is None or bool((states[0] == n).all()) for n, states in enumerate(found))
     assert sum(store.has(what, f"{n:064x}") for n in range(7)) == sum(states is not None for states in found) > 0
+
+
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_one_compilation_serves_batches_of_kept_states(tmp_path: Path) -> None:
+    zipped = composed(SOURCES["wav2vec2"])
+    cache = cached(zipped, tmp_path)
+    compiled = torch.compile(zipped.model, fullgraph=True, dynamic=False, backend="eager")
+    for sizes in ([5, 3], [4, 9]):
+        given = cache.complete(batched(zipped, sizes, 16))
+        assert torch.allclose(compiled(given)["text"], zipped.model(given)["text"], rtol=1e-4, atol=1e-5)

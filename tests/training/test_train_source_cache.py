@@ -221,3 +221,23 @@ def test_evaluation_while_training_reads_it_too(precision: str, tmp_path: Path) 
     )
     what = [json.loads(file.read_text()) for file in (tmp_path / "with" / "source_states").glob("*/about.json")]
     assert {each["precision"] for each in what} == {precision, "fp32"}
+
+
+def test_accumulated_parts_of_a_step_read_it_too(finished: Path, tmp_path: Path) -> None:
+    train(recipe(tmp_path, cache=True, accumulate=3), tmp_path / "run")
+    found, expected = saved(tmp_path / "run"), saved(finished / "run")
+    assert all(torch.allclose(found[name], each, rtol=1e-2, atol=1e-3) for name, each in expected.items())
+    files = [sorted((run / "run" / "source_states").rglob("*.safetensors")) for run in (tmp_path, finished)]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_it_may_be_switched_on_when_a_run_goes_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InterruptedRunError, match="after step 3 of train"):
+        on_step(patch, 2, interrupt)
+        train(recipe(tmp_path, cache=None), tmp_path / "run")
+    train(recipe(tmp_path, cache=True), tmp_path / "run")
+    found, expected = saved(tmp_path / "run"), saved(finished / "run")
+    assert all(torch.allclose(found[name], each, rtol=1e-3, atol=1e-4) for name, each in expected.items())
+    assert len(list((tmp_path / "run" / "source_states").rglob("*.safetensors"))) == 24
