@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from zippkit.errors import Problem, SpecError, ZippkitError
 from zippkit.plan.graph import find_graph
 from zippkit.plan.parts import SPEC, checkpoint_folder, compare
+from zippkit.plan.phases import unreached
 from zippkit.spec.checks.stand_ins import follows_from, inherited, stand_in
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.inheritance import read_document
@@ -196,7 +197,8 @@ def recipe_of(document: Document, overrides: Sequence[str] = (), *, started: boo
     def look(recipe: Recipe) -> list[Complaint]:
         if inner.problems:
             return recipe_complaints(recipe, sound_spec=False) if inner.names_known else []
-        return recipe_complaints(recipe) + ([] if started else list(_starting_point_complaints(recipe)))
+        found = recipe_complaints(recipe) + ([] if started else list(_starting_point_complaints(recipe)))
+        return found or list(unreached(recipe))
 
     data = document.data if inner.spec is None else document.data | {"spec": inner.spec}
     found = examine(Recipe, data, look, stand_in)
@@ -231,6 +233,20 @@ def load_any(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec
         return recipe_of(document, overrides)
     override(document, overrides)
     return spec_of(document)
+
+
+def recipe_at(path: str | Path, overrides: Sequence[str] = ()) -> Recipe | None:
+    """The recipe of a file or a run; None where there is a spec or a checkpoint.
+
+    Raises:
+        SpecError: every problem found, with file, line and key.
+    """
+    path = Path(path)
+    if path.is_dir():
+        started = path / "recipe.yaml"
+        return load_recipe(started, started=True) if started.exists() else None
+    found = load_any(path, overrides)
+    return found if isinstance(found, Recipe) else None
 
 
 def spec_at(path: str | Path, overrides: Sequence[str] = ()) -> CompositionSpec:

@@ -181,10 +181,10 @@ print(*sorted(sys.modules))
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [
-        (["check", str(RECIPE)], 44),
-        (["plan", str(SPEC)], 45),
-        (["recipe", str(SPEC)], 45),
-        (["diagram", str(SPEC), "-o", "a.svg"], 48),
+        (["check", str(RECIPE)], 49),
+        (["plan", str(SPEC)], 49),
+        (["recipe", str(SPEC)], 49),
+        (["diagram", str(SPEC), "-o", "a.svg"], 54),
     ],
     ids=["check", "plan", "recipe", "diagram"],
 )

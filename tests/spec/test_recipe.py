@@ -25,7 +25,7 @@ from zippkit.spec.derived_recipe import (
     single_tower,
 )
 from zippkit.spec.part_kinds import group_names
-from zippkit.spec.phase import Phase
+from zippkit.spec.phase import Phase, Stage
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.recipe_checks import recipe_complaints
 from zippkit.spec.task import Task
@@ -241,6 +241,13 @@ def test_a_spec_in_place_of_a_recipe(file: Path) -> None:
         ("", "speech -> words", ["no link lets 'words' depend on 'speech'"]),
         ("speech>text", "speech + text", ["`+` stands between simultaneous modalities; expected a link with `clock:"]),
         ("speech=text", "speech + text", []),
+        ("speech>text", "speech -> [text, speech]", []),
+        ("speech>text text>speech", "[text, speech]", []),
+        ("text>speech", "image -> [text, speech]", ["no link lets 'text, speech' depend on 'image'; add a link"]),
+        ("speech>text", "speech -> [speech, text]", ["an example has one 'speech', so what is to be predicted is"]),
+        ("speech>text", "speech -> [text, text]", ["an example has one 'text', so what is to be predicted is given"]),
+        ("speech>text", "speech -> [text, txt]", ["no tower is called 'txt'; did you mean 'text'?"]),
+        ("speech>text", "interleaved", []),
     ],
 )
 def test_a_task_means_what_it_says(links: str, task: str, told: list[str]) -> None:
@@ -357,6 +364,8 @@ def test_learning_rates_follow_the_paper_where_none_is_named() -> None:
     )
     towers["speech"]["freeze"] = {"*": "freeze"}
     assert set(learning_rates(compiled_spec(towers=towers), Phase(steps=1)).values()) == {LEARNING_RATE_UNFROZEN}
+    stage = Stage(name="one", steps=1, freeze={"towers.speech": True})
+    assert set(learning_rates(trained, stage).values()) == {LEARNING_RATE_FROZEN}
     phase = Phase(steps=1, learning_rate=0.5, learning_rates={"links.speech_to_text": 0.25})
     assert learning_rates(trained, phase) == {"towers.text": 0.5, "towers.speech": 0.5, "links.speech_to_text": 0.25}
 
@@ -399,6 +408,34 @@ def test_a_task_says_what_comes_after_what() -> None:
         ZippkitError, match=re.escape("task 'a -> txt': no tower is called 'txt'; did you mean 'text'?")
     ):
         Task.parse("a -> txt").check(["a", "text"])
+
+
+def test_a_sequence_of_targets() -> None:
+    task = Task.parse("speech->[ text,speech ]")
+    assert str(task) == "speech -> [text, speech]"
+    assert Task.parse(str(task)) == task
+    assert (task.conditions, task.targets, task.target) == (("speech",), ("text", "speech"), "speech")
+    assert task.sees() == {("text", "speech"), ("speech", "text")}
+    assert task.beginnings == (Task(("speech",), "text"), task)
+    assert task.generated == ["text", "speech"]
+    assert Task.parse("[text]") == Task.parse("text")
+    assert Task.parse("a -> [b, c, d]").beginnings[1] == Task.parse("a -> [b, c]")
+    assert Task.parse("left + right").beginnings == (Task.parse("left + right"),)
+
+
+def test_a_task_whose_loss_reaches_nothing_that_is_trained(file: Path) -> None:
+    given = {"tasks": ["speech -> text", "text", {"task": "speech", "weight": 2.0}, {"task": "text", "weight": 0.0}]}
+    with pytest.raises(SpecError) as caught:
+        load_recipe(write_recipe(file.parent, given))
+    assert [f"{problem.key}: {problem.message}" for problem in caught.value.problems] == [
+        "train.tasks[1]: nothing that is trained has a part in 'text' (trained: towers.speech, links.speech_to_text); "
+        "leave it out"
+    ]
+    stage = {"name": "one", "freeze": {"links.speech_to_text": True}}
+    assert load_recipe(write_recipe(file.parent, [stage])).tasks() == [Task(("speech",), "text")]
+    stage = {"name": "one", "freeze": {"towers.speech": True}, "tasks": ["speech"]}
+    with pytest.raises(SpecError, match=r"part in 'speech' .trained: links.speech_to_text"):
+        load_recipe(write_recipe(file.parent, [stage]))
 
 
 def test_a_tower_alone_is_unfrozen_and_without_input_projection() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from helpers.interrupts import assert_same_run, before_each_step, interrupt, on_step
-from helpers.tiny_runs import tiny_recipe
+from helpers.tiny_runs import tiny_recipe, write_recipe, zippkit
 from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.composition import compile, load
 from zippkit.errors import SpecError, ZippkitError
@@ -113,3 +114,30 @@ def test_what_a_stage_cannot_mean_is_told_at_once(tmp_path: Path) -> None:
         "train[2].tasks[0]: no tower is called 'txt'; did you mean 'text'?",
         "train[2].freeze: everything is frozen, so there is nothing to train in this stage",
     ]
+
+
+def test_rules_that_match_nothing_are_told_of_every_stage_before_the_run_starts(tmp_path: Path) -> None:
+    stages = [
+        {**FEW, "name": "one", "freeze": {"towers.speech": {"layerz.*": "freeze", "*": "train"}}},
+        {**FEW, "name": "two", "freeze": {"links.speech_to_text": {"0.*": "freeze"}, "towers.speech": {"*": "freeze"}}},
+    ]
+    with pytest.raises(ZippkitError) as caught:
+        train(tiny_recipe(tmp_path, stages), tmp_path / "run")
+    told = str(caught.value).splitlines()
+    assert told[0].startswith("train.one: freeze.towers.speech: rule 'layerz.*' matches no parameter")
+    assert told[1] == "train.two: everything is frozen, so there is nothing to train in this stage"
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_and_recipe_tell_of_the_stages(tmp_path: Path) -> None:
+    file = write_recipe(tmp_path, STAGES)
+    told = zippkit("plan", file).stdout.splitlines()
+    assert told[-3:] == [
+        "train.link: 4 steps train links.speech_to_text on speech -> text",
+        "train.whole: 4 steps train towers.speech, links.speech_to_text on speech -> text",
+        "train.tower: 4 steps train towers.speech on speech",
+    ]
+    filled = yaml.safe_load(zippkit("recipe", file).stdout)["train"]
+    assert [stage["name"] for stage in filled] == ["link", "whole", "tower"]
+    assert filled[0]["learning_rates"] == {"links.speech_to_text": 0.01}
+    assert filled[2]["freeze"] == {"links.speech_to_text": True}

@@ -76,18 +76,23 @@ def plan(
 
     Example: zippkit plan recipes/demo/spec.yaml --task "speech -> text"
     """
-    from zippkit.loading import spec_at
+    from zippkit.loading import recipe_at, spec_at
     from zippkit.plan.graph import build_graph
-    from zippkit.plan.plan import Wanted, build_plan
+    from zippkit.plan.phases import told_phases, wanted_by
+    from zippkit.plan.plan import build_plan
+    from zippkit.spec.phase import Phase
     from zippkit.spec.task import Task
+    from zippkit.spec.task_line import WeightedTask
 
-    graph = build_graph(spec_at(file, overrides or ()))
+    graph = build_graph(spec := spec_at(file, overrides or ()))
     whole = build_plan(graph)
     if task is not None:
-        wanted, host = Task.parse(task).check(graph.modalities), {m: at.tower for m, at in graph.modalities.items()}
-        sees = {(host[later], host[earlier]) for later, earlier in wanted.sees()}
-        whole = whole.prune(Wanted(heads={host[name] for name in wanted.targets}, sees=sees))
+        Task.parse(task).check(graph.modalities)
+        whole = whole.prune(wanted_by(spec, WeightedTask(task=task)))
     print(whole)
+    recipe = recipe_at(file, overrides or ())
+    if recipe is not None and not isinstance(recipe.train, Phase):
+        print("", *told_phases(recipe), sep="\n")
 
 
 def diagram(
@@ -174,13 +179,18 @@ def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False)
 
 
 def recipe(file: SpecFile, overrides: Overrides = None) -> None:
-    """Print the training recipe that follows from a spec.
+    """Print the training recipe that follows from a spec; of a recipe with stages, what follows for each of them.
 
     Example: zippkit recipe recipes/demo/spec.yaml
     """
     import yaml
 
-    from zippkit.loading import spec_at
+    from zippkit.loading import recipe_at, spec_at
+    from zippkit.plan.phases import filled_in
     from zippkit.spec.derived_recipe import derived_recipe, dump
+    from zippkit.spec.phase import Phase
 
-    print(yaml.safe_dump(dump(derived_recipe(spec_at(file, overrides or ()))), sort_keys=False), end="")
+    given = recipe_at(file, overrides or ())
+    staged = given is not None and not isinstance(given.train, Phase)
+    found = filled_in(given) if given and staged else derived_recipe(spec_at(file, overrides or ()))
+    print(yaml.safe_dump(dump(found), sort_keys=False), end="")

@@ -58,7 +58,7 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     for each in scored:
         check_tokenizers(each.dataset, after.graph.modalities, run.fingerprints(), each.tasks)
     work = [_Work(run, recipe, before, after, each) for each in scored]
-    if not any(each.scores for each in work):
+    if not any(each.scores for each in work) and recipe.scored_tasks():
         raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
     splits = [split] if split else recipe.evaluate.all_splits
     first, *others = [each.on(name) for each in work for name in splits]
@@ -108,7 +108,8 @@ class _Work:
         for task in tasks:
             if self._scorer is not None:
                 how, after = self._recipe.evaluate, self._after
-                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._run.path)
+                label = self._label.format(split)
+                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._run.path, label)
 
 
 def _scorer(recipe: Recipe) -> tuple[Scorer | None, str]:

@@ -57,9 +57,16 @@ def count_errors(reference: str, hypothesis: str) -> int:
 
 
 def score_speech(
-    task: Task, zipped: Composition, dataset: Dataset, split: str, how: Evaluation, scorer: Scorer, run: Path
+    task: Task,
+    zipped: Composition,
+    dataset: Dataset,
+    split: str,
+    how: Evaluation,
+    scorer: Scorer,
+    run: Path,
+    label: str = "",
 ) -> SpeechScore:
-    """Generate, listen and count; the first few sounds are written into ``run``.
+    """Generate, listen and count; the first few sounds are written into ``run``, under ``label`` or the split's name.
 
     Raises:
         DataError: no such split, it is empty, or it has no words for some example.
@@ -84,7 +91,7 @@ def score_speech(
                 _, target = hear(np.asarray(data.item(i, task.target)), reference)
                 sound = None
                 if i < how.samples:
-                    sound = _write(run, f"{split}-{task}-{ids[i]}", wave, voice.sample_rate)
+                    sound = _write(run, f"{label or split}-{task}-{ids[i]}", wave, voice.sample_rate)
                 answers.append(spoken(ids[i], reference, hypothesis, target, sound))
                 advance(len(answers))
     kind = how.scorer_kind

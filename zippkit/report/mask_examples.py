@@ -48,7 +48,7 @@ def mask_examples(run: RunFolder, recipe: Recipe, zipped: Composition) -> MaskEx
 
 
 def _shown(run: RunFolder, recipe: Recipe, zipped: Composition) -> _Shown:
-    tasks = recipe.scored_tasks() or recipe.tasks()
+    tasks = recipe.tasks()
     task = next((task for task in tasks if task.conditions), tasks[0])
     split = recipe.evaluate.split
     try:
@@ -58,9 +58,9 @@ def _shown(run: RunFolder, recipe: Recipe, zipped: Composition) -> _Shown:
         shortest = [int(i) for i in np.argsort(data.lengths, kind="stable")[:2]]
         batch = zipped.collate([data.segments(i) for i in shortest])
         words = f"The shortest examples of {arrowed(str(task))} in {split}: {', '.join(data.ids(shortest))}."
-        return _Shown(batch, {name: _naming(dataset, zipped, name) for name in task.modalities}, words)
+        return _Shown(batch, {name: _naming(dataset, zipped, name) for name in data.modalities}, words)
     except DataError as error:
-        made_up = [Segment(name, _something(zipped, name)) for name in task.modalities]
+        made_up = [Segment(name, _something(zipped, name)) for name in task.modalities or zipped.graph.modalities]
         words = f"No examples of the dataset can be shown here ({error}), so these token ids are made up."
         return _Shown(zipped.collate([made_up]), {}, words)
 

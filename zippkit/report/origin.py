@@ -30,7 +30,7 @@ def origin(recipe: Recipe) -> dict[str, str]:
     """Return facts by name; those that are not known here are left out."""
     facts = {
         "seed": str(recipe.seed),
-        "data": str(recipe.data),
+        "data": ", ".join(str(source.path) for source in recipe.sources.values()),
         "zippkit": version("zippkit"),
         "git commit": commit(),
         "python, torch": f"{platform.python_version()}, {torch.__version__}",

@@ -8,7 +8,7 @@ from typing import Any
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import Strict
 from zippkit.spec.part_kinds import frozen_parts, group_names
-from zippkit.spec.phase import Phase
+from zippkit.spec.phase import Phase, Stage
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import linked_tasks
 from zippkit.spec.task_line import WeightedTask
@@ -21,7 +21,8 @@ LEARNING_RATE_UNFROZEN = 5e-4
 
 def learning_rates(spec: CompositionSpec, phase: Phase) -> dict[str, float]:
     """Learning rate of each parameter group, frozen or not (the paper's rule where the phase names none)."""
-    frozen = all(tower.freeze is True for tower in spec.towers.values())
+    resting = phase.freeze if isinstance(phase, Stage) else {}
+    frozen = all(tower.freeze is True or resting.get(f"towers.{name}") is True for name, tower in spec.towers.items())
     rate = phase.learning_rate or (LEARNING_RATE_FROZEN if frozen else LEARNING_RATE_UNFROZEN)
     return {group: phase.learning_rates.get(group, rate) for group in group_names(spec)}
 

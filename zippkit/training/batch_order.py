@@ -84,8 +84,8 @@ class BatchOrder:
 class Turns:
     """Which task's turn it is: each as often as its share says, spread evenly, in an order that the seed decides.
 
-    A round is drawn by systematic sampling: the turns of a task are equally far apart, from an offset by chance, so
-    that any run of steps has its share of each task to within two turns.
+    A round is drawn by systematic sampling: the turns of a task are equally far apart in time, from an offset by
+    chance. Of two tasks, the first n steps of a round hold each one's share to within one turn.
     """
 
     def __init__(self, shares: Sequence[float], seed: int) -> None:

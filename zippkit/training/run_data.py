@@ -17,7 +17,7 @@ from zippkit.spec.task import Task
 from zippkit.spec.task_line import WeightedTask
 from zippkit.training.data_checks import check_agreement, check_tokenizers
 from zippkit.training.mixture import Mixture, mix
-from zippkit.training.task_data import TaskData
+from zippkit.training.task_data import TaskData, holds, places
 
 
 def open_datasets(recipe: Recipe) -> dict[str, Dataset]:
@@ -97,11 +97,10 @@ class _Work:
         dataset, source = self.datasets[use.dataset], self.recipe.sources[use.dataset]
         if len(self.datasets) == 1 or source.tasks is not None:
             return True
-        needed = use.line.parsed.modalities
-        if not set(needed) <= set(dataset.modalities):
+        task, split = use.line.parsed, source.split or self.recipe.split
+        if not holds(dataset, task):
             return False
-        split = source.split or self.recipe.split
-        return split not in dataset.splits or len(dataset.split(split).having(needed)) > 0
+        return split not in dataset.splits or len(places(task, dataset.split(split))) > 0
 
     def check_tokenizers(self, uses: Sequence[Use]) -> None:
         for name, dataset in self.datasets.items():
@@ -139,6 +138,8 @@ def _loss(line: WeightedTask, graph: Graph) -> frozenset[str] | None:
     if line.loss is not None:
         return frozenset(line.loss)
     if line.mask_prompt:
+        return None
+    if line.parsed.interleaved:
         return None
     return frozenset(name for name in line.parsed.modalities if graph.readers[name].predicts)
 
@@ -185,8 +186,7 @@ def _those_of(dataset: Dataset, source: DataSource | None, tasks: Sequence[Task]
     """The tasks whose modalities a dataset has, of those that its section names, if it does."""
     lines = source.lines if source else None
     own = None if lines is None else [each for line in lines for each in line.parsed.beginnings]
-    held = set(dataset.modalities)
-    return [task for task in tasks if held.issuperset(task.modalities) and (own is None or task in own)]
+    return [task for task in tasks if holds(dataset, task) and (own is None or task in own)]
 
 
 def dev_sources(recipe: Recipe, datasets: Mapping[str, Dataset]) -> list[tuple[Dataset, list[Task]]]:
@@ -203,10 +203,13 @@ def dev_sources(recipe: Recipe, datasets: Mapping[str, Dataset]) -> list[tuple[D
 
 
 def shown_dataset(recipe: Recipe, task: Task) -> Dataset:
-    """The dataset that a task is shown with.
+    """The dataset that a task is shown with: the first that serves it.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it cannot be opened.
     """
-    scored = scored_datasets(recipe)
-    return next((each.dataset for each in scored if task in each.tasks), scored[0].dataset)
+    opened = ((source, Dataset.open(source.path)) for source in recipe.sources.values())
+    found = next((dataset for source, dataset in opened if _those_of(dataset, source, [task])), None)
+    if found is None:
+        raise DataError(f"no dataset of the recipe serves the task {str(task)!r}")
+    return found

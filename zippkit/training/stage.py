@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from zippkit.composition import compile
 from zippkit.errors import ZippkitError
 from zippkit.model.weights import fingerprint
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import part_of
 from zippkit.spec.freeze_rules import frozen_by
-from zippkit.spec.phase import Rules
+from zippkit.spec.phase import Rules, Stage
+from zippkit.spec.recipe import Recipe
 
 Freeze = Mapping[str, Rules]
 """Part (``towers.text``, ``links.speech_to_text``) to whether it rests, or to rules by pattern for its parameters."""
@@ -43,6 +45,28 @@ def resting(model: ZippedModel, freeze: Freeze) -> dict[str, Tensor]:
 
 def _inside(part: str, named: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor]]:
     return ((name.removeprefix(f"{part}."), tensor) for name, tensor in named if part_of(name) == part)
+
+
+def check_stages(recipe: Recipe) -> None:
+    """Compare the stages' rules with the parameters, on a model without values, before anything is trained.
+
+    Raises:
+        ZippkitError: rules that do not fit, and stages in which they leave nothing to train; tells of every stage.
+    """
+    ruled = [each for each in recipe.main_phases if isinstance(each.phase, Stage) and each.phase.freeze]
+    wrong: list[str] = []
+    for label, _, phase in ruled:
+        assert isinstance(phase, Stage)
+        model = compile(recipe.spec, device="meta").model
+        try:
+            Rest(phase.freeze).begin(model)
+        except ZippkitError as error:
+            wrong += [f"{label}: {line}" for line in str(error).splitlines()]
+            continue
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            wrong.append(f"{label}: everything is frozen, so there is nothing to train in this stage")
+    if wrong:
+        raise ZippkitError("\n".join(wrong))
 
 
 @dataclass

@@ -36,25 +36,30 @@ class TaskData:
             dataset: what the ids mean.
             split: of that dataset.
             readers: the tower that reads each modality, where one of them may be fed pixels.
-            loss: the modalities that carry the loss, wherever they stand; the task's targets if left out.
+            loss: the modalities that carry the loss, wherever they stand; if left out the task's targets, and in
+                documents whatever can be predicted.
 
         Raises:
-            DataError: no example has all of the task's modalities.
+            DataError: no example has all of the task's modalities, or documents have some that no tower reads.
         """
         self.task = task
-        self._loss = loss
         self._split = split
-        self._places = split.having(task.modalities)
+        self._places = places(task, split)
         if not len(self._places):
-            known = dataset.manifest.modalities
-            each = ", ".join(f"{len(split.having([name]))} {name}" for name in known)
-            raise DataError(
-                f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each})"
-            )
+            raise DataError(_none(task, split))
+        # A task without conditions takes of a document all segments of its modality.
+        self._whole = split.documents and not task.conditions
+        self.modalities = split.modalities if task.interleaved else tuple(dict.fromkeys(task.modalities))
+        """Those that its examples have."""
+        unread = [name for name in self.modalities if readers is not None and name not in readers]
+        if unread:
+            raise DataError(f"{split.path}: documents have segments of {', '.join(unread)}, which no tower reads")
+        predicted = [name for name in self.modalities if readers is None or readers[name].predicts]
+        self._loss = predicted if loss is None and self._whole else loss
         columns = dataset.manifest.modalities
-        self._frames = {name: tuple(columns[name].shape or ()) for name in task.modalities}
+        self._frames = {name: tuple(columns[name].shape or ()) for name in self.modalities}
         self._images: dict[str, tuple[PixelTokenizer, Image]] = {}
-        for name in task.modalities:
+        for name in self.modalities:
             if readers and isinstance(feed := readers[name].feed, Image):
                 self._images[name] = dataset.pixel_tokenizer(name), feed
 
@@ -85,7 +90,7 @@ class TaskData:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(N,) tokens, or samples, of each example in its longest modality."""
-        longest: NDArray[np.int64] = np.max([self._lengths(name) for name in self.task.modalities], axis=0)
+        longest: NDArray[np.int64] = np.max([self._lengths(name) for name in self.modalities], axis=0)
         return longest
 
     def _lengths(self, name: str) -> NDArray[np.int64]:
@@ -97,14 +102,18 @@ class TaskData:
         Raises:
             DataError: names the longest; or the shortest waveform, if no state can be made of it.
         """
-        for name in dict.fromkeys(self.task.modalities):
-            count = self.task.modalities.count(name)
-            if not towers[name].continuous:
+        for name in self.modalities:
+            count, tower = max(1, self.task.modalities.count(name)), towers[name]
+            if self._whole:
+                if tower.predicts:
+                    framed = self._lengths(name) + 2 * self._split.counts(name)[self._places]
+                    self._check_limit(name, framed, tower.max_len, "tokens")
+            elif not tower.continuous:
                 # Each segment comes with its begin and end id; an encoder takes one at a time.
-                count = count if towers[name].predicts else 1
-                self._check_limit(name, count * (self._lengths(name) + 2), towers[name].max_len, "tokens")
+                count = count if tower.predicts else 1
+                self._check_limit(name, count * (self._lengths(name) + 2), tower.max_len, "tokens")
             elif name not in self._images:
-                self._check_waveforms(name, count, towers[name])
+                self._check_waveforms(name, count, tower)
 
     def _check_limit(self, name: str, lengths: NDArray[np.int64], limit: int | None, what: str) -> None:
         n_long = int((lengths > limit).sum()) if limit is not None else 0
@@ -144,7 +153,9 @@ class TaskData:
         return self._split.name(int(self._places[index]))
 
     def _tokens(self, name: str, index: int) -> Any:
-        item = self._split.tokens(int(self._places[index]), name)
+        return self._scaled(name, self._split.tokens(int(self._places[index]), name))
+
+    def _scaled(self, name: str, item: Any) -> Any:
         if name in self._images:
             tokenizer, shape = self._images[name]
             return tokenizer.scaled(item, shape)
@@ -156,8 +167,42 @@ class TaskData:
 
     def segments(self, index: int) -> list[Segment]:
         """The whole example, with the loss on the targets, or on the modalities that were named."""
+        if self._whole:
+            row = self._split.segments(int(self._places[index]), encoded=True)
+            here = [(name, self._scaled(name, item)) for name, item in row if name in self.modalities]
+            return [Segment(name, item, self._loss is None or name in self._loss) for name, item in here]
         n_given = len(self.task.conditions)
         return [
             Segment(name, self._tokens(name, index), i >= n_given if self._loss is None else name in self._loss)
             for i, name in enumerate(self.task.modalities)
         ]
+
+
+def holds(dataset: Dataset, task: Task) -> bool:
+    """Whether a dataset is of the kind that a task needs, and has its modalities."""
+    return dataset.manifest.documents if task.interleaved else set(task.modalities) <= set(dataset.modalities)
+
+
+def places(task: Task, split: Split) -> NDArray[np.int64]:
+    """Indices of the examples of a split that a task can take; of documents those with one segment of each modality.
+
+    A task without conditions takes all segments of its modality, and `interleaved` takes whole documents, empty ones
+    left out.
+    """
+    if task.interleaved:
+        counts = np.sum([split.counts(name) for name in split.modalities], axis=0)
+        return np.flatnonzero(counts * split.documents)
+    found = split.having(task.modalities)
+    if split.documents and task.conditions:
+        single = np.all([split.counts(name)[found] == 1 for name in task.modalities], axis=0)
+        found = found[single]
+    return found
+
+
+def _none(task: Task, split: Split) -> str:
+    """Why a task has no examples in a split."""
+    if task.interleaved:
+        return f"{split.path}: holds no documents, which the task `interleaved` takes; name tasks such as a -> b"
+    each = ", ".join(f"{len(split.having([name]))} {name}" for name in split.modalities)
+    hint = "; documents, of which the task `interleaved` takes every segment" if split.documents else ""
+    return f"{split.path}: none of {len(split)} examples has all that task {str(task)!r} needs (there are {each}){hint}"

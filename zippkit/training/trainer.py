@@ -29,7 +29,7 @@ from zippkit.training.mixture import Mixture
 from zippkit.training.phase_run import PhaseRun
 from zippkit.training.run_data import dev_sources, mixtures, open_datasets
 from zippkit.training.run_folder import RunFolder
-from zippkit.training.stage import Rest
+from zippkit.training.stage import Rest, check_stages
 from zippkit.training.starting_point import begun, check_start_from, composition_to_train
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest, stop_signals
 from zippkit.training.whole_checkpoints import check_model, check_tower, is_finished
@@ -48,6 +48,7 @@ def train(recipe: Recipe, out: Path) -> None:
     device = backend(recipe.device)
     datasets = open_datasets(recipe)
     learnt = mixtures(recipe, datasets)
+    check_stages(recipe)
     dev = _dev_data(recipe, datasets)
     is_new = not run.recipe_file.exists()
     if is_new:
