@@ -93,28 +93,29 @@ class Visibility:
 
         A query that sees nothing attends to every key, so that no kernel meets an empty row.
         """
-        if self.rendering == "nothing":
-            return None
-        if self._mask is None:
-            mask = self.sights[0].row() if self.rendering == "row" else self.table()
-            self._mask = mask | ~mask.any(dim=-1, keepdim=True)
+        if self._mask is None and self.rendering != "nothing":
+            row = self.rendering == "row"
+            mask = self.sights[0].row() if row else self.table()
+            any_key = mask.any(dim=-1, keepdim=True)
+            self._mask = mask | ~any_key
+            self._sees = any_key & self._real() if row else any_key
         return self._mask
 
     @property
     def sees(self) -> Tensor:
         """(B, T, 1) bool: the query sees something; padding, of which the order is -1, does not."""
+        if self._sees is None and self.rendering in ("row", "table"):
+            _ = self.mask
         if self._sees is None:
-            self._sees = self._any()[:, :, None]
+            self._sees = self._real() if self.rendering == "nothing" else self._any()
         return self._sees
 
+    def _real(self) -> Tensor:
+        return (self.sights[0].order >= 0)[:, :, None]
+
     def _any(self) -> Tensor:
-        (first, *others), rendering = self.sights, self.rendering
-        if rendering == "table":
-            return self.table().any(dim=-1)
-        if rendering in ("nothing", "row"):
-            real = first.order >= 0
-            return real if rendering == "nothing" else real & first.row().any(dim=-1)
-        return reduce(torch.logical_or, (sight.any() for sight in others), first.any())
+        first, *others = self.sights
+        return reduce(torch.logical_or, (sight.any() for sight in others), first.any())[:, :, None]
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor) -> Tensor:
         """Attention, heads joined again: (B, T, H * K); arbitrary finite values for queries that see nothing."""
