@@ -10,14 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zippkit.batch.batch import TowerBatch
+import zippkit
+from helpers.compositions import link, randomise, tower
+from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.batch.describe import describe_cross, describe_self
 from zippkit.batch.shared import Shared
 from zippkit.batch.staircase import Staircase
+from zippkit.generation.api import generate_batch
+from zippkit.model import visibility
 from zippkit.model.attention_blocks import blocks_in, blocks_of
 from zippkit.model.layers import attend_heads
 from zippkit.model.sight import Sight
 from zippkit.model.visibility import Visibility, own_visibility, visibility_of
+from zippkit.spec.composition_spec import CompositionSpec
+
+pytestmark = pytest.mark.slow
 
 HEADS = [(2, 2), (4, 2), (3, 1)]
 
@@ -231,3 +238,51 @@ def test_a_block_s_gradient_is_attention_s_own(causal: bool) -> None:
     for one, other in zip(*(torch.autograd.grad(out.float().sum(), leaves) for out in (seen, whole)), strict=True):
         assert one.dtype == torch.float32
         assert torch.allclose(one, other, rtol=0.05, atol=0.05)
+
+
+LINKS: dict[str, list[dict[str, Any]]] = {
+    "gated": [link("speech", "text", every=1), link("text", "speech", every=2)],
+    "one clock": [link("speech", "text", every=1, clock="sync"), link("text", "speech", every=1, clock="sync")],
+    "joint attention": [
+        {"kind": "joint_attention", "from": "speech", "into": "text", "every": 1},
+        {"kind": "joint_attention", "from": "text", "into": "speech", "every": 1},
+    ],
+    "resampler": [{"kind": "resampler", "from": "speech", "into": "text", "config": {"queries": 2, "n_heads": 2}}],
+    "q-former": [
+        {
+            "kind": "resampler",
+            "from": "speech",
+            "into": "text",
+            "every": 1,
+            "config": {"queries": 2, "n_heads": 2, "design": "qformer", "output": "cross_attention"},
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_composition_without_tables_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses, gradients, and what is generated after a prompt of several segments."""
+    towers = {"text": tower(2), "speech": tower(2)}
+    spec = CompositionSpec.model_validate({"name": "tiny", "towers": towers, "links": LINKS[name]})
+    zipped = zippkit.compile(spec)
+    randomise(zipped.model)
+    rows = [
+        [Segment("speech", [1, 2, 3]), Segment("text", [4, 5, 6]), Segment("speech", [7]), Segment("text", [8])],
+        [Segment("text", [4]), Segment("speech", [5])],
+    ]
+    found = []
+    for largest in (1 << 22, 0):
+        monkeypatch.setattr(visibility, "LARGEST_TABLE", largest)
+        batch = zipped.collate(rows)
+        zipped.model.zero_grad()
+        total = zipped.loss(zipped.model(batch), batch)["total"]
+        total.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad.clone() for p in zipped.model.parameters() if p.grad is not None]
+        prompts = [rows[0][:1]] * 2 if name == "one clock" else rows
+        outputs = ["speech" if name == "one clock" else "text"]
+        found.append(([total, *gradients], generate_batch(zipped, prompts, outputs, 6)))
+    (one, generated), (other, generated_by_blocks) = found
+    assert generated == generated_by_blocks
+    for first, second in zip(one, other, strict=True):
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6)

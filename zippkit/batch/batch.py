@@ -99,6 +99,8 @@ class TowerBatch:
     nobody has described them. Whoever changes ``order``, ``start``, ``segment`` or a source's ``visible`` drops it."""
     own_stairs: Staircase | None = None
     """The staircase of the tower's own tokens."""
+    n_slots: int = 0
+    """Slots of the tower's KV cache that are in use, these tokens' included; 0 where there is no cache."""
     shared: Shared | None = None
     """Masks and angles of the forward pass that these tokens are part of."""
     places: Tensor | None = None

@@ -149,7 +149,9 @@ class Forward:
         tower = modules.towers[name]
         mask, cache = own_mask(tower, inputs), None
         if self.decoding is not None and name in self.decoding.caches:
-            mask, cache = cache_mask(inputs.positions, self.decoding.n_slots[name]), self.decoding.caches[name]
+            cache, n_slots = self.decoding.caches[name], self.decoding.n_slots[name]
+            mask = None if tower.takes_description else cache_mask(inputs.positions, n_slots)
+            inputs = replace(inputs, n_slots=n_slots)
         hidden, self.context[name] = run_start(tower, known(name, inputs, modules.around[name]), mask, cache)
         for part in modules.around[name]:
             hidden = part.embedded(name, tower, inputs, hidden, self.multimodal)

@@ -37,8 +37,8 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
     """True: where weights are to be loaded, the tower is built without values (on the meta device), and `load_weights`
     brings its first ones, as new parameters if need be; a tower that has values is always filled in place."""
     takes_description: ClassVar[bool] = False
-    """True: where there is no cache, `start` is given None, and what its tokens see of each other is described by
-    `zippkit.model.visibility.own_visibility`, which needs no table of (B, T, T)."""
+    """True: `start` is given no mask, and what the tokens see is described by `zippkit.model.visibility.own_visibility`
+    and, of a cache, `cache_visibility`, which need no table of (B, T, S)."""
 
     router_weight: float = 0.0
     """Weight of `router_loss` beside the loss of tokens; 0: the tower has none."""
@@ -63,7 +63,7 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
             inputs: the new tokens, (B, T) each: ``tokens``, ``positions`` and more.
             mask: (B, T, S) bool, True where a token may attend; S counts the cache's slots, of which slot ``i`` holds
                 position ``i``, and None stands for plain causal attention over the T tokens themselves (or, if the
-                tower `takes_description`, for what `own_visibility` says).
+                tower `takes_description`, for what that says).
             cache: what `new_cache` gave, or None; layers write the new tokens' keys and values into it.
 
         Returns:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.batch.masks import cache_mask
 from zippkit.batch.staircase import Staircase
 from zippkit.model.attention_blocks import Block, attend_by_blocks, blocks_in, blocks_of
 from zippkit.model.flex_blocks import Comparison, attend_by_flex, block_mask, joined, takes
@@ -52,14 +53,15 @@ Rendering = Literal["nothing", "row", "table", "blocks", "flex"]
 class Visibility:
     """What queries see of keys, in one run or in several behind each other, and attention over them."""
 
-    def __init__(self, sights: Sequence[Sight], largest_table: int = LARGEST_TABLE) -> None:
+    def __init__(self, sights: Sequence[Sight], largest_table: int | None = None) -> None:
         """Keep what is compared.
 
         Args:
             sights: one for each run of keys.
-            largest_table: most entries of a table.
+            largest_table: most entries of a table; `LARGEST_TABLE` if left out.
         """
-        self.sights, self.largest_table = tuple(sights), largest_table
+        self.sights = tuple(sights)
+        self.largest_table = LARGEST_TABLE if largest_table is None else largest_table
         n_rows, n_queries = self.sights[0].order.shape
         self.shape = n_rows, n_queries, sum(sight.key.shape[1] for sight in self.sights)
         self.stairs = self.sights[0].stairs if len(self.sights) == 1 else None
@@ -192,6 +194,24 @@ def own_visibility(tokens: TowerBatch, causal: bool) -> Visibility | None:
         return Visibility([Sight(tokens.segment + 1, tokens.segment, tokens.segment, tokens.own_stairs)])
 
     return tokens.once("own visibility", (tokens.segment, tokens.start), make)
+
+
+def cache_visibility(tokens: TowerBatch) -> Tensor | Visibility:
+    """What new tokens see of their tower's KV cache: the slots up to their own.
+
+    Args:
+        tokens: the tower's new ones, (B, T) each, with ``n_slots``.
+
+    Returns:
+        A table (B, T, S) while it is small.
+    """
+    n_rows, n = tokens.positions.shape
+    if n_rows * n * tokens.n_slots <= LARGEST_TABLE or torch.compiler.is_compiling():
+        return cache_mask(tokens.positions, tokens.n_slots)
+    slot = torch.arange(tokens.n_slots, device=tokens.positions.device).expand(n_rows, -1)
+    # A prompt's first slots are its places, so that it sees what it would without a cache.
+    stairs = tokens.own_stairs if n == tokens.n_slots else None
+    return Visibility([Sight(tokens.positions + 1, slot, None, stairs)])
 
 
 def _stairs(tokens: TowerBatch, key_order: Tensor) -> Staircase | None:

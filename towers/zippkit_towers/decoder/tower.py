@@ -17,7 +17,7 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.tower import Projected, SharedAttention, Tower
-from zippkit.model.visibility import Mask, attend_seen, own_visibility
+from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
 
@@ -73,7 +73,7 @@ def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots:
 
 def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Mask]:
     """Keys and values of every token so far, through the cache if there is one, and their mask."""
-    if context.cache is None or not isinstance(context.mask, Tensor):
+    if context.cache is None or context.mask is None:
         return projected.keys, projected.values, context.mask
     n_slots = context.mask.shape[-1]
     keys = _extend(context.cache.keys[index], projected.keys, context.positions, n_slots)
@@ -153,7 +153,9 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         hidden: Tensor = self.dropout(self.embed_tokens(inputs.tokens))
         config = self.config
         angles = angles_of(inputs, inputs.position_ids, config.head_width, config.rope_theta, hidden.dtype)
-        seen = own_visibility(inputs, config.causal) if mask is None else mask
+        seen: Mask = mask
+        if mask is None:
+            seen = own_visibility(inputs, config.causal) if cache is None else cache_visibility(inputs)
         return hidden, Context(angles, seen, cache, inputs.positions)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
