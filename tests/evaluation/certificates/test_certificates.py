@@ -656,7 +656,7 @@ def test_a_cache_that_is_one_slot_behind_is_caught(monkeypatch: pytest.MonkeyPat
         return torch.arange(length) < positions[:, :, None].clamp(min=1)
 
     zipped = two()
-    monkeypatch.setattr(zippkit.model.forward, "cache_mask", behind)
+    monkeypatch.setattr("zippkit.model.visibility.cache_mask", behind)
     assert "the logits with caches and those of the whole sequence differ by" in decoded(zipped)
 
 
