@@ -1,4 +1,4 @@
-"""For authors of towers and links: `check_tower` and `check_link`, which a package's one test calls.
+"""For authors of plugins: a check for each kind of part, which a package's one test calls.
 
 ::
 
@@ -8,12 +8,20 @@
     def test_my_link():
         check_link(MyLink, MyLink.Config())
 
+    def test_my_tokenizer():
+        check_tokenizer(MyUnits, MyUnits.Config(n_units=8))
+
+    def test_my_scorer():
+        check_scorer(MyRecogniser(MyRecogniser.Config()))
+
 Keep the towers tiny: two layers, ten tokens, a width of 16.
 """
 
 from __future__ import annotations
 
 from zippkit.evaluation.plugin_checks.links import check_link
+from zippkit.evaluation.plugin_checks.scorers import check_scorer
+from zippkit.evaluation.plugin_checks.tokenizers import check_tokenizer
 from zippkit.evaluation.plugin_checks.towers import check_tower
 
-__all__ = ["check_link", "check_tower"]
+__all__ = ["check_link", "check_scorer", "check_tokenizer", "check_tower"]
