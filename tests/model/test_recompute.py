@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor
 
 from helpers.compositions import bucketed, link, make, tower
+from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.model.economy import SPENDS, Economy
 from zippkit.model.loss import loss
+from zippkit.model.source_states import source_states, tapped_depths
 from zippkit.spec.phase import Phase
 from zippkit.spec.step_memory import StepMemory
 
@@ -79,6 +82,23 @@ def test_one_tower_alone() -> None:
     made = KINDS["gated"]()
     kept = [run(made, economy)[2] for economy in (SPENDS, Economy(recompute=frozenset({"speech"})), BOTH)]
     assert kept[0] > kept[1] > kept[2]
+
+
+def test_kept_states_of_a_source_are_read_twice_too() -> None:
+    """A batch that brings the states of a frozen source, as its cache gives them."""
+    made = make({"text": TEXT, "speech": tower(2, 8) | {"freeze": True}}, [link("speech", "text", every=1)])
+    rows = [[Segment("speech", [1, 2, 3], loss=False), Segment("text", [4, 5])], [Segment("text", [6])]]
+    batch = made.collate(rows, 8)
+    speech = batch.towers["speech"]
+    (depths,) = tapped_depths(made.plan.prune(made.model.wanted(batch))).values()
+    states = source_states(made.model, "speech", depths, speech, batch.multimodal)
+    kept = replace(batch, towers={**batch.towers, "speech": replace(speech, states=states)})
+    parameters, found = [p for p in made.model.parameters() if p.requires_grad], []
+    for given, economy in ((batch, SPENDS), (kept, SPENDS), (kept, BOTH)):
+        total = loss(made.model(given, economy), given)["total"]
+        found.append(torch.autograd.grad(total, parameters, allow_unused=True))
+    assert all(map(same, found[1], found[2]))
+    assert all(a is b is None or torch.allclose(a, b, atol=1e-6) for a, b in zip(found[0], found[2], strict=True))  # type: ignore[arg-type]
 
 
 def test_nothing_is_kept_for_later_without_gradients() -> None:
