@@ -18,7 +18,7 @@ from zippkit.checkpoint.frozen_hashes import Origins
 from zippkit.checkpoint.reading import read_checkpoint
 from zippkit.checkpoint.references import check_references, find_references, source_of
 from zippkit.checkpoint.writing import write_checkpoint
-from zippkit.errors import CheckpointError
+from zippkit.errors import CheckpointError, DataError
 from zippkit.model import loss as _loss
 from zippkit.model.build import build_model
 from zippkit.model.dtypes import concrete
@@ -57,13 +57,19 @@ class Composition:
         multiple: int = 1,
         ids: Sequence[str] = (),
         multimodal: bool | Sequence[bool] = True,
+        pack: int | None = None,
     ) -> Batch:
         """Collate examples, each a list of segments in linear order, to one padded batch.
 
-        Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal. See
-        `zippkit.batch.collate.collate`.
+        Rows pass the input projections unless ``multimodal=False`` declares them, or single ones, unimodal. With
+        ``pack``, examples share rows of so many tokens. See `zippkit.batch.collate.collate`.
+
+        Raises:
+            DataError: examples that do not fit; ``pack``, where a contrastive loss compares rows.
         """
-        return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, multimodal)
+        if pack is not None and self.spec.contrastive:
+            raise DataError("pack: a contrastive loss compares rows, so examples cannot share one")
+        return collate(examples, self.graph.towers, multiple, ids, self.graph.layout, multimodal, pack)
 
     def masks(self, batch: Batch) -> Masks:
         """Each tower's and each link's mask: a few integers per segment, a dense rendering, text and pictures."""

@@ -221,26 +221,28 @@ def test_the_batch_of_a_loss_that_is_not_finite_is_named(
 ) -> None:
     """Even where the host looks only steps later."""
     batches: list[tuple[str, ...]] = []
+    steps: list[int] = []
 
     def build(*arguments: Any) -> TrainingStep:
         step = build_step(*arguments)
 
         def spoilt(batch: Batch) -> dict[str, torch.Tensor]:
             losses = step(batch)
-            return {**losses, "total": losses["total"] * float("inf")} if len(batches) == 2 else losses
+            steps.append(len(steps))
+            return {**losses, "total": losses["total"] * float("inf")} if len(steps) == 2 else losses
 
         return spoilt
 
-    def collate(self: Any, examples: Any, multiple: int, ids: tuple[str, ...], multimodal: bool) -> Batch:
+    def collate(self: Any, examples: Any, multiple: int, ids: tuple[str, ...], multimodal: bool, pack: None) -> Batch:
         batches.append(ids)
-        return original(self, examples, multiple, ids, multimodal)
+        return original(self, examples, multiple, ids, multimodal, pack)
 
     original = Composition.collate
     monkeypatch.setattr(zippkit.training.phase_run, "build_step", build)
     monkeypatch.setattr(Composition, "collate", collate)
     with pytest.raises(ZippkitError, match="there is no checkpoint yet") as failure:
         train(recipe_of(whole), tmp_path)
-    assert len(batches) == 3
+    assert len(steps) == 3
     assert str(failure.value).endswith(f"its batch: {', '.join(batches[1])}")
     assert "step 2 is not finite" in str(failure.value)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import Batch, Segment
-from zippkit.batch.columns import Ints, Line, as_table, by_field, one_each
+from zippkit.batch.columns import Ints, Line, Placing, as_table, by_field, in_rows, one_each
 from zippkit.batch.describe import described
 from zippkit.batch.interleave import Interleaving
+from zippkit.batch.packing import share_rows_alike
 from zippkit.batch.stack import stack
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import SequenceLayout
@@ -28,6 +29,7 @@ def collate(
     ids: Sequence[str] = (),
     layout: SequenceLayout | None = None,
     multimodal: bool | Sequence[bool] = True,
+    pack: int | None = None,
 ) -> Batch:
     """Examples to one padded batch.
 
@@ -39,6 +41,8 @@ def collate(
         layout: what the composition's links ask of a sequence.
         multimodal: whether rows pass the input projections: one declaration for all, or one for each. It is never
             derived from a row's segments, of which a position must not know the later ones.
+        pack: let examples share rows of at most this many tokens of any tower, or of the longest example's; each sees
+            itself alone, and its positions count from 0. None: each has a row of its own.
 
     Raises:
         DataError: an unknown tower, an id outside its vocabulary, a sequence past its maximum length, segments that
@@ -58,7 +62,9 @@ def collate(
     runs = {name: by_field(table) for name, table in tables.items()}
     for name, of in runs.items():
         _check_length(name, towers[name], of, name in laid.layout.shared, names)
-    placing = one_each(len(examples))
+    placing = one_each(len(examples)) if pack is None else _packed(laid, runs, declared, pack)
+    if placing.packed and isinstance(declared, Tensor):
+        declared = declared[[int((placing.row == row).argmax()) for row in range(placing.n_rows)]]
     batches = {name: stack(name, laid, Line(table, placing, multiple), names) for name, table in tables.items()}
     outputs = tuple(name for name, of in runs.items() if of["loss"].any())
     sees = _sees(runs, len(examples))
@@ -107,6 +113,14 @@ def _check_length(
     if (lengths > config.max_len).any():
         at = int((lengths > config.max_len).argmax())
         raise DataError(f"{names[document[at]]}: {lengths[at]} {name} tokens; the tower takes at most {config.max_len}")
+
+
+def _packed(laid: Interleaving, runs: Mapping[str, Mapping[str, Ints]], declared: Tensor | bool, pack: int) -> Placing:
+    """Let documents of one declaration share rows."""
+    n = len(laid.n_orders)
+    lengths = [np.bincount(of["document"], of["length"], n).astype(np.int64) for of in runs.values()]
+    kinds = declared.tolist() if isinstance(declared, Tensor) else [declared] * n
+    return in_rows(share_rows_alike(np.stack(lengths, axis=1), pack, kinds), laid.n_orders, laid.n_segments)
 
 
 def _sees(tables: Mapping[str, Mapping[str, Ints]], n_documents: int) -> frozenset[tuple[str, str]]:

@@ -45,6 +45,22 @@ def one_each(n_documents: int) -> Placing:
     return Placing(np.arange(n_documents), nothing, nothing, n_documents, packed=False)
 
 
+def in_rows(row: Ints, n_orders: Sequence[int], n_segments: Sequence[int]) -> Placing:
+    """Let documents share rows.
+
+    Args:
+        row: (n_documents,) the row of each.
+        n_orders: how many orders each takes.
+        n_segments: of each.
+    """
+    order, segment = np.zeros(len(row), dtype=np.int64), np.zeros(len(row), dtype=np.int64)
+    taken: dict[int, tuple[int, int]] = {}
+    for document, each in enumerate(row.tolist()):
+        order[document], segment[document] = taken.get(each, (0, 0))
+        taken[each] = int(order[document]) + n_orders[document], int(segment[document]) + n_segments[document]
+    return Placing(row, order, segment, len(taken), packed=len(taken) < len(row))
+
+
 def as_table(runs: Sequence[Run]) -> Ints:
     """Runs as rows of an array (R, fields of a run)."""
     return np.array(list(chain.from_iterable(runs)), dtype=np.int64).reshape(-1, len(Run._fields))

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from zippkit.spec.kinds import Strict
 from zippkit.spec.optimization import Optimization
+from zippkit.spec.packing import Packing
 from zippkit.spec.sampling import MOST_TOKENS, Sampling
 from zippkit.spec.shapes import MAPPING, WORD, WORD_OR_MAPPING
 from zippkit.spec.source_cache import CacheSources
@@ -22,7 +23,7 @@ Rules = Annotated[
 """Whether a part is frozen, or which of its parameters are, by name pattern."""
 
 
-class Phase(Optimization, StepMemory):
+class Phase(Optimization, StepMemory, Packing):
     """One run of the optimiser over one or more tasks."""
 
     tasks: list[TaskLine] | None = Field(

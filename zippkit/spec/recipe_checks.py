@@ -37,6 +37,9 @@ def recipe_complaints(recipe: Recipe, *, sound_spec: bool = True) -> list[Compla
             found.append(((*each.key_path, "tasks"), message))
         if isinstance(each.phase, Stage):
             found += [((*each.key_path, "freeze", *place), said) for place, said in _freezing(recipe, each.phase)]
+        if each.phase.pack and recipe.spec.contrastive:
+            message = "a contrastive loss compares rows, so examples cannot share one; leave `pack` out"
+            found.append(((*each.key_path, "pack"), message))
     groups = [(each.key_path, each.phase, group_names(recipe.spec)) for each in recipe.main_phases]
     groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in recipe.pretrain.items()]
     for key_path, phase, known in groups:

@@ -23,7 +23,7 @@ SECTIONS = {"device", "evaluate", "validation", "track"}
 """Of a recipe: those that say nothing about what is learnt."""
 OF_EVERY_PHASE = {
     *("log_every", "save_every", "compile", "pad_multiple"),
-    *("accumulate", "recompute", "logits_mib", "cache_sources"),
+    *("accumulate", "recompute", "logits_mib", "cache_sources", "pack", "pack_length"),
 }
 """Keys of a phase that say how a step is computed or kept, not what it learns."""
 OF_MAIN_PHASES = {"steps", "batch_size"}

@@ -33,6 +33,8 @@ from zippkit.training.masters import Masters
 from zippkit.training.metrics import Metrics
 from zippkit.training.mixture import Mixture
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from zippkit.training.packing_check import check_packing
+from zippkit.training.prefetch import Prefetch
 from zippkit.training.randomness import drawn_for
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.source_plan import open_cache
@@ -90,6 +92,8 @@ class PhaseRun:
         files = {name: reference.files for name, reference in self.references.items()}
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
+        if phase.pack:
+            check_packing(zipped, self.tasks, label)
         self.source_cache = open_cache(phase, zipped, self.tasks, device, run.path, run.fingerprints())
         rest.look(self.model, self.resting)
 
@@ -102,18 +106,19 @@ class PhaseRun:
         """
         metrics = Metrics(self.run.path, self.label, self.step)
         try:
-            with progress(self.label, self.phase.steps) as advance:
-                self._train(metrics, advance)
+            steps = range(self.step, self.phase.steps)
+            with progress(self.label, self.phase.steps) as advance, Prefetch(self._batches, steps) as ahead:
+                self._train(metrics, advance, ahead)
         finally:
             metrics.close()
         if self.watch.stopped and self.step < self.phase.steps:
             print(f"{self.label}: stopped after step {self.step} of {self.phase.steps}; {self.watch}", file=sys.stderr)
 
-    def _train(self, metrics: Metrics, advance: Any) -> None:
+    def _train(self, metrics: Metrics, advance: Any, ahead: Prefetch[list[Batch]]) -> None:
         train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.masters)
         n_tokens, began = 0, time.monotonic()
         while not self.over:
-            batches = self._batches()
+            batches = ahead.take()
             if self.source_cache is not None:
                 batches = [self.source_cache.complete(batch) for batch in batches]
             n_tokens += sum(batch.n_tokens for batch in batches)
@@ -155,9 +160,9 @@ class PhaseRun:
             write_checkpoint(self.watch.best, self.checkpoint(with_optimizer=False), root=self.run.path)
         return dev
 
-    def _batches(self) -> list[Batch]:
+    def _batches(self, step: int) -> list[Batch]:
         """The parts in which the step's examples are run."""
-        draw = self.order.draw(self.step)
+        draw = self.order.draw(step)
         n_parts = min(self.phase.accumulate, len(draw.indices))
         parts = [part.tolist() for part in np.array_split(draw.indices, n_parts)]
         return [self._batch(self.tasks[draw.task], part).with_places(self._places_multiple) for part in parts]
@@ -169,7 +174,8 @@ class PhaseRun:
 
     def _batch(self, task: TaskData, indices: Sequence[int]) -> Batch:
         examples = [task.segments(i) for i in indices]
-        return self.zipped.collate(examples, self.phase.pad_multiple, task.ids(indices), task.task.multimodal)
+        ids, phase = task.ids(indices), self.phase
+        return self.zipped.collate(examples, phase.pad_multiple, ids, task.task.multimodal, phase.packs_to)
 
     def _numbers(self) -> list[dict[str, float]]:
         """Return the unlogged values as numbers, which is also when the host waits for the device.

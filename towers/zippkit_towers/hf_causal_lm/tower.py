@@ -65,7 +65,10 @@ class HfCausalLm(DecoderModules[Slots, Context]):
                 angles[kind] = rotary(hidden, inputs.position_ids, *((kind,) if kind else ()))
         if cache is not None:
             cache.positions, cache.n_slots = inputs.positions, cast("Tensor", mask).shape[-1]
-        masks = {window: self._mask(mask, window, inputs, hidden) for window in set(self.windows)}
+        # Without a cache, slots are places in the row, which several documents may share.
+        n_new = inputs.tokens.shape[1]
+        slots = torch.arange(n_new, device=hidden.device)[None] if cache is None else inputs.positions
+        masks = {window: self._mask(mask, window, slots, hidden) for window in set(self.windows)}
         hidden = self.placed(hidden, inputs)
         if self.parts.embedding_norm:
             hidden = self.part("embedding_norm")(hidden)
@@ -78,16 +81,16 @@ class HfCausalLm(DecoderModules[Slots, Context]):
         n_layers = self.config.n_layers
         return layer_kinds(self.hf, n_layers) if self.parts.angles_by_kind else [""] * n_layers
 
-    def _mask(self, mask: Tensor | None, window: int | None, inputs: TowerBatch, hidden: Tensor) -> Tensor | None:
+    def _mask(self, mask: Tensor | None, window: int | None, own_slots: Tensor, hidden: Tensor) -> Tensor | None:
         """(B, 1, T, S) mask of layers with this window: bool, or added to the scores where attention is eager."""
-        n = inputs.tokens.shape[1]
+        n = hidden.shape[1]
         if mask is None and (self.eager or (window is not None and window < n)):
             mask = torch.ones(n, n, dtype=torch.bool, device=hidden.device).tril().expand(len(hidden), n, n)
         if mask is None:
             return None
         if window is not None and window < mask.shape[-1]:
             slots = torch.arange(mask.shape[-1], device=hidden.device)
-            mask = mask & (inputs.positions[:, :, None] - slots < window)
+            mask = mask & (own_slots[:, :, None] - slots < window)
         if self.eager:
             lowest = torch.finfo(hidden.dtype).min
             return torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)[:, None]

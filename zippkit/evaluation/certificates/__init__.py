@@ -15,6 +15,7 @@ from zippkit.evaluation.certificates.drawing import diagrams_draw_the_sites
 from zippkit.evaluation.certificates.equation import computes_the_equation
 from zippkit.evaluation.certificates.frozen import frozen_tensors_rest
 from zippkit.evaluation.certificates.gradients import every_parameter_is_reached
+from zippkit.evaluation.certificates.packing import packed_equals_unpacked
 from zippkit.evaluation.certificates.report import Certificate, RefutedError, Report
 from zippkit.evaluation.certificates.saved import frozen_towers_leave_as_they_came
 from zippkit.evaluation.certificates.unimodal import towers_alone_are_untouched
@@ -29,6 +30,7 @@ CERTIFICATES: dict[str, tuple[str, Prove]] = {
     "C2": ("a unimodal row gives bit-identical logits to the tower alone", towers_alone_are_untouched),
     "C3": ("what the spec freezes is unchanged since its first source, parameters and buffers", frozen_tensors_rest),
     "C4": ("cached decoding equals the full forward, in any order of towers", steps_equal_the_whole),
+    "C5": ("documents that share a row give the loss and gradients that they give apart", packed_equals_unpacked),
     "C7": ("every trainable parameter is reached by a gradient", every_parameter_is_reached),
     "C8": (
         "what the spec freezes as a whole is saved byte-identical to its first source",
