@@ -14,14 +14,18 @@
     def test_my_scorer():
         check_scorer(MyRecogniser(MyRecogniser.Config()))
 
+    def test_my_corpus():
+        check_reader(MyCorpus, "tests/corpus")
+
 Keep the towers tiny: two layers, ten tokens, a width of 16.
 """
 
 from __future__ import annotations
 
 from zippkit.evaluation.plugin_checks.links import check_link
+from zippkit.evaluation.plugin_checks.readers import check_reader
 from zippkit.evaluation.plugin_checks.scorers import check_scorer
 from zippkit.evaluation.plugin_checks.tokenizers import check_tokenizer
 from zippkit.evaluation.plugin_checks.towers import check_tower
 
-__all__ = ["check_link", "check_scorer", "check_tokenizer", "check_tower"]
+__all__ = ["check_link", "check_reader", "check_scorer", "check_tokenizer", "check_tower"]

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 SPLITS = ("train", "dev", "test")
 """The usual splits, in their order; one of several of a kind is named after it and a dash, as in ``test-other``."""
 
+SPLIT_NAME = r"[^\W\d][\w-]*"
+"""What a split may be called: letters, digits, underscores and dashes, a letter or an underscore first."""
+
 
 class File(Protocol):
     """Contents that are read when they are needed: a `pathlib.Path`, or a cell of a table that holds a file's bytes."""
