@@ -40,7 +40,7 @@ def test_segments_of_every_kind(tmp_path: Path) -> None:
     assert (record.id, record.split, record.speaker, record.trouble) == ("x", "test", "jo", ())
     assert dict(record.items) == {}
     assert [(name, s) for name, s in found if not isinstance(s, np.ndarray)] == [
-        ("text", "Listen:"),
+        ("text", "Listen: "),
         ("speech", Sound((tmp_path / "a.wav",))),
         ("speech", Sound((tmp_path / "b.wav", tmp_path / "c.wav"))),
         ("text", "look"),

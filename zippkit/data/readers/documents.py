@@ -87,7 +87,9 @@ class _LineReader:
             ((kind, value),) = value.items()
         if kind is None:
             raise DataError(f"what {name} holds is missing; expected {{{name}: {{KIND: ...}}}}, {_kinds()}")
-        source = self._cell(modality, kind).source(value, self.base)
+        # White space may part a text from what stands before and after it.
+        as_it_is = value if kind == "text" and isinstance(value, str) and value.strip() else None
+        source = as_it_is or self._cell(modality, kind).source(value, self.base)
         if source is None:
             raise DataError(f"{name} is empty")
         return modality, source

@@ -105,7 +105,7 @@ def _ids(corpus: _Corpus) -> Iterator[str]:
 
 
 def _splits(corpus: _Corpus) -> Iterator[str]:
-    wrong = sorted({str(r.split) for r in corpus.records if not re.fullmatch(SPLIT_NAME, File, str(r.split))})
+    wrong = sorted({str(r.split) for r in corpus.records if not re.fullmatch(SPLIT_NAME, str(r.split))})
     if wrong:
         yield f"splits {wrong}, expected names of letters, digits, underscores and dashes, such as train or test-other"
 
