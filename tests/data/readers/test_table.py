@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from helpers.corpora import touch
+from helpers.sounds import tone
+from zippkit.data.audio import write_audio
+from zippkit.data.prepare import prepare
 from zippkit.data.readers import read
 from zippkit.data.readers.corpus import records_of
 from zippkit.data.records import Record, Sound
@@ -139,3 +142,40 @@ def test_rows_too_long_and_files_that_are_no_tables(tmp_path: Path) -> None:
         list(read("table", tmp_path / "none"))
     with pytest.raises(DataError, match=r"e\.csv: no records of the kind table; looked for a file that ends in \.csv"):
         records_of("table", touch(tmp_path / "e.csv", "text\n"))
+
+
+def test_prepare_tells_all_of_it_and_writes_nothing(tmp_path: Path) -> None:
+    write_audio(tmp_path / "a.wav", tone(0.3, 1), 8000)
+    write_audio(tmp_path / "b.wav", tone(0.3, 1, rate=16_000), 16_000)
+    frames = [[0.0, 1.0]]
+    rows = [
+        {"id": "good", "speech": "a.wav", "motion": frames, "ids": [1]},
+        {"id": "rate", "speech": "b.wav", "motion": frames, "ids": [1]},
+        {"id": "gone", "speech": "c.wav", "motion": frames, "ids": [1]},
+        {"id": "width", "speech": "a.wav", "motion": [[0.0]], "ids": [1]},
+        {"id": "minus", "speech": "a.wav", "motion": frames, "ids": [-1]},
+        {"id": "half", "speech": "a.wav", "motion": frames, "ids": [0.5]},
+        {"id": "beyond", "speech": "a.wav", "motion": frames, "ids": [9]},
+        {"id": "good", "speech": "a.wav", "motion": frames, "ids": [2]},
+    ]
+    table = written(tmp_path / "train.jsonl", rows)
+    columns = {
+        "speech": "speech",
+        "motion": {"column": "motion", "kind": "features"},
+        "units": {"column": "ids", "kind": "ids", "vocab_size": 9},
+    }
+    with pytest.raises(DataError) as caught:
+        prepare("table", table, tmp_path / "out", waveform=8000, options={"columns": columns})
+    lines = str(caught.value).splitlines()
+    assert "7 of 8" in lines[0] and len(lines) == 8
+    for id_, reason in {
+        "rate": "16000 Hz, expected 8000",
+        "gone": "c.wav: no such file",
+        "width": "motion has frames of shape (1,), expected (2,) as in most others",
+        "minus": "units has id -1 at index 0",
+        "half": "train:6: ids: id 0.5 at index 0, expected whole numbers",
+        "beyond": "train:7: ids: id 9 at index 0, expected 0 to 8",
+        "good": "the same id",
+    }.items():
+        assert any(line.startswith(f"  {id_}: ") and reason in line for line in lines), (reason, lines)
+    assert not (tmp_path / "out").exists()
