@@ -62,6 +62,8 @@ class StateStore:
     """Between states and what was written of them, over the largest state of the same entry."""
     full: bool = field(default=False, init=False)
     """An entry could not be written; no other is tried."""
+    damaged: set[Path] = field(default_factory=set, init=False)
+    """Entries that were not what was written; each is told of once."""
 
     def open(self, about: Mapping[str, Any]) -> str:
         """Make the folder of everything that is alike in ``about``, and return its name."""
@@ -129,7 +131,9 @@ class StateStore:
                 self.largest_error = max(self.largest_error, float(off))
 
     def _damaged(self, file: Path, why: str) -> None:
-        tell(f"{file}: damaged ({why}); its states are computed anew")
+        if file not in self.damaged:
+            self.damaged.add(file)
+            tell(f"{file}: damaged ({why}); its states are computed anew")
 
 
 def _content(what: str, key: str, states: Mapping[int, Tensor]) -> str:
