@@ -414,3 +414,17 @@ def test_a_contrastive_loss_takes_kept_states(tmp_path: Path) -> None:
     plain, kept = trained(zipped, batch), trained(zipped, given)
     assert any(name.startswith("contrastive") for name in plain) and plain.keys() == kept.keys()
     assert all(torch.allclose(kept[key], value, rtol=1e-4, atol=1e-5) for key, value in plain.items())
+
+
+@pytest.mark.parametrize("name", ["decoder", "wav2vec2", "bert"])
+def test_examples_that_share_a_row_are_entries_of_their_own(name: str, tmp_path: Path) -> None:
+    zipped = composed(SOURCES[name])
+    rows = [[said(zipped, n, i), Segment("text", [1, 2, 3 + i % 3])] for i, n in enumerate([5, 3, 9, 4, 6])]
+    apart, packed = zipped.collate(rows), zipped.collate(rows, 4, pack=40)
+    assert packed.towers["speech"].packed and packed.size < len(rows)
+    cache = cached(zipped, tmp_path)
+    plain, kept = trained(zipped, packed), trained(zipped, cache.complete(packed))
+    assert all(torch.allclose(kept[key], value, rtol=1e-4, atol=1e-5) for key, value in plain.items())
+    assert cache.n_computed == len(rows)
+    cache.complete(apart)
+    assert cache.n_computed == len(rows), "the same entries as of rows of their own"

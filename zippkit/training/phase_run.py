@@ -175,7 +175,8 @@ class PhaseRun:
     def _batch(self, task: TaskData, indices: Sequence[int]) -> Batch:
         examples = [task.segments(i) for i in indices]
         ids, phase = task.ids(indices), self.phase
-        return self.zipped.collate(examples, phase.pad_multiple, ids, task.task.multimodal, phase.packs_to)
+        batch = self.zipped.collate(examples, phase.pad_multiple, ids, task.task.multimodal, phase.packs_to)
+        return batch if self.source_cache is None else self.source_cache.read(batch)
 
     def _numbers(self) -> list[dict[str, float]]:
         """Return the unlogged values as numbers, which is also when the host waits for the device.
