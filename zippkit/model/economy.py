@@ -40,6 +40,8 @@ class Economy:
 
 SPENDS = Economy()
 """Memory, as much as is quick."""
+SCORES = Economy(logits=2**24)
+"""64 MiB of logits in float32: for losses alone, where nobody looks at logits."""
 
 
 def nats_at_targets(

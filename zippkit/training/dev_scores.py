@@ -10,6 +10,7 @@ import torch
 from zippkit.batch.batch import Batch
 from zippkit.composition import Composition
 from zippkit.data.normalize import word_error_rate
+from zippkit.model.economy import SCORES
 from zippkit.training.answers import answers
 from zippkit.training.dev_data import DevData, DevTask
 
@@ -74,8 +75,8 @@ def _losses(zipped: Composition, dev: DevData, tell: Tell, given: Given) -> dict
         for start in range(0, each.n_examples, dev.how.batch_size):
             tell(f"{each.data.task} {start}/{each.n_examples}")
             examples = [each.data.segments(i) for i in _batch(each, start, dev.how.batch_size)]
-            batch = given(zipped.collate(examples, multimodal=each.data.task.multimodal)).to(device)
-            losses = zipped.loss(zipped.model(batch), batch)
+            batch = given(zipped.collate(examples, multimodal=each.data.task.multimodal)).with_places().to(device)
+            losses = zipped.loss(zipped.model(batch, SCORES), batch)
             counts = {name: int((tokens.targets >= 0).sum()) for name, tokens in batch.towers.items()}
             n_all = sum(counts.values())
             for name, loss in losses.items():
