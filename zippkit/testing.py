@@ -17,6 +17,9 @@
     def test_my_corpus():
         check_reader(MyCorpus, "tests/corpus")
 
+    def test_my_tracker(tmp_path):
+        check_tracker(MyTracker, {"project": "mine"}, tmp_path)
+
 Keep the towers tiny: two layers, ten tokens, a width of 16.
 """
 
@@ -27,5 +30,6 @@ from zippkit.evaluation.plugin_checks.readers import check_reader
 from zippkit.evaluation.plugin_checks.scorers import check_scorer
 from zippkit.evaluation.plugin_checks.tokenizers import check_tokenizer
 from zippkit.evaluation.plugin_checks.towers import check_tower
+from zippkit.evaluation.plugin_checks.trackers import check_tracker
 
-__all__ = ["check_link", "check_reader", "check_scorer", "check_tokenizer", "check_tower"]
+__all__ = ["check_link", "check_reader", "check_scorer", "check_tokenizer", "check_tower", "check_tracker"]

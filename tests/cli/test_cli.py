@@ -462,6 +462,7 @@ def test_every_command_that_takes_a_path_is_tried_below() -> None:
         "links",
         "scorers",
         "readers",
+        "trackers",
         "schema",
     }
 

@@ -71,6 +71,7 @@ def plan(
     file: SpecFile,
     overrides: Overrides = None,
     task: Annotated[str | None, typer.Option(help="Prune to a task, such as 'speech -> text'.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the operations of a composition in the order in which they run.
 
@@ -89,9 +90,13 @@ def plan(
     if task is not None:
         Task.parse(task).check(graph.modalities)
         whole = whole.prune(wanted_by(spec, WeightedTask(task=task)))
-    print(whole)
     recipe = recipe_at(file, overrides or ())
-    if recipe is not None and not isinstance(recipe.train, Phase):
+    staged = recipe is not None and not isinstance(recipe.train, Phase)
+    if as_json:
+        print(json.dumps([asdict(op) for op in whole.ops], indent=2))
+        return
+    print(whole)
+    if recipe is not None and staged:
         print("", *told_phases(recipe), sep="\n")
 
 
@@ -178,7 +183,7 @@ def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False)
         raise typer.Exit(1)
 
 
-def recipe(file: SpecFile, overrides: Overrides = None) -> None:
+def recipe(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the training recipe that follows from a spec; of a recipe with stages, what follows for each of them.
 
     Example: zippkit recipe recipes/demo/spec.yaml
@@ -192,5 +197,5 @@ def recipe(file: SpecFile, overrides: Overrides = None) -> None:
 
     given = recipe_at(file, overrides or ())
     staged = given is not None and not isinstance(given.train, Phase)
-    found = filled_in(given) if given and staged else derived_recipe(spec_at(file, overrides or ()))
-    print(yaml.safe_dump(dump(found), sort_keys=False), end="")
+    found = dump(filled_in(given) if given and staged else derived_recipe(spec_at(file, overrides or ())))
+    print(json.dumps(found, indent=2) + "\n" if as_json else yaml.safe_dump(found, sort_keys=False), end="")

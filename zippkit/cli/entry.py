@@ -38,6 +38,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     kinds.links,
     kinds.scorers,
     kinds.readers,
+    kinds.trackers,
     kinds.schema,
 )
 """In the order in which ``zippkit --help`` lists them."""

@@ -42,8 +42,17 @@ def readers(as_json: AsJson = False) -> None:
     _list_kinds("zippkit.readers", as_json)
 
 
+def trackers(as_json: AsJson = False) -> None:
+    """List the registered kinds of tracker (whom a recipe's `track` tells metrics) and the package of each.
+
+    Example: zippkit trackers --json
+    """
+    _list_kinds("zippkit.trackers", as_json)
+
+
 def _list_kinds(
-    group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers", "zippkit.readers"], as_json: bool
+    group: Literal["zippkit.towers", "zippkit.links", "zippkit.scorers", "zippkit.readers", "zippkit.trackers"],
+    as_json: bool,
 ) -> None:
     from zippkit.spec.registry import kinds
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from zippkit.cli.options import Overrides, Run
+from zippkit.cli.options import AsJson, Overrides, Run
 from zippkit.errors import ZippkitError
 from zippkit.spec.sampling import MOST_TOKENS
 
@@ -17,8 +19,9 @@ def train(
     file: Annotated[Path, typer.Argument(help="Recipe (YAML).")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/<name> if left out.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run a recipe, or go on with it where it stopped.
+    """Run a recipe, or go on with it where it stopped; its numbers of steps and its settings may have changed.
 
     Example: zippkit train recipes/demo/recipe.yaml --out runs/demo train.steps=200
     """
@@ -28,6 +31,11 @@ def train(
     loaded = load_recipe(file, overrides or ())
     folder = out or Path("runs") / loaded.name
     run_recipe(loaded, folder)
+    if as_json:
+        from zippkit.training.run_state import run_state
+
+        print(json.dumps(run_state(folder), indent=2))
+        return
     print(folder)
 
 
@@ -57,30 +65,47 @@ def experiment(
 
 def evaluate(
     run: Run,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Other settings of `evaluate`: task='speech -> text' split=dev limit=100 beams=4."),
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset; the recipe's if left out.")] = None,
     data: Annotated[Path | None, typer.Option(help="Another dataset folder, of the same tokenizers.")] = None,
     n_examples: Annotated[int, typer.Option("--examples", min=0, help="Answers to print.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Score a run: word error rate by task, and what each tower kept of its own modality.
 
-    Example: zippkit eval runs/demo --split dev
+    Example: zippkit eval runs/demo split=dev limit=100 beams=4
     """
     from zippkit.evaluation.evaluate import evaluate as score
+
+    result = score(run, split, data, overrides or ())
+    if as_json:
+        print(json.dumps(asdict(result), indent=2))
+        return
     from zippkit.report.terminal_tables import answers_table, show, summary_tables
 
-    result = score(run, split, data)
-    show(*(answers_table(task, n_examples) for task in result.tasks), *summary_tables(run))
+    show(*(answers_table(task, n_examples) for task in result.tasks), *summary_tables(run, result))
 
 
-def report(run: Run) -> None:
+def report(run: Run, as_json: AsJson = False) -> None:
     """Prove the certificates on a finished run, print its results, and write report.html into it.
 
     Example: zippkit report runs/demo
     """
     from zippkit.report.run_page import write_report
     from zippkit.report.terminal_tables import show, summary_tables
+    from zippkit.training.run_folder import RunFolder
 
     page = write_report(run)
+    if as_json:
+        from zippkit.training.run_state import run_state
+
+        names = ("evaluation.json", "certificates.json", "seconds.json")
+        files = {name.removesuffix(".json"): RunFolder(run).read_json(name) for name in names}
+        print(json.dumps({"page": str(page), **run_state(run), **files}, indent=2))
+        return
     show(*summary_tables(run))
     print(page)
 
@@ -104,6 +129,9 @@ def generate(
     scorer: Annotated[
         str | None, typer.Option(help="Print what this recogniser hears in generated sound, as moonshine.")
     ] = None,
+    unimodal: Annotated[
+        bool, typer.Option("--unimodal", help="A tower continues its own modality, around its input projection.")
+    ] = False,
 ) -> None:
     """Continue sound or text in other modalities.
 
@@ -115,7 +143,9 @@ def generate(
     if len(given) + (prompt is not None) != 1:
         raise ZippkitError("generate: expected one of --audio, --text and --prompt")
     segments = given if prompt is None else read_prompt(prompt)
-    for line in answer(run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer):
+    for line in answer(
+        run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer, multimodal=not unimodal
+    ):
         print(line)
 
 

@@ -52,6 +52,7 @@ def answer(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     scorer: str | None = None,
+    multimodal: bool = True,
 ) -> Iterator[str]:
     """Continue a prompt, a line for each new segment; sound is written to ``out``, images are drawn.
 
@@ -64,6 +65,8 @@ def answer(
         sampling: how tokens are chosen.
         seed: of what is drawn.
         scorer: recogniser that writes down what it hears in generated sound.
+        multimodal: whether the row passes the input projections; False where a tower continues its own modality by
+            itself.
 
     Raises:
         ZippkitError: a prompt or file that cannot be used, no tower that could answer.
@@ -81,7 +84,7 @@ def answer(
     n_sounds = len(sounds)
     ear = open_scorer(scorer, {}) if scorer is not None else None
     n_written = 0
-    for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed):
+    for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed, multimodal):
         tokenizer = heard.tokenizers.get(segment.tower)
         if tokenizer is None:
             yield f"{segment.tower}: {' '.join(map(str, segment.tokens))}"

@@ -18,11 +18,13 @@ from zippkit.data.normalize import word_error_rate
 from zippkit.errors import DataError, ZippkitError
 from zippkit.evaluation.evaluation_file import FILE, Answer, Evaluated, Retention, SpeechScore, TaskScore
 from zippkit.evaluation.next_modality_scores import score_next
+from zippkit.evaluation.overrides import as_told, explanation, overridden, place_of_scores
 from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
 from zippkit.evaluation.speech_scores import ends_in_speech, score_speech, transcript_of
 from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
+from zippkit.system.files import write_json
 from zippkit.system.progress import progress
 from zippkit.training.answers import answers
 from zippkit.training.data_checks import check_tokenizers
@@ -33,20 +35,39 @@ from zippkit.training.starting_point import starting_point
 from zippkit.training.task_data import TaskData
 
 
-def evaluate(path: Path, split: str | None = None, data: Path | None = None) -> Evaluated:
+def evaluate(
+    path: Path, split: str | None = None, data: Path | None = None, overrides: Sequence[str] = ()
+) -> Evaluated:
     """Score a finished run and write ``evaluation.json`` into it.
 
+    Scores of other settings than the recipe's do not take the place of the run's own: these stay, and the others go
+    into a folder of ``evaluations/``. The file says which they were.
+
+    Args:
+        path: the run.
+        split: of the dataset, instead of the recipe's.
+        data: another dataset folder.
+        overrides: other settings of `evaluate`, as ``key=value`` (see `zippkit.evaluation.overrides.overridden`).
+
     Raises:
+        SpecError: settings that do not fit.
         ZippkitError: no finished run, no such split, data of another tokenizer, no task that ends in text or
             speech, or the scorer that the recipe names is not there.
     """
     run = RunFolder(path)
-    recipe = run.recipe()
+    recipe = overridden(run.recipe(), overrides)
+    told = as_told(overrides, split, data)
     with run.locked("evaluates"):
-        return _evaluated(run, recipe, split, data)
+        folder = place_of_scores(run, told)
+        result = replace(_evaluated(run, recipe, split, data, folder), overrides=told)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / FILE, asdict(result))
+    if folder != run.path:
+        print(explanation(folder), file=sys.stderr)
+    return result
 
 
-def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | None) -> Evaluated:
+def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | None, folder: Path) -> Evaluated:
     began = time.monotonic()
     after = load(run.path)
     check_frozen(after.origins.tensors, after.spec, after.model)
@@ -57,25 +78,23 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     scored = scored_datasets(recipe, data)
     for each in scored:
         check_tokenizers(each.dataset, after.graph.modalities, run.fingerprints(), each.tasks)
-    work = [_Work(run, recipe, before, after, each) for each in scored]
+    work = [_Work(folder, recipe, before, after, each) for each in scored]
     if not any(each.scores for each in work) and recipe.scored_tasks():
         raise ZippkitError("no task of this run ends in text or in speech units, in which words can be counted")
     splits = [split] if split else recipe.evaluate.all_splits
     first, *others = [each.on(name) for each in work for name in splits]
-    result = replace(first, more=tuple(others))
-    run.write_json(FILE, asdict(result))
     run.add_seconds("evaluate", time.monotonic() - began)
-    return result
+    return replace(first, more=tuple(others))
 
 
 class _Work:
     """State shared by all splits of one evaluation: compositions, dataset, tasks and scorer."""
 
     def __init__(
-        self, run: RunFolder, recipe: Recipe, before: Composition, after: Composition, scored: ScoredDataset
+        self, folder: Path, recipe: Recipe, before: Composition, after: Composition, scored: ScoredDataset
     ) -> None:
         tasks, dataset = scored.tasks, scored.dataset
-        self._run, self._recipe, self._dataset, self._label = run, recipe, dataset, scored.label
+        self._folder, self._recipe, self._dataset, self._label = folder, recipe, dataset, scored.label
         self._before, self._after = before, after
         self._texts = [t for t in tasks if t.conditions and dataset.manifest.modalities[t.target].is_text]
         self._speech = [task for task in tasks if ends_in_speech(task, dataset)]
@@ -109,7 +128,7 @@ class _Work:
             if self._scorer is not None:
                 how, after = self._recipe.evaluate, self._after
                 label = self._label.format(split)
-                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._run.path, label)
+                yield score_speech(task, after, self._dataset, split, how, self._scorer, self._folder, label)
 
 
 def _scorer(recipe: Recipe) -> tuple[Scorer | None, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import nan
 from typing import Any, Protocol, TypeVar
 
@@ -105,6 +105,8 @@ class Evaluated:
     """Next-modality accuracy of each task, for a model that learns it."""
     more: tuple[Evaluated, ...] = ()
     """The same of the recipe's other splits."""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """Settings that were not the recipe's, by key; none in the run's own scores."""
 
     @property
     def written(self) -> tuple[TaskScore, ...]:
@@ -154,6 +156,7 @@ def _split(data: Mapping[str, Any]) -> Evaluated:
         skipped=tuple(map(str, data.get("skipped", ()))),
         next=tuple(_made(NextScore, row) for row in data.get("next", ())),
         more=tuple(map(_split, data.get("more", ()))),
+        overrides={str(key): str(value) for key, value in data.get("overrides", {}).items()},
     )
 
 

@@ -63,10 +63,10 @@ def score_speech(
     split: str,
     how: Evaluation,
     scorer: Scorer,
-    run: Path,
+    folder: Path,
     label: str = "",
 ) -> SpeechScore:
-    """Generate, listen and count; the first few sounds are written into ``run``, under ``label`` or the split's name.
+    """Generate, listen and count; the first few sounds are written into ``folder``, under ``label`` or the split.
 
     Raises:
         DataError: no such split, it is empty, or it has no words for some example.
@@ -91,7 +91,7 @@ def score_speech(
                 _, target = hear(np.asarray(data.item(i, task.target)), reference)
                 sound = None
                 if i < how.samples:
-                    sound = _write(run, f"{label or split}-{task}-{ids[i]}", wave, voice.sample_rate)
+                    sound = _write(folder, f"{label or split}-{task}-{ids[i]}", wave, voice.sample_rate)
                 answers.append(spoken(ids[i], reference, hypothesis, target, sound))
                 advance(len(answers))
     kind = how.scorer_kind
@@ -149,6 +149,6 @@ class Listener:
 def _write(run: Path, name: str, wave: Wave, rate: int) -> str:
     """The path of a WAV file, from the run; silence where nothing was generated, so that every sample can be played."""
     file = Path("samples") / (re.sub(r"[^\w.-]+", "_", name) + ".wav")
-    (run / "samples").mkdir(exist_ok=True)
+    (run / "samples").mkdir(parents=True, exist_ok=True)
     write_audio(run / file, wave if len(wave) else np.zeros(rate // 10, np.float32), rate)
     return str(file)

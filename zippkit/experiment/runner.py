@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -139,8 +140,7 @@ def _train(task: Task, store: Store) -> RunFolder:
 
 
 def _evaluate(run: RunFolder, split: str) -> dict[str, Any]:
-    evaluate(run.path, split)
-    evaluation: dict[str, Any] = run.read_json("evaluation.json")
+    evaluation: dict[str, Any] = json.loads(json.dumps(asdict(evaluate(run.path, split))))
     return evaluation
 
 

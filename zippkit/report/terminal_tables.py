@@ -41,11 +41,11 @@ def answers_table(task: TaskScore | SpeechScore, n_examples: int) -> Table:
     return table
 
 
-def summary_tables(run: Path) -> list[Table]:
-    """Return tables of what a run's files hold so far: scores, retention, certificates, seconds."""
+def summary_tables(run: Path, scores: Evaluated | None = None) -> list[Table]:
+    """Return tables of what a run's files hold so far: scores (or those given), retention, certificates, seconds."""
     folder = RunFolder(run)
     tables = []
-    scores = read_evaluation(folder)
+    scores = scores or read_evaluation(folder)
     if scores:
         for each in (scores, *scores.more):
             tables += _error_tables(each)

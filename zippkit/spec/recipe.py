@@ -15,6 +15,7 @@ from zippkit.spec.phase import Evaluation, Phase, Stage
 from zippkit.spec.shapes import LIST, MAPPING, MAPPING_OR_LIST
 from zippkit.spec.task import Task, linked_tasks
 from zippkit.spec.task_line import WeightedTask, as_lines
+from zippkit.spec.tracking import Tracked
 from zippkit.spec.words import Name
 from zippkit.spec.yaml_document import KeyPath
 
@@ -62,6 +63,11 @@ class Recipe(Strict):
     )
     validation: Validation | None = Field(
         None, description="Evaluation on a dev split while the composition is trained; none if left out."
+    )
+    track: list[Tracked] | None = Field(
+        None,
+        description="Trackers that are told the metrics too, such as `[tensorboard, {wandb: {project: x}}]` "
+        "(`zippkit trackers` lists them); TensorBoard, where it is installed, if left out.",
     )
     evaluate: Evaluation = Field(default_factory=Evaluation, description="How the run is scored.")
 

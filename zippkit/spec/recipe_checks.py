@@ -11,6 +11,7 @@ from zippkit.spec.phase import Stage
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task, linked_tasks, unread
 from zippkit.spec.task_line import WeightedTask, as_lines
+from zippkit.spec.tracking import tracker_complaints
 from zippkit.spec.validation import Complaint
 from zippkit.spec.words import Name
 from zippkit.spec.yaml_document import KeyPath
@@ -24,6 +25,7 @@ def recipe_complaints(recipe: Recipe, *, sound_spec: bool = True) -> list[Compla
         sound_spec: False where the spec has mistakes of its own; what only follows from them is left out.
     """
     found = [*_lines(recipe, sound_spec), *_pretraining(recipe), *_datasets(recipe), *_stages(recipe)]
+    found += [(("track", *place), message) for place, message in tracker_complaints(recipe.track)]
     if not sound_spec:
         return found
     found += _unserved(recipe)

@@ -14,7 +14,13 @@ from typing import Any, Literal
 from zippkit.errors import ZippkitError, did_you_mean
 
 Group = Literal[
-    "zippkit.towers", "zippkit.links", "zippkit.parts", "zippkit.tokenizers", "zippkit.scorers", "zippkit.readers"
+    "zippkit.towers",
+    "zippkit.links",
+    "zippkit.parts",
+    "zippkit.tokenizers",
+    "zippkit.scorers",
+    "zippkit.readers",
+    "zippkit.trackers",
 ]
 TOWERS: Group = "zippkit.towers"
 LINKS: Group = "zippkit.links"
@@ -22,6 +28,7 @@ PARTS: Group = "zippkit.parts"
 TOKENIZERS: Group = "zippkit.tokenizers"
 SCORERS: Group = "zippkit.scorers"
 READERS: Group = "zippkit.readers"
+TRACKERS: Group = "zippkit.trackers"
 
 
 class UnknownKindError(ZippkitError):

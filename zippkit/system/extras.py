@@ -16,6 +16,8 @@ EXTRAS = {
     "matplotlib": ("plots", "drawing masks, reports and experiments"),
     "scipy": ("statistics", "tests of significance"),
     "tensorboard": ("tensorboard", "TensorBoard's files"),
+    "wandb": ("wandb", "logging to Weights & Biases"),
+    "mlflow": ("mlflow", "logging to MLflow"),
     "onnxruntime": ("speech-eval", "scoring speech"),
     "moonshine_voice": ("speech-eval", "scoring speech"),
     "moonshine_onnx": ("speech-eval", "scoring speech"),

@@ -41,6 +41,20 @@ def _bar(what: str, total: int) -> Iterator[Advance]:
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 
+@contextmanager
+def without_bars_of_transformers() -> Iterator[None]:
+    """Keep transformers, where it is imported, from showing its own progress bars among zippkit's lines."""
+    told = sys.modules.get("transformers.utils.logging")
+    if told is None or not told.is_progress_bar_enabled():
+        yield
+        return
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.enable_progress_bar()
+
+
 class _Lines:
     def __init__(self, what: str, total: int) -> None:
         self._what, self._total = what, total

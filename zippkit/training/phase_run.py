@@ -42,6 +42,7 @@ from zippkit.training.stage import Rest
 from zippkit.training.step import build_step
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest
 from zippkit.training.task_data import TaskData
+from zippkit.training.trackers.tracking import Tracking
 from zippkit.training.whole_checkpoints import advising_older
 
 
@@ -61,6 +62,7 @@ class PhaseRun:
         rest: Rest,
         before: Path | None = None,
         watch: DevWatch | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.rest, self.seed = rest, seed
@@ -73,7 +75,7 @@ class PhaseRun:
         self.masters = Masters(self.model if phase.parameters == "bf16" else None)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.masters)
         self.step = 0
-        self.watch = watch or DevWatch()
+        self.watch, self.tracking = watch or DevWatch(), tracking
         self.unlogged: list[Mapping[str, Tensor | float]] = []
         """Losses and gradient norms of the steps since the last line of metrics."""
         self.told = ""
@@ -104,7 +106,7 @@ class PhaseRun:
             ZippkitError: a loss or gradient was not finite, or a frozen tensor moved.
             InterruptedRunError: a signal asked to stop; the last step is saved.
         """
-        metrics = Metrics(self.run.path, self.label, self.step)
+        metrics = Metrics(self.run.path, self.label, self.step, self.tracking)
         try:
             steps = range(self.step, self.phase.steps)
             with progress(self.label, self.phase.steps) as advance, Prefetch(self._batches, steps) as ahead:

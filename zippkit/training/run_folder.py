@@ -11,6 +11,7 @@
     best/<phase>/         step-000150: the best one by a dev metric
     model/                the finished composition
     source_states/        states of frozen towers, if `cache_sources` asks for them; may be deleted at any time
+    evaluations/          scores of other settings than the recipe's
     earlier/step-000200/  what was said of a finished model before the run went on
     metrics.jsonl, tensorboard/, evaluation.json, certificates.json, seconds.json, report.html
 """
@@ -45,7 +46,7 @@ from zippkit.training.kept_tokenizers import keep_tokenizers
 from zippkit.training.run_recipe import changes, input_hashes, recipe_text
 
 KEPT_CHECKPOINTS = 2
-OF_THE_MODEL = ("evaluation.json", "certificates.json", "report.html")
+OF_THE_MODEL = ("evaluation.json", "evaluations", "certificates.json", "report.html")
 """Files of a run that speak of its finished model."""
 
 
@@ -178,6 +179,8 @@ class RunFolder:
             if (self.path / name).exists():
                 folder = self.path / "earlier" / f"step-{step:06d}"
                 folder.mkdir(parents=True, exist_ok=True)
+                if (folder / name).is_dir():
+                    shutil.rmtree(folder / name)
                 (self.path / name).replace(folder / name)
 
     def add_seconds(self, phase: str, seconds: float) -> None:

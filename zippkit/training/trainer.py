@@ -32,6 +32,7 @@ from zippkit.training.run_folder import RunFolder
 from zippkit.training.stage import Rest, check_stages
 from zippkit.training.starting_point import begun, check_start_from, composition_to_train
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest, stop_signals
+from zippkit.training.trackers.tracking import Tracking, open_tracking
 from zippkit.training.whole_checkpoints import check_model, check_tower, is_finished
 
 __all__ = ["InterruptedRunError", "train"]
@@ -50,6 +51,7 @@ def train(recipe: Recipe, out: Path) -> None:
     learnt = mixtures(recipe, datasets)
     check_stages(recipe)
     dev = _dev_data(recipe, datasets)
+    tracking = open_tracking(recipe, out)
     is_new = not run.recipe_file.exists()
     if is_new:
         check_start_from(recipe, datasets.values())
@@ -58,10 +60,11 @@ def train(recipe: Recipe, out: Path) -> None:
         run.keep_tokenizers(datasets)
         if is_new:
             _warn_of_random_towers(recipe)
-        training = _Training(recipe, run, learnt, dev, device, stop)
-        for name, phase in recipe.pretrain.items():
-            training.pretrain(name, phase)
-        training.train_together()
+        training = _Training(recipe, run, learnt, dev, device, stop, tracking)
+        with tracking.ending():
+            for name, phase in recipe.pretrain.items():
+                training.pretrain(name, phase)
+            training.train_together()
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class _Training:
     dev: DevData | None
     device: Backend
     stop: StopRequest
+    tracking: Tracking
 
     def pretrain(self, name: str, phase: Phase) -> None:
         """Train one tower alone, and write it into the run."""
@@ -115,7 +119,8 @@ class _Training:
         watch: DevWatch | None = None,
     ) -> PhaseRun:
         learnt, seed, rest = self.learnt[label], self.recipe.seed, rest or Rest()
-        return PhaseRun(label, zipped, phase, learnt, seed, self.run, self.device, self.stop, rest, before, watch)
+        device, stop = self.device, self.stop
+        return PhaseRun(label, zipped, phase, learnt, seed, self.run, device, stop, rest, before, watch, self.tracking)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ import torch
 
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.weights import read_tensors
+from zippkit.system.progress import without_bars_of_transformers
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
 
 _RANDOM = ("dropout", "pdrop", "jitter")
@@ -70,16 +71,17 @@ def read_folder(path: Path, config: HfCausalLmConfig, dtype: torch.dtype) -> Any
     """
     transformers = _transformers()
     try:
-        model, told = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            config=hf_config(config),
-            attn_implementation=_attention(config),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=dtype,
-            output_loading_info=True,
-        )
+        with without_bars_of_transformers():
+            model, told = transformers.AutoModelForCausalLM.from_pretrained(
+                path,
+                config=hf_config(config),
+                attn_implementation=_attention(config),
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=dtype,
+                output_loading_info=True,
+            )
     except Exception as error:
         # Transformers raises whatever its readers raise.
         read_tensors(path)

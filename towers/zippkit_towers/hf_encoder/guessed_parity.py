@@ -14,6 +14,7 @@ from zippkit.errors import CheckpointError
 from zippkit.model.run_tower import tower_states
 from zippkit.model.tower import Tower
 from zippkit.spec.kinds import Frame
+from zippkit.system.progress import without_bars_of_transformers
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
 from zippkit_towers.hf_encoder.guessed_inputs import batched, example
 from zippkit_towers.hf_encoder.guessed_shape import one_line
@@ -34,9 +35,10 @@ def read_folder(tower: Tower, path: Path) -> Any:
     """
     whole_class = type(_on_meta(config_of(tower)))
     try:
-        whole, told = whole_class.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=tower.dtype, output_loading_info=True
-        )
+        with without_bars_of_transformers():
+            whole, told = whole_class.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, dtype=tower.dtype, output_loading_info=True
+            )
     except Exception as error:
         # Transformers raises whatever its readers raise.
         raise CheckpointError(

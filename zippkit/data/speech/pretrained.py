@@ -10,6 +10,7 @@ from typing import Any
 from zippkit.errors import DataError, did_you_mean
 from zippkit.spec.hf_folder import WEIGHTS, local_folder
 from zippkit.spec.kinds import read_json
+from zippkit.system.progress import without_bars_of_transformers
 
 _HASHED = ("config.json", "preprocessor_config.json", "*.safetensors")
 """Everything that decides the ids that a model makes."""
@@ -69,9 +70,10 @@ def load_model(path: str, classes: dict[str, str], what: str, expected_hash: str
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        model = getattr(transformers, classes[config["model_type"]]).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        )
+        with without_bars_of_transformers():
+            model = getattr(transformers, classes[config["model_type"]]).from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{what}: the model in {folder} cannot be loaded ({' '.join(str(error).split())})") from None
     finally:
