@@ -29,8 +29,10 @@ from zippkit.evaluation.certificates import Certificate, Report, verify
 from zippkit.loading import load_recipe
 from zippkit.plan.diagram.diagram import drawn_sites
 from zippkit.report.examples import marked
+from zippkit.report.loss_panels import loss_panels
 from zippkit.report.plots import loss_curve
 from zippkit.report.run_page import write_report
+from zippkit.training.metrics import read_metrics
 from zippkit.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -370,3 +372,21 @@ def test_certificates_are_those_of_the_trained_composition(run: Path, monkeypatc
     expected = load(run).model.state_dict()
     assert all(bool((value == expected[name]).all()) for name, value in proved[0].model.state_dict().items())
     assert [row[:2] for row in cells(section(page, "Certificates"))] == [["C9", "holds"]]
+
+
+def test_curves_of_the_dev_split_are_drawn_where_there_are_some(run: Path) -> None:
+    metrics = run / "metrics.jsonl"
+    before = [panel.phase for panel in loss_panels(run, ["text", "speech"])]
+    lines = read_metrics(run)
+    for line in lines:
+        if line["phase"] == "train":
+            line["validation"] = {"text_loss": 1.5, "text_wer": 1 / line["step"], "speech_retention": 2.0, "loss": 1.5}
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panels = {panel.phase: panel for panel in loss_panels(run, ["text", "speech"])}
+    assert list(panels) == [*before, "train, word error rate on dev", "train, own loss on dev"]
+    ids = {each.get("id") for each in ElementTree.fromstring(panels["train"].picture).iter()}
+    assert {"train-text", "train-speech", "train-text-dev"} <= ids and "train-speech-dev" not in ids
+    (legend,) = panels["train, word error rate on dev"].legend
+    assert (legend.tower, legend.first, legend.last) == ("text", 1.0, 0.25)
+    write_report(run)
+    assert "train, word error rate on dev" in (run / "report.html").read_text()

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
@@ -27,25 +27,60 @@ def tower_colours(towers: Sequence[str]) -> dict[str, str]:
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: str) -> str:
-    """One phase's losses over its steps, one line for each tower that has one.
+    """One phase's losses over its steps, one line for each tower that has one; dashed, those on the dev split.
 
     Args:
         lines: the phase's lines of metrics, as `read_metrics` gives them.
         towers: every tower of the composition.
         name: of the picture on its page.
     """
-    figure = Figure(figsize=(3.6, 2.4), layout="constrained")
-    axes = figure.add_subplot()
+    curves = []
     for tower, colour in tower_colours(towers).items():
         points = [(line["step"], line["losses"][tower]) for line in lines if tower in line["losses"]]
-        steps, losses = zip(*points, strict=True) if points else ((), ())
-        # One point alone makes no line.
-        axes.plot(steps, losses, color=colour, linewidth=1.8, marker="o" if len(points) == 1 else "", gid=tower)
+        on_dev = dev_points(lines, f"{tower}_loss")
+        curves += [Curve(tower, colour, points), Curve(f"{tower}-dev", colour, on_dev, "--")]
+    return curve_picture(curves, "nats per token", name, f"Loss, {name}")
+
+
+def dev_points(lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[int, float]]:
+    """(step, value) of every evaluation while training that has a metric."""
+    found = [(line["step"], line["validation"]) for line in lines if "validation" in line]
+    return [(step, measured[metric]) for step, measured in found if metric in measured]
+
+
+class Curve(NamedTuple):
+    """One line of a picture."""
+
+    name: str
+    colour: str
+    points: Sequence[tuple[int, float]]
+    """(step, value); a curve without points is left out."""
+    style: str = "-"
+
+
+def curve_picture(curves: Sequence[Curve], unit: str, name: str, label: str) -> str:
+    """Curves over steps, as SVG for a page.
+
+    Args:
+        curves: what to draw.
+        unit: of the values.
+        name: of the picture on its page.
+        label: what it shows, for those who do not see it.
+    """
+    figure = Figure(figsize=(3.6, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    for curve in curves:
+        if curve.points or curve.style == "-":
+            steps, values = zip(*curve.points, strict=True) if curve.points else ((), ())
+            # One point alone makes no line.
+            marker = "o" if len(curve.points) == 1 else ""
+            axes.plot(
+                steps, values, color=curve.colour, linewidth=1.8, linestyle=curve.style, marker=marker, gid=curve.name
+            )
     axes.set_xlim(left=0)
-    highest = (loss for line in lines for tower, loss in line["losses"].items() if tower in towers)
-    axes.set_ylim(0, 1.1 * max(highest, default=1))
+    axes.set_ylim(0, 1.1 * max((value for curve in curves for _, value in curve.points), default=1))
     axes.set_xlabel("step", color=INK)
-    axes.set_ylabel("nats per token", color=INK)
+    axes.set_ylabel(unit, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.tick_params(length=0, colors=INK)
     axes.grid(color=INK, alpha=0.12, linewidth=0.8)
@@ -53,7 +88,7 @@ def loss_curve(lines: Sequence[Mapping[str, Any]], towers: Sequence[str], name: 
     written = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": "zippkit", "svg.fonttype": "none"}):
         figure.savefig(written, format="svg", transparent=True, metadata={"Date": None})
-    return _inside_page(written.getvalue(), name, f"Loss, {name}").replace(INK, "currentColor")
+    return _inside_page(written.getvalue(), name, label).replace(INK, "currentColor")
 
 
 def mask_picture(masks: Masks, row: int, name: str) -> str:
