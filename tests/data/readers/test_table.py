@@ -68,6 +68,8 @@ def test_files_are_splits_or_splits_are_drawn_from_the_words(tmp_path: Path) -> 
     found = list(read("table", tmp_path))
     assert Counter(r.split for r in found) == {"train": 2, "dev": 2, "test-other": 2}
     assert [r.id for r in found][:3] == ["test-other-000002", "test-other-000003", "train-000002"]
+    told = written(tmp_path / "told" / "train.jsonl", [{"text": "a", "split": "val"}, {"text": "b"}])
+    assert [r.split for r in read("table", told)] == ["dev", "train"]
     drawn = list(read("table", written(tmp_path / "all.jsonl", rows), fractions={"train": 0.5, "test": 0.5}))
     assert len({r.split for r in drawn}) == 2
     assert all(drawn[2 * i].split == drawn[2 * i + 1].split for i in range(50))
