@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,12 @@ def test_what_is_wrong_with_documents_is_told(tmp_path: Path) -> None:
         write_dataset(tmp_path / "out", {"train": later}, {})
     assert not (tmp_path / "out").exists()
     write_dataset(tmp_path / "out", {"train": later}, {"text": ByteTokenizer()}, arrays={"gps": None})
+
+
+def test_the_page_s_example_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "check_tokenizer" in b]
+    exec(block, {})
 
 
 ITEMS = {
