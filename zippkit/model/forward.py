@@ -104,7 +104,10 @@ class Forward:
     ) -> None:
         self.modules, self.multimodal, self.decoding = modules, multimodal, decoding
         shared = Shared({name: tokens.visible for name, tokens in inputs.items() if tokens.own_stairs is not None})
-        self.inputs = {name: replace(tokens, shared=shared) for name, tokens in inputs.items()}
+        n_slots = {name: decoding.n_slots[name] for name in decoding.caches} if decoding else {}
+        self.inputs = {
+            name: replace(tokens, shared=shared, n_slots=n_slots.get(name, 0)) for name, tokens in inputs.items()
+        }
         self.economy = economy
         self.outputs: dict[str, Tensor] = {}
         """Logits (B, T, V) by tower, and what parts give, under names of their own."""
@@ -149,9 +152,8 @@ class Forward:
         tower = modules.towers[name]
         mask, cache = own_mask(tower, inputs), None
         if self.decoding is not None and name in self.decoding.caches:
-            cache, n_slots = self.decoding.caches[name], self.decoding.n_slots[name]
-            mask = None if tower.takes_description else cache_mask(inputs.positions, n_slots)
-            inputs = replace(inputs, n_slots=n_slots)
+            cache = self.decoding.caches[name]
+            mask = None if tower.takes_description else cache_mask(inputs.positions, inputs.n_slots)
         hidden, self.context[name] = run_start(tower, known(name, inputs, modules.around[name]), mask, cache)
         for part in modules.around[name]:
             hidden = part.embedded(name, tower, inputs, hidden, self.multimodal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,7 @@ from zippkit.batch.staircase import Staircase
 ALL = slice(None)
 
 
-@dataclass(frozen=True)
-class Sight:
+class Sight(NamedTuple):
     """What queries see of one run of keys: ``start <= key < order``."""
 
     order: Tensor
