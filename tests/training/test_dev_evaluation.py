@@ -271,3 +271,16 @@ def test_a_run_that_never_had_a_best_ends_with_its_last(tmp_path: Path, monkeypa
             [(Dataset.open(tmp_path / "data"), [])],
             build_graph(load(tmp_path / "run").spec),
         )
+
+
+def test_a_sequence_of_targets_is_read_where_it_comes_to_text(tmp_path: Path) -> None:
+    write_data(tmp_path / "data")
+    both = {**spec(), "links": [*spec()["links"], {**spec()["links"][0], "from": "text", "into": "speech"}]}
+    how = {"evaluate_every": 6, "max_tokens": 6, "best": {"metric": "text_wer"}}
+    task = {"tasks": ["speech -> [text, speech]"]}
+    scored = {"split": "dev", "max_tokens": 6}
+    train(tiny_recipe(tmp_path, task, spec=both, validation=how, evaluate=scored), tmp_path / "run")
+    last = dev_lines(tmp_path / "run")[12]
+    assert last.keys() == {"loss", "text_loss", "speech_loss", "text_wer", "text_retention", "speech_retention"}
+    (score,) = evaluate(tmp_path / "run").written
+    assert last["text_wer"] == score.wer

@@ -72,10 +72,12 @@ class Validation(Strict):
 def metric_names(how: Validation, spec: CompositionSpec, tasks: Sequence[Task]) -> list[str]:
     """The metrics that tasks can have, before anybody knows which modalities are text."""
     hosts = spec.modalities
-    losses = [f"{hosts[name]}_loss" for task in tasks for name in task.targets if name in hosts]
-    errors = [f"{task.target}_wer" for task in tasks if how.generate and task.conditions and not task.beside]
-    predicting = [name for name, tower in spec.towers.items() if tower.settings.predicts and how.retention]
-    return list(dict.fromkeys(["loss", *losses, *errors, *(f"{name}_retention" for name in predicting)]))
+    predicting = [name for name, tower in spec.towers.items() if tower.settings.predicts]
+    losses = [f"{hosts[name]}_loss" for task in tasks for name in (task.targets or predicting) if name in hosts]
+    beginnings = [each for task in tasks for each in task.beginnings]
+    errors = [f"{task.target}_wer" for task in beginnings if how.generate and task.conditions and not task.beside]
+    own = [f"{name}_retention" for name in predicting if how.retention]
+    return list(dict.fromkeys(["loss", *losses, *errors, *own]))
 
 
 def unknown_metric(name: str, known: Collection[str]) -> str:

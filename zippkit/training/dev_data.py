@@ -30,6 +30,8 @@ class DevData:
 
     how: Validation
     tasks: tuple[DevTask, ...]
+    answered: tuple[DevTask, ...]
+    """Those whose answers are read; of a sequence of targets, also those of its beginnings that end in text."""
     own: tuple[DevTask, ...]
     """Of each tower that predicts, its own modality."""
     metrics: tuple[str, ...]
@@ -48,18 +50,23 @@ def dev_data(how: Validation, sources: Sequence[tuple[Dataset, Sequence[Task]]],
         DataError: a split that a dataset lacks, examples that a tower cannot take, and a metric that cannot be
             computed; tells of every dataset and task.
     """
-    tasks, own, wrong = list[DevTask](), list[DevTask](), list[str]()
+    tasks, answered, own, wrong = list[DevTask](), list[DevTask](), list[DevTask](), list[str]()
     for dataset, wanted in sources:
         if how.split not in dataset.splits:
             wrong.append(_no_split(dataset, how.split))
             continue
-        for found_in, which in ((tasks, wanted), (own, _own(how, dataset, graph))):
+        beginnings = [each for task in wanted for each in task.beginnings if _is_read(how, dataset, each)]
+        for found_in, which in (
+            (tasks, wanted),
+            (answered, dict.fromkeys(beginnings)),
+            (own, _own(how, dataset, graph)),
+        ):
             for task in which:
                 try:
                     found_in.append(_opened(how, dataset, task, graph))
                 except DataError as error:
                     wrong.append(f"validation: {error}")
-    found = DevData(how, tuple(tasks), tuple(own), _metrics(tasks, own, graph))
+    found = DevData(how, tuple(tasks), tuple(answered), tuple(own), _metrics(tasks, answered, own, graph))
     if not wrong and how.best is not None and how.best.metric not in found.metrics:
         wrong.append(f"validation.best.metric: {unknown_metric(how.best.metric, found.metrics)}")
     if wrong:
@@ -75,9 +82,14 @@ def _no_split(dataset: Dataset, name: str) -> str:
 def _opened(how: Validation, dataset: Dataset, task: Task, graph: Graph) -> DevTask:
     data = TaskData(task, dataset, dataset.split(how.split), graph.readers)
     data.check_lengths(graph.readers)
-    told = how.generate and task.conditions and not task.beside and dataset.manifest.modalities[task.target].is_text
-    decode = dataset.text_tokenizer(task.target).decode if told else None
+    decode = dataset.text_tokenizer(task.target).decode if _is_read(how, dataset, task) else None
     return DevTask(data, min(len(data), how.limit or len(data)), decode)
+
+
+def _is_read(how: Validation, dataset: Dataset, task: Task) -> bool:
+    """Whether a task's answers are text, in which words are counted."""
+    column = dataset.manifest.modalities.get(task.target)
+    return bool(how.generate and task.conditions and not task.beside and column is not None and column.is_text)
 
 
 def _own(how: Validation, dataset: Dataset, graph: Graph) -> list[Task]:
@@ -87,9 +99,12 @@ def _own(how: Validation, dataset: Dataset, graph: Graph) -> list[Task]:
     return [Task((), name) for name in names if len(split.having([name]))]
 
 
-def _metrics(tasks: Sequence[DevTask], own: Sequence[DevTask], graph: Graph) -> tuple[str, ...]:
-    targets = [name for each in tasks for name in each.data.task.targets]
+def _metrics(
+    tasks: Sequence[DevTask], answered: Sequence[DevTask], own: Sequence[DevTask], graph: Graph
+) -> tuple[str, ...]:
+    documents = [name for name, tower in graph.towers.items() if tower.predicts]
+    targets = [name for each in tasks for name in (each.data.task.targets or documents)]
     losses = [f"{graph.modalities[name].tower}_loss" for name in targets]
-    errors = [f"{each.data.task.target}_wer" for each in tasks if each.decode]
+    errors = [f"{each.data.task.target}_wer" for each in answered]
     retention = [f"{each.data.task.target}_retention" for each in own]
     return tuple(dict.fromkeys(["loss", *losses, *errors, *retention]))

@@ -90,7 +90,7 @@ def _batch(each: DevTask, start: int, size: int) -> range:
 
 def _word_errors(zipped: Composition, dev: DevData, tell: Tell) -> dict[str, float]:
     words: dict[str, tuple[list[str], list[str]]] = {}
-    for each in dev.tasks:
+    for each in dev.answered:
         if each.decode is not None:
             name, n = each.data.task.target, each.n_examples
             references, hypotheses = words.setdefault(f"{name}_wer", ([], []))
