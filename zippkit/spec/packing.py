@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from zippkit.spec.kinds import Strict
 
+PACK_LENGTH = 2048
+
 
 class Packing(Strict):
     """Whether examples share rows, and how long those get."""
@@ -18,12 +20,15 @@ class Packing(Strict):
         "from 0: the same losses and gradients from fewer padded tokens. Worth it on a GPU.",
     )
     pack_length: int = Field(
-        2048, gt=0, description="Of `pack`: most tokens of any tower in a row; a longer example makes longer rows."
+        PACK_LENGTH,
+        gt=0,
+        description="Of `pack`: most tokens of any tower in a row; a longer example makes longer rows.",
     )
 
     @model_validator(mode="after")
     def _packs(self) -> Self:
-        if "pack_length" in self.model_fields_set and not self.pack:
+        # A recipe that was written out names every default.
+        if self.pack_length != PACK_LENGTH and not self.pack:
             raise ValueError("`pack_length` is of `pack: true`; write that too, or remove it")
         return self
 
