@@ -24,7 +24,7 @@ from zippkit.plan.graph import build_graph
 from zippkit.spec.dev_evaluation import Best, Validation
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
-from zippkit.training.dev_data import dev_data
+from zippkit.training.dev_data import DevSource, dev_data
 from zippkit.training.dev_scores import dev_scores
 from zippkit.training.dev_watch import Standing
 from zippkit.training.metrics import read_metrics
@@ -116,7 +116,9 @@ def test_a_limit_counts_examples_of_each_task(whole: Path) -> None:
     tasks = [Task.parse("speech -> text")]
 
     def scores(**how: Any) -> dict[str, float]:
-        dev = dev_data(Validation(evaluate_every=1, **how), [(dataset, tasks)], build_graph(zipped.spec))
+        dev = dev_data(
+            Validation(evaluate_every=1, **how), [DevSource(dataset, "dev", tasks)], build_graph(zipped.spec)
+        )
         return dev_scores(zipped, dev)
 
     assert scores(limit=10) == scores()
@@ -130,7 +132,7 @@ def test_it_leaves_the_model_s_mode_and_what_is_drawn_alone(whole: Path) -> None
     zipped = load(whole / "run")
     dev = dev_data(
         Validation(evaluate_every=1),
-        [(Dataset.open(whole / "data"), [Task.parse("speech -> text")])],
+        [DevSource(Dataset.open(whole / "data"), "dev", [Task.parse("speech -> text")])],
         build_graph(zipped.spec),
     )
     zipped.model.train()
@@ -268,7 +270,7 @@ def test_a_run_that_never_had_a_best_ends_with_its_last(tmp_path: Path, monkeypa
     with pytest.raises(ZippkitError, match="no metric"):
         dev_data(
             Validation(evaluate_every=1, best=Best(metric="los")),
-            [(Dataset.open(tmp_path / "data"), [])],
+            [DevSource(Dataset.open(tmp_path / "data"), "dev", [])],
             build_graph(load(tmp_path / "run").spec),
         )
 

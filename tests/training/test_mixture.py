@@ -17,7 +17,7 @@ from zippkit.evaluation.evaluate import evaluate
 from zippkit.spec.recipe import Recipe
 from zippkit.training.metrics import read_metrics
 from zippkit.training.mixture import Mixture
-from zippkit.training.run_data import mixtures, open_datasets
+from zippkit.training.run_data import dev_sources, mixtures, open_datasets
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.trainer import train
 
@@ -90,6 +90,16 @@ def test_a_phase_chooses_its_datasets(folder: Path) -> None:
     assert served(mixed(made)) == [("speech -> text", 24), ("text -> speech", 24)]
     whole = recipe(folder, data, pretrain={"text": {"steps": 2}})
     assert served(mixed(whole, "pretrain.text")) == [("text", 24), ("text", 20), ("text", 40)]
+
+
+def test_each_dataset_has_a_dev_split_of_its_own(folder: Path) -> None:
+    data = {"heard": {"path": "heard", "dev": "train"}, "read": "read", "books": "books"}
+    made = recipe(folder, data, validation={"evaluate_every": 2, "split": "test"})
+    looked_at = [(each.dataset.path.name, each.split) for each in dev_sources(made, open_datasets(made))]
+    assert looked_at == [("heard", "train"), ("read", "test")]
+    missing = recipe(folder, {**data, "read": {"path": "read", "dev": "dve"}}, validation={"evaluate_every": 2})
+    with pytest.raises(DataError, match=r"validation.split: .*read has no split 'dve'; expected one of train, test"):
+        train(missing, folder / "run")
 
 
 def test_a_run_of_several_datasets_is_trained_scored_and_kept(folder: Path, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ class DataSource(Strict):
         "task of every dataset counts by its examples.",
     )
     split: str | None = Field(None, description="Split to train on; the recipe's if left out.")
+    dev: str | None = Field(
+        None, description="Split on which it is looked at while training; that of `validation` if left out."
+    )
     tasks: list[TaskLine] | None = Field(
         None,
         description="What the whole composition learns from it; every task of the phase if left out, and nothing, as "

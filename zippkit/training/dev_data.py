@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from zippkit.data.dataset import Dataset
 from zippkit.errors import DataError
@@ -38,12 +39,20 @@ class DevData:
     """Names of what is computed."""
 
 
-def dev_data(how: Validation, sources: Sequence[tuple[Dataset, Sequence[Task]]], graph: Graph) -> DevData:
+class DevSource(NamedTuple):
+    """A dataset on which a run is evaluated while it trains."""
+
+    dataset: Dataset
+    split: str
+    tasks: Sequence[Task]
+
+
+def dev_data(how: Validation, sources: Sequence[DevSource], graph: Graph) -> DevData:
     """Open the dev splits.
 
     Args:
         how: the recipe's `validation`.
-        sources: datasets, and the tasks that are evaluated on each.
+        sources: the datasets.
         graph: of the composition.
 
     Raises:
@@ -51,19 +60,19 @@ def dev_data(how: Validation, sources: Sequence[tuple[Dataset, Sequence[Task]]],
             computed; tells of every dataset and task.
     """
     tasks, answered, own, wrong = list[DevTask](), list[DevTask](), list[DevTask](), list[str]()
-    for dataset, wanted in sources:
-        if how.split not in dataset.splits:
-            wrong.append(_no_split(dataset, how.split))
+    for source in sources:
+        if source.split not in source.dataset.splits:
+            wrong.append(_no_split(source.dataset, source.split))
             continue
-        beginnings = [each for task in wanted for each in task.beginnings if _is_read(how, dataset, each)]
+        beginnings = [each for task in source.tasks for each in task.beginnings if _is_read(how, source.dataset, each)]
         for found_in, which in (
-            (tasks, wanted),
+            (tasks, source.tasks),
             (answered, dict.fromkeys(beginnings)),
-            (own, _own(how, dataset, graph)),
+            (own, _own(how, source, graph)),
         ):
             for task in which:
                 try:
-                    found_in.append(_opened(how, dataset, task, graph))
+                    found_in.append(_opened(how, source, task, graph))
                 except DataError as error:
                     wrong.append(f"validation: {error}")
     found = DevData(how, tuple(tasks), tuple(answered), tuple(own), _metrics(tasks, answered, own, graph))
@@ -79,8 +88,9 @@ def _no_split(dataset: Dataset, name: str) -> str:
     return f"validation.split: {dataset.path} has no split {name!r}; expected one of {there}"
 
 
-def _opened(how: Validation, dataset: Dataset, task: Task, graph: Graph) -> DevTask:
-    data = TaskData(task, dataset, dataset.split(how.split), graph.readers)
+def _opened(how: Validation, source: DevSource, task: Task, graph: Graph) -> DevTask:
+    dataset = source.dataset
+    data = TaskData(task, dataset, dataset.split(source.split), graph.readers)
     data.check_lengths(graph.readers)
     decode = dataset.text_tokenizer(task.target).decode if _is_read(how, dataset, task) else None
     return DevTask(data, min(len(data), how.limit or len(data)), decode)
@@ -92,9 +102,9 @@ def _is_read(how: Validation, dataset: Dataset, task: Task) -> bool:
     return bool(how.generate and task.conditions and not task.beside and column is not None and column.is_text)
 
 
-def _own(how: Validation, dataset: Dataset, graph: Graph) -> list[Task]:
+def _own(how: Validation, source: DevSource, graph: Graph) -> list[Task]:
     """Each predicting tower's own modality, where the split has it."""
-    split, known = dataset.split(how.split), dataset.manifest.modalities
+    split, known = source.dataset.split(source.split), source.dataset.manifest.modalities
     names = [name for name, tower in graph.towers.items() if how.retention and tower.predicts and name in known]
     return [Task((), name) for name in names if len(split.having([name]))]
 

@@ -16,6 +16,7 @@ from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.spec.task_line import WeightedTask
 from zippkit.training.data_checks import check_agreement, check_tokenizers
+from zippkit.training.dev_data import DevSource
 from zippkit.training.mixture import Mixture, mix
 from zippkit.training.task_data import TaskData, holds, places
 
@@ -189,17 +190,20 @@ def _those_of(dataset: Dataset, source: DataSource | None, tasks: Sequence[Task]
     return [task for task in tasks if holds(dataset, task) and (own is None or task in own)]
 
 
-def dev_sources(recipe: Recipe, datasets: Mapping[str, Dataset]) -> list[tuple[Dataset, list[Task]]]:
-    """The datasets on which a run is evaluated while it trains, each with its tasks."""
+def dev_sources(recipe: Recipe, datasets: Mapping[str, Dataset]) -> list[DevSource]:
+    """The datasets on which a run is evaluated while it trains, each with its split and its tasks."""
     if recipe.validation is None:
         return []
     tasks = recipe.validation.parsed(recipe.tasks())
-    if len(datasets) == 1:
-        return [(dataset, tasks) for dataset in datasets.values()]
-    found = [(each, _those_of(each, recipe.sources[name], tasks)) for name, each in datasets.items()]
-    serving = [(dataset, here) for dataset, here in found if here]
-    # One that has no dev split is left out, unless none has: then it is told.
-    return [(dataset, here) for dataset, here in serving if recipe.validation.split in dataset.splits] or serving
+    found: list[DevSource] = []
+    for name, dataset in datasets.items():
+        section = recipe.sources[name]
+        here = tasks if len(datasets) == 1 else _those_of(dataset, section, tasks)
+        if here:
+            found.append(DevSource(dataset, section.dev or recipe.validation.split, here))
+    # One that has no such split is left out, unless it was named for it, or none has: then it is told.
+    named = {id(datasets[name]) for name, section in recipe.sources.items() if section.dev is not None}
+    return [each for each in found if each.split in each.dataset.splits or id(each.dataset) in named] or found
 
 
 def shown_dataset(recipe: Recipe, task: Task) -> Dataset:

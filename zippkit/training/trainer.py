@@ -154,6 +154,6 @@ def _dev_data(recipe: Recipe, datasets: Mapping[str, Dataset]) -> DevData | None
     if recipe.validation is None:
         return None
     graph, sources = build_graph(recipe.spec), dev_sources(recipe, datasets)
-    for dataset, tasks in sources:
-        check_tokenizers(dataset, graph.modalities, tasks=tasks)
+    for source in sources:
+        check_tokenizers(source.dataset, graph.modalities, tasks=source.tasks)
     return dev_data(recipe.validation, sources, graph)
