@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.interrupts import assert_same_run, killed
 from helpers.tiny_runs import WORDS, examples, spec, tiny_recipe, write_data, zippkit
 from zippkit.data.dataset import Dataset, Example
 from zippkit.data.dataset_writer import write_dataset
@@ -186,3 +187,27 @@ def test_a_task_that_no_dataset_names(folder: Path) -> None:
         "train.tasks[1]: no dataset of this phase has the task 'text -> speech'; add it to the `tasks` of one",
         "train.data: dataset 'books' has none of this phase's tasks; leave it out",
     ]
+
+
+@pytest.mark.parametrize("changes", [60, 110])
+def test_all_of_it_at_once_is_killed_and_goes_on_to_the_bit(folder: Path, tmp_path: Path, changes: int) -> None:
+    data = {
+        "heard": {"path": "heard", "weight": 2.0, "dev": "test", "tasks": ["speech -> text", "speech"]},
+        "read": {"path": "read", "weight": 1.0, "dev": "test", "tasks": ["text -> speech"]},
+        "books": {"path": "books", "weight": 1.0, "tasks": []},
+    }
+    train_ = {"steps": 12, "batch_size": 8, "accumulate": 2, "pack": True, "save_every": 3}
+    more = {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "wsd", "warmup": 2}
+    made = recipe(
+        folder,
+        data,
+        train_ | more,
+        pretrain={"text": {"data": "books", "steps": 4, "pack": True, "save_every": 2, "batch_size": 8}},
+        validation={"evaluate_every": 4, "best": {"metric": "text_loss"}, "model": "best", "patience": 9},
+    )
+    train(made, tmp_path / "whole")
+    assert killed(made, tmp_path / "run", changes=changes)
+    train(made, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    found, expected = (sorted((tmp_path / name / "model").rglob("*.safetensors")) for name in ("run", "whole"))
+    assert [file.read_bytes() for file in found] == [file.read_bytes() for file in expected] != []
