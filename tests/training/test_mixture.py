@@ -118,7 +118,9 @@ def test_a_run_of_several_datasets_is_trained_scored_and_kept(folder: Path, tmp_
         ("read/test", ["speech -> text"]),
     ]
     (tmp_path / "in" / "read").rename(tmp_path / "in" / "moved")
-    moved = recipe(tmp_path / "in", data | {"read": {"path": "moved"}}, pretrain=made.model_dump(exclude_unset=True)["pretrain"])
+    moved = recipe(
+        tmp_path / "in", data | {"read": {"path": "moved"}}, pretrain=made.model_dump(exclude_unset=True)["pretrain"]
+    )
     moved = moved.model_copy(update={"pretrain": made.pretrain})
     train(moved, run.path)
     assert run.recipe().sources["read"].path.samefile(tmp_path / "in" / "moved"), "known by its hash"
