@@ -16,12 +16,13 @@ from helpers.example_batch import TOWERS, config
 from helpers.random_documents import EARED, compositions
 from zippkit.batch.batch import Batch, Features, Segment
 from zippkit.batch.collate import collate
+from zippkit.batch.describe import describe_cross, describe_self
 from zippkit.errors import DataError
 from zippkit.plan.sequence_layout import Modality, SequenceLayout
 from zippkit.spec.kinds import Frame
 
 DESCRIBED = ("stairs", "own_stairs", "shared")
-"""Made of the columns (`zippkit.batch.describe`)."""
+"""Not among the columns; the staircases have a test of their own."""
 
 
 def differing(one: Any, other: Any, where: str = "batch") -> list[str]:
@@ -48,6 +49,25 @@ def test_every_column_is_what_a_loop_over_tokens_gives(
         return
     expected = naive_collate.collate(documents, EARED, multiple, layout=layout)
     assert differing(collate(documents, EARED, multiple, layout=layout), expected) == []
+
+
+@settings(max_examples=300)
+@given(given=compositions(), multiple=st.sampled_from([1, 4]), pack=st.sampled_from([None, 1, 30]))
+def test_every_staircase_is_what_the_columns_tell(
+    given: tuple[SequenceLayout, list[list[Segment]]], multiple: int, pack: int | None
+) -> None:
+    layout, documents = given
+    if not any(documents):
+        return
+    batch = collate(documents, EARED, multiple, layout=layout, pack=pack)
+    for name, tower in batch.towers.items():
+        expected = {s: describe_cross(tower, batch.towers[s]) for t, s in sorted(batch.sees) if t == name}
+        assert list(tower.stairs) == list(expected)
+        assert tower.own_stairs is not None
+        found = [tower.own_stairs, *tower.stairs.values()]
+        for one, other in zip(found, [describe_self(tower, EARED[name].causal), *expected.values()], strict=True):
+            assert np.array_equal(one.steps, other.steps) and one.steps.dtype == other.steps.dtype
+            assert (one.n_rows, one.n_queries, one.n_keys) == (other.n_rows, other.n_queries, other.n_keys)
 
 
 @pytest.mark.parametrize(

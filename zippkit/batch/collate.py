@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zippkit.batch.batch import Batch, Segment
 from zippkit.batch.columns import Ints, Line, Placing, as_table, by_field, in_rows, one_each
-from zippkit.batch.describe import described
+from zippkit.batch.describe_runs import described
 from zippkit.batch.interleave import Interleaving
 from zippkit.batch.packing import share_rows_alike
 from zippkit.batch.stack import stack
@@ -65,10 +65,11 @@ def collate(
     placing = one_each(len(examples)) if pack is None else _packed(laid, runs, declared, pack)
     if placing.packed and isinstance(declared, Tensor):
         declared = declared[[int((placing.row == row).argmax()) for row in range(placing.n_rows)]]
-    batches = {name: stack(name, laid, Line(table, placing, multiple), names) for name, table in tables.items()}
-    outputs = tuple(name for name, of in runs.items() if of["loss"].any())
     sees = _sees(runs, len(examples))
-    batches = described(batches, {name: towers[name].causal for name in batches}, sees)
+    lines = {name: Line(table, placing, multiple) for name, table in tables.items()}
+    stairs = described(lines, {name: towers[name].causal for name in lines}, sees)
+    batches = {name: stack(name, laid, line, stairs[name], names) for name, line in lines.items()}
+    outputs = tuple(name for name, of in runs.items() if of["loss"].any())
     return Batch(batches, outputs, declared, sees)
 
 

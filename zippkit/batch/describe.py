@@ -1,12 +1,9 @@
-"""The staircases of a batch, from its columns: what each token of a tower sees of its own, and of another tower.
+"""The staircases of a batch, from its columns alone: what each token of a tower sees of its own, and of another tower.
 
 Columns are those of a padded batch: real tokens first, whose orders never fall.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Set
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +13,6 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.batch.staircase import Staircase, runs
 
 Column = NDArray[np.int64]
-
-
-def described(
-    batches: Mapping[str, TowerBatch], causal: Mapping[str, bool], sees: Set[tuple[str, str]]
-) -> dict[str, TowerBatch]:
-    """Each tower's tokens, with the staircases that attention needs of them.
-
-    Args:
-        batches: by tower.
-        causal: for each of them, whether it is.
-        sees: (target, source) pairs that are to be described.
-    """
-    stairs: dict[str, dict[str, Staircase]] = {name: {} for name in batches}
-    for target, source in sorted(sees):
-        stairs[target][source] = describe_cross(batches[target], batches[source])
-    own = {name: describe_self(batch, causal[name]) for name, batch in batches.items()}
-    return {name: replace(batch, stairs=stairs[name], own_stairs=own[name]) for name, batch in batches.items()}
 
 
 def describe_cross(target: TowerBatch, source: TowerBatch) -> Staircase:

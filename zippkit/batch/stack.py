@@ -12,19 +12,21 @@ from torch import Tensor
 
 from zippkit.batch.batch import Features, TowerBatch
 from zippkit.batch.columns import Ints, Line
+from zippkit.batch.describe_runs import Stairs
 from zippkit.batch.interleave import Interleaving
 from zippkit.errors import DataError
 
 ANY = np.iinfo(np.int64).max
 
 
-def stack(name: str, laid: Interleaving, line: Line, where: Sequence[str]) -> TowerBatch:
+def stack(name: str, laid: Interleaving, line: Line, stairs: Stairs, where: Sequence[str]) -> TowerBatch:
     """The columns of one tower.
 
     Args:
         name: of the tower.
         laid: all documents, as runs.
         line: the tower's places in all rows.
+        stairs: of its own tokens, and of those of other towers.
         where: what messages call each document.
 
     Raises:
@@ -56,6 +58,8 @@ def stack(name: str, laid: Interleaving, line: Line, where: Sequence[str]) -> To
         packed=line.packed,
         features=_features(contents, line) if config.continuous else None,
         following=_shaped(line.after(), line) if laid.layout.tells_next else None,
+        stairs=stairs.over,
+        own_stairs=stairs.own,
     )
 
 
