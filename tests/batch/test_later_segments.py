@@ -14,7 +14,7 @@ import zippkit
 from helpers.compositions import link, make_spec, randomise, tower
 from helpers.greedy import sharp
 from zippkit.batch.batch import Batch, Segment
-from zippkit.batch.interleave import Interleaving
+from zippkit.batch.interleave import Interleaving, Run
 from zippkit.composition import Composition
 from zippkit.evaluation.certificates import verify
 from zippkit.generation.api import generate_batch, stream
@@ -77,7 +77,7 @@ def old_places(monkeypatch: pytest.MonkeyPatch) -> None:
             (end,) = (
                 other.order + (other.length - 1) * other.order_step
                 for runs in self.runs.values()
-                for other in runs
+                for other in map(Run._make, runs)
                 if (other.document, other.segment) == (here, run.segment) and not other.inserted
             )
             self.runs[tower][i] = run._replace(order=end, visible=end)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from zippkit.batch.batch import IGNORE
 from zippkit.batch.interleave import Run
-from zippkit.plan.sequence_layout import Modality
 
 Ints = NDArray[np.int64]
 PADDING = Run(document=0, segment=-1, length=0, order=-1, order_step=0, visible=-1, visible_step=0, modality=-1)
@@ -61,7 +60,7 @@ def in_rows(row: Ints, n_orders: Sequence[int], n_segments: Sequence[int]) -> Pl
     return Placing(row, order, segment, len(taken), packed=len(taken) < len(row))
 
 
-def as_table(runs: Sequence[Run]) -> Ints:
+def as_table(runs: Sequence[tuple[int, ...]]) -> Ints:
     """Runs as rows of an array (R, fields of a run)."""
     return np.array(list(chain.from_iterable(runs)), dtype=np.int64).reshape(-1, len(Run._fields))
 
@@ -106,7 +105,7 @@ class Line:
         self.real = self.own_segment >= 0
         self.framed = self.modality >= 0
         """(R,) bool: neither padding nor inserted."""
-        self.start = np.where(self.real, placing.order[self.document], 0)
+        self.start = placing.order[self.document] * self.real
         self.order, self.visible = run["order"] + self.start, run["visible"] + self.start
         self.segment = np.where(self.real, self.own_segment + placing.segment[self.document], -1)
         self.content = (given["inserted"] == 0).cumsum()[at[self.framed]] - 1
@@ -120,7 +119,7 @@ class Line:
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Repeat what each run (R,) has at all its places (N,)."""
-        return np.repeat(values, self.length)
+        return values.repeat(self.length)
 
     def positions(self) -> Ints:
         """(N,) index among the tower's own tokens of the document; padding counts on, or is 0 in a packed batch."""
@@ -132,26 +131,23 @@ class Line:
         found: Ints = (self.places - self.spread(begun)) * self.is_real
         return found
 
-    def tokens(self, ids: Ints | None, modalities: Sequence[Modality], filling: int) -> Ints:
+    def tokens(self, ids: Ints | None, frames: Ints, filling: int) -> Ints:
         """(N,) token ids: each segment's, in its frame.
 
         Args:
             ids: of all segments, run after run, without begin and end; None where the tower is continuous.
-            modalities: all that a run can be of.
+            frames: (3, modalities) begin, end and first id of all that a run can be of.
             filling: the id at padding and in inserted slots.
         """
-        if ids is None:
-            return np.where(self.spread(self.framed), 0, filling)
-        begin, end, first = (
-            np.array(each)[self.modality[self.framed]]
-            for each in zip(*((*_frame(each), each.first_id) for each in modalities), strict=True)
-        )
-        tokens = np.full(len(self.places), filling)
         inner = self.spread(self.framed)
-        starts, stops = self.starts[self.framed], self.stops[self.framed]
-        inner[starts] = inner[stops - 1] = False
+        if ids is None:
+            return np.where(inner, 0, filling)
+        begin, end, first = frames[:, self.modality[self.framed]]
+        tokens = np.full(len(self.places), filling)
+        starts, lasts = self.starts[self.framed], self.stops[self.framed] - 1
+        inner[starts] = inner[lasts] = False
         tokens[inner] = ids + first.repeat(self.length[self.framed] - 2) if first.any() else ids
-        tokens[starts], tokens[stops - 1] = begin, end
+        tokens[starts], tokens[lasts] = begin, end
         return tokens
 
     def targets(self, tokens: Ints) -> Ints:
@@ -159,8 +155,7 @@ class Line:
         asked = self.spread(self.loss)
         asked[self.stops[self.loss] - 1] = False
         targets = np.full(len(tokens), IGNORE)
-        targets[:-1] = tokens[1:]
-        targets[~asked] = IGNORE
+        np.copyto(targets[:-1], tokens[1:], where=asked[:-1])
         return targets
 
     def after(self) -> Ints:
@@ -176,10 +171,3 @@ class Line:
         # A segment may stand in several runs: its own, and places of more than one link.
         most = self.segment.max() + 1
         return int(np.bincount(np.unique((self.row * most + self.segment)[self.real]) // most).max())
-
-
-def _frame(modality: Modality) -> tuple[int, int]:
-    """Begin and end in the tower's ids; 0 where the tower has none."""
-    if modality.frame is None:
-        return 0, 0
-    return modality.first_id + modality.frame.begin, modality.first_id + modality.frame.end

@@ -22,9 +22,7 @@ class Stairs(NamedTuple):
     """By source."""
 
 
-def described(
-    lines: Mapping[str, Line], causal: Mapping[str, bool], sees: Set[tuple[str, str]]
-) -> dict[str, Stairs]:
+def described(lines: Mapping[str, Line], causal: Mapping[str, bool], sees: Set[tuple[str, str]]) -> dict[str, Stairs]:
     """Describe what each tower's tokens see.
 
     Args:

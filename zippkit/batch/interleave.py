@@ -20,6 +20,8 @@ from zippkit.errors import DataError, did_you_mean
 from zippkit.plan.sequence_layout import Modality, SequenceLayout, turns
 from zippkit.spec.kinds import TowerConfig
 
+ANY = np.iinfo(np.int64).max
+
 
 class Run(NamedTuple):
     """Neighbouring tokens of one tower: a framed segment, or the slots that a link inserts for one."""
@@ -70,8 +72,12 @@ class Interleaving:
         """
         self.towers, self.layout = towers, layout
         self.modalities = layout.modalities(towers)
-        self.runs: dict[str, list[Run]] = defaultdict(list)
-        """By tower, in the order of documents."""
+        self.frames = _framing(list(self.modalities.values()))
+        """(3, modalities) begin, end and first id of each."""
+        self.sizes = np.array([ANY if m.vocab_size is None else m.vocab_size for m in self.modalities.values()])
+        """(modalities,) of their vocabularies."""
+        self.runs: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+        """The fields of `Run`, by tower, in the order of documents."""
         self.contents: dict[str, list[NDArray[Any]]] = defaultdict(list)
         """By tower, of each run that is not inserted: ids without begin and end, or a continuous tower's inputs."""
         self.n_orders: list[int] = []
@@ -116,26 +122,32 @@ class Interleaving:
 
     def _turn(self, index: int, segments: Sequence[Segment], following: int, where: str) -> None:
         """Append one segment, or two simultaneous ones."""
-        framed = [self._framed(index + i, segment, where) for i, segment in enumerate(segments)]
-        step, document, n = len(segments), len(self.n_orders), framed[0][1]
+        kind, n, content = self._framed(index, segments[0], where)
+        framed, step = [kind], len(segments)
+        self.contents[kind.tower].append(content)
         if step > 1:
-            self._check_simultaneous(index, [length - 2 for _, length, _ in framed], segments, where)
-        # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
-        begin, last = self.order, self.order + step * n - 1
-        for i, (kind, _, content) in enumerate(framed):
-            if self._waiting:
-                self._insert(kind.tower)
-            visible, visible_step = (begin, step) if kind.causal else (last, 0)
-            loss, order = segments[i].loss and kind.learns, begin + step - 1
-            self.runs[kind.tower].append(
-                Run(document, index + i, n, order, step, visible, visible_step, False, loss, kind.number, following)
-            )
-            self.contents[kind.tower].append(content)
-        self.order = last + 1
+            other, n_other, content = self._framed(index + 1, segments[1], where)
+            self._check_simultaneous(index, [n - 2, n_other - 2], segments, where)
+            framed.append(other)
+            self.contents[other.tower].append(content)
+        for i, kind in enumerate(framed):
+            self._place(kind, index + i, n, step, segments[i].loss, following)
+        self.order += step * n
         for insert in self.layout.inserts:
-            for i, (kind, length, _) in enumerate(framed):
+            for i, kind in enumerate(framed):
                 if insert.source == kind.tower:
-                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(length)))
+                    self._waiting.setdefault(insert.target, []).append((index + i, insert.n_slots(n)))
+
+    def _place(self, kind: Kind, index: int, n: int, step: int, loss: bool, following: int) -> None:
+        """Give a segment the next orders, of which each of its tokens takes as many as segments advance together."""
+        if self._waiting:
+            self._insert(kind.tower)
+        # What is simultaneous may be seen at once: each tick counts two, and its tokens are visible from the first.
+        begin, document, learns = self.order, len(self.n_orders), loss and kind.learns
+        visible, visible_step = (begin, step) if kind.causal else (begin + step * n - 1, 0)
+        order = begin + step - 1
+        run = (document, index, n, order, step, visible, visible_step, False, learns, kind.number, following)
+        self.runs[kind.tower].append(run)
 
     def _check_simultaneous(self, index: int, lengths: Sequence[int], segments: Sequence[Segment], where: str) -> None:
         if len(set(lengths)) > 1:
@@ -171,6 +183,15 @@ class Interleaving:
             return kind, kind.config.n_states(inputs), inputs
         except (TypeError, ValueError) as error:
             raise DataError(f"{where}: segment {index} ({segment.tower}): {error}") from error
+
+
+def _framing(modalities: Sequence[Modality]) -> NDArray[np.int64]:
+    """(3, modalities) begin and end in the tower's ids, and the first of the modality's; 0 where there is no frame."""
+    found = np.zeros((3, len(modalities)), dtype=np.int64)
+    for i, each in enumerate(modalities):
+        if each.frame is not None:
+            found[:, i] = each.first_id + each.frame.begin, each.first_id + each.frame.end, each.first_id
+    return found
 
 
 def _kind(number: int, modality: Modality, config: TowerConfig) -> Kind:

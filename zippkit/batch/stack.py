@@ -16,8 +16,6 @@ from zippkit.batch.describe_runs import Stairs
 from zippkit.batch.interleave import Interleaving
 from zippkit.errors import DataError
 
-ANY = np.iinfo(np.int64).max
-
 
 def stack(name: str, laid: Interleaving, line: Line, stairs: Stairs, where: Sequence[str]) -> TowerBatch:
     """The columns of one tower.
@@ -37,7 +35,7 @@ def stack(name: str, laid: Interleaving, line: Line, stairs: Stairs, where: Sequ
     order = line.spread(line.order) + line.offset * line.spread(line.order_step)
     start, positions = line.spread(line.start), line.positions()
     ids = None if config.continuous else _ids(contents, line, laid, where)
-    tokens = line.tokens(ids, list(laid.modalities.values()), config.frame.end if config.frame else 0)
+    tokens = line.tokens(ids, laid.frames, config.frame.end if config.frame else 0)
     in_whole = np.where(line.is_real, order - start, positions) if name in laid.layout.shared else positions
     column = {
         "tokens": tokens,
@@ -70,9 +68,9 @@ def _shaped(values: NDArray[Any], line: Line) -> Tensor:
 def _ids(contents: Sequence[NDArray[Any]], line: Line, laid: Interleaving, where: Sequence[str]) -> Ints:
     """The ids of all segments, run after run, each in its modality's own numbers."""
     ids = np.concatenate(contents, dtype=np.int64, casting="unsafe") if contents else np.zeros(0, dtype=np.int64)
-    sizes = np.array([ANY if m.vocab_size is None else m.vocab_size for m in laid.modalities.values()])
-    modality = line.modality[line.framed]
-    if len(ids) and not (ids.min() >= 0 and ids.max() < sizes[modality].min()):
+    sizes, modality = laid.sizes, line.modality[line.framed]
+    # As numbers without a sign, those below 0 are beyond every vocabulary.
+    if len(ids) and int(ids.view(np.uint64).max()) >= sizes[modality].min():
         lengths = line.length[line.framed] - 2
         wrong = np.flatnonzero((ids < 0) | (ids >= sizes[modality].repeat(lengths)))
         if len(wrong):

@@ -88,9 +88,11 @@ class Staircase:
 
 def runs(*columns: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Start and stop of each run in which none of the (N,) columns changes."""
-    n = len(columns[0])
-    changes = np.zeros(max(n - 1, 0), dtype=np.bool_)
-    for column in columns:
-        changes |= column[1:] != column[:-1]
-    starts = np.concatenate([np.zeros(min(1, n), dtype=np.int64), np.flatnonzero(changes) + 1])
-    return starts, np.append(starts[1:], n)[: len(starts)]
+    first = np.ones(len(columns[0]), dtype=np.bool_)
+    first[1:] = columns[0][1:] != columns[0][:-1]
+    for column in columns[1:]:
+        first[1:] |= column[1:] != column[:-1]
+    starts = first.nonzero()[0]
+    stops = np.empty_like(starts)
+    stops[:-1], stops[-1:] = starts[1:], len(first)
+    return starts, stops
