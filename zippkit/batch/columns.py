@@ -21,6 +21,7 @@ from zippkit.batch.interleave import Run
 
 Ints = NDArray[np.int64]
 PADDING = Run(document=0, segment=-1, length=0, order=-1, order_step=0, visible=-1, visible_step=0, modality=-1)
+LENGTH = Run._fields.index("length")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Line:
         filled = np.bincount(row, given["length"], n_rows).astype(np.int64)
         self.shape = n_rows, padded_length(int(filled.max()), multiple)
         padding = np.full((n_rows, len(PADDING)), PADDING)
-        by_field(padding)["length"][:] = self.shape[1] - filled
+        padding[:, LENGTH] = self.shape[1] - filled
         rows = np.concatenate((row, np.arange(n_rows)))
         at = rows.argsort(kind="stable")
         self.row = rows[at]

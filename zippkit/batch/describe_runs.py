@@ -82,9 +82,9 @@ class _Runs:
     def n_visible(self, row: Ints, order: Ints) -> Ints:
         """How many tokens of a row are visible before an order; rows and orders of the queries broadcast."""
         at = self._seen_from.searchsorted(np.minimum(order, self._span - 1) + self._span * row) - 1
-        step = self.visible_step[at]
+        step, length = self.visible_step[at], self.length[at]
         ticks = -((self.visible[at] - order) // np.maximum(step, 1))
-        within = np.where(step > 0, np.minimum(ticks, self.length[at]), self.length[at])
+        within = np.where(step > 0, np.minimum(ticks, length), length)
         seen: Ints = (self.place[at] + within) * ((at >= 0) & (self.row[at] == row))
         return seen
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,20 +106,23 @@ class Interleaving:
         """
         self.order = index = 0
         self._waiting.clear()
-        taken = turns([segment.tower for segment in segments], self.layout)
-        for turn, following in zip(taken, self._following(taken), strict=True):
-            self._turn(index, segments[index : index + len(turn)], following, where)
+        for turn, following in self._turns(segments):
+            self._turn(index, turn, following, where)
             index += len(turn)
         self.n_orders.append(self.order)
         self.n_segments.append(index)
 
-    def _following(self, taken: Sequence[tuple[str, ...]]) -> Sequence[int]:
-        """The index of the modality after each turn; the number of modalities after the last one."""
-        if not self.layout.tells_next:
-            return [IGNORE] * len(taken)
-        # An unknown name is told when its own turn comes. A document without a turn has no end to predict.
-        found = [self._kinds[turn[0]].number if turn[0] in self._kinds else IGNORE for turn in taken[1:]]
-        return [*found, len(self._kinds)] if taken else found
+    def _turns(self, segments: Sequence[Segment]) -> Iterable[tuple[Sequence[Segment], int]]:
+        """Each turn's segments, and the index of the modality after it; the number of modalities after the last one."""
+        if not (self.layout.clocks or self.layout.tells_next):
+            return zip(zip(segments, strict=True), repeat(IGNORE), strict=False)
+        given, taken = iter(segments), turns([segment.tower for segment in segments], self.layout)
+        following = [IGNORE] * len(taken)
+        if self.layout.tells_next and taken:
+            # An unknown name is told when its own turn comes. A document without a turn has no end to predict.
+            later = [self._kinds[turn[0]].number if turn[0] in self._kinds else IGNORE for turn in taken[1:]]
+            following = [*later, len(self._kinds)]
+        return zip([tuple(islice(given, len(turn))) for turn in taken], following, strict=True)
 
     def _turn(self, index: int, segments: Sequence[Segment], following: int, where: str) -> None:
         """Append one segment, or two simultaneous ones."""

@@ -43,8 +43,9 @@ class Staircase:
 
     def __post_init__(self) -> None:
         # Known on the host before the step, as plain bools: a compiled step asks nothing else.
-        object.__setattr__(self, "alike", self._alike())
-        object.__setattr__(self, "whole", self._whole())
+        level = not self.steps[:, 5].any()
+        object.__setattr__(self, "alike", level and self._same_keys())
+        object.__setattr__(self, "whole", level and self._all_keys())
 
     @classmethod
     def of(cls, steps: Sequence[Step], n_rows: int, n_queries: int, n_keys: int) -> Self:
@@ -56,14 +57,12 @@ class Staircase:
         """What the description occupies."""
         return self.steps.nbytes
 
-    def _alike(self) -> bool:
-        rows, keys, slopes = self.steps[:, 0], self.steps[:, 3:5], self.steps[:, 5]
-        same_row = rows[1:] == rows[:-1]
-        return not slopes.any() and not (keys[1:] != keys[:-1])[same_row].any()
+    def _same_keys(self) -> bool:
+        rows, keys = self.steps[:, 0], self.steps[:, 3:5]
+        return not (keys[1:] != keys[:-1])[rows[1:] == rows[:-1]].any()
 
-    def _whole(self) -> bool:
-        key_start, key_stop, slopes = self.steps[:, 3:].T
-        return not slopes.any() and not key_start.any() and bool((key_stop == self.n_keys).all())
+    def _all_keys(self) -> bool:
+        return not self.steps[:, 3].any() and bool((self.steps[:, 4] == self.n_keys).all())
 
     def limits(self) -> tuple[Integers, Integers]:
         """(B, T) the first key that each query sees, and the one behind its last; both 0 where it sees none."""
