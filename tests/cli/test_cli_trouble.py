@@ -73,7 +73,7 @@ def test_scoring_on_a_full_disk(told: Told, run: Path, command: str, n_bytes: in
     with files_of_at_most(n_bytes):
         code, said = told(command, run)
     assert code == 2
-    file = run / (".lock" if n_bytes == 0 else "evaluation.json" if command == "eval" else "certificates.json")
+    file = run / (".lock" if n_bytes == 0 else "seconds.json" if command == "eval" else "certificates.json")
     assert said == f"{file}: cannot be written: File too large"
 
 

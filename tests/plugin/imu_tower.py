@@ -29,10 +29,10 @@ class Imu(Tower):
         self.out = nn.Linear(config.dim, config.vocab_size)
 
     def start(self, inputs: TowerBatch, mask: Tensor | None, cache: Any = None) -> tuple[Tensor, Any]:
-        return self.embedding(inputs.tokens), (inputs.positions, cache)
+        return self.embedding(inputs.tokens), (inputs.positions, inputs.position_ids, cache)
 
     def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
-        positions, cache = context
+        positions, position_ids, cache = context
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         past = hidden
         if cache is not None:
@@ -40,7 +40,7 @@ class Imu(Tower):
             past[rows, positions] = hidden
         window = []
         for back in range(self.config.reach):
-            there = (positions >= back)[..., None]
+            there = (position_ids >= back)[..., None]  # They count from 0 in each document of a row.
             window.append(past[rows, (positions - back).clamp(min=0)] * there)
         return hidden + torch.relu(self.layers[index](torch.cat(window, dim=-1)))
 

@@ -20,7 +20,7 @@ from zippkit.batch.columns import Line
 from zippkit.batch.describe import described
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
-from zippkit.evaluation.certificates import verify
+from zippkit.evaluation.certificates import packing, verify
 from zippkit.loading import check_spec
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.task import Task
@@ -125,6 +125,14 @@ def test_it_sees_each_way_of_getting_it_wrong(plant: Plant, kind: str, monkeypat
     zipped = two(kind)
     plant(monkeypatch)
     assert c5(zipped).startswith("documents that share a row change ")
+
+
+def test_what_other_packages_bring_need_not_be_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    zipped = two("gated_cross_attention")
+    no_documents(monkeypatch)
+    monkeypatch.setattr(packing, "kinds", lambda group: [])
+    (found,) = verify(zipped, only=["C5"]).certificates
+    assert found.passed and found.detail.startswith("not for ") and "so `pack` is refused: documents" in found.detail
 
 
 def test_rows_that_are_compared_hold_one_document_each() -> None:

@@ -13,6 +13,7 @@ from zippkit.composition import Composition
 from zippkit.evaluation.certificates.probe import draws_for, kept_apart, orders, randomize_zero_inits
 from zippkit.evaluation.certificates.report import RefutedError, some
 from zippkit.model.zipped_model import ZippedModel
+from zippkit.spec.registry import LINKS, TOWERS, kinds
 
 TOLERANCE = 1e-6
 """Of the loss, and of a parameter's largest gradient."""
@@ -29,13 +30,31 @@ Learnt = tuple[dict[str, Tensor], dict[str, Tensor]]
 def packed_equals_unpacked(zipped: Composition) -> str:
     """Certificate C5: documents in all orders of modalities, in rows of their own and in rows that they share.
 
-    On a copy in float64 in which no parameter is zero, so that what differs is no rounding.
+    On a copy in float64 in which no parameter is zero, so that what differs is no rounding. Packing is a choice, and
+    towers and links of other packages need not keep to the mask of documents: `zippkit train` refuses to pack them.
 
     Raises:
         RefutedError: names the losses and gradients that differ, or the counts.
     """
     if zipped.spec.contrastive:
         return "a contrastive loss compares rows, so documents of this composition share none, and `pack` is refused"
+    try:
+        return _proved(zipped)
+    except RefutedError as error:
+        others = _of_other_packages(zipped)
+        if not others:
+            raise
+        return f"not for {some(others)}, so `pack` is refused: {error}"
+
+
+def _of_other_packages(zipped: Composition) -> list[str]:
+    """Towers and links whose kinds zippkit does not bring itself."""
+    own = {group: {k.name for k in kinds(group) if k.package == "zippkit"} for group in (TOWERS, LINKS)}
+    towers = [name for name, tower in zipped.spec.towers.items() if tower.kind not in own[TOWERS]]
+    return [*towers, *(link.label for link in zipped.spec.links if link.kind not in own[LINKS])]
+
+
+def _proved(zipped: Composition) -> str:
     model = copy.deepcopy(zipped.model).eval().double()
     randomize_zero_inits(model)
     how = kept_apart(model)
