@@ -15,9 +15,8 @@ import zippkit
 from helpers.compositions import link, make, make_spec, tower
 from helpers.random_specs import specs
 from zippkit.batch import collate as collating
-from zippkit.batch.batch import Batch, Segment
+from zippkit.batch.batch import UNDESCRIBED, Batch, Segment
 from zippkit.batch.columns import Line
-from zippkit.batch.describe import described
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
 from zippkit.evaluation.certificates import packing, verify
@@ -89,9 +88,9 @@ def no_documents(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def collate(self: Composition, *args: Any, **more: Any) -> Batch:
         batch = original(self, *args, **more)
-        towers = {n: replace(t, start=torch.zeros_like(t.start), packed=False) for n, t in batch.towers.items()}
-        causal = {name: self.graph.towers[name].causal for name in towers}
-        return replace(batch, towers=described(towers, causal, batch.sees))
+        lost = {"packed": False, **UNDESCRIBED}
+        towers = {n: replace(t, start=torch.zeros_like(t.start), **lost) for n, t in batch.towers.items()}
+        return replace(batch, towers=towers)
 
     monkeypatch.setattr(Composition, "collate", collate)
 
