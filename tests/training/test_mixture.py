@@ -213,3 +213,19 @@ def test_all_of_it_at_once_is_killed_and_goes_on_to_the_bit(folder: Path, tmp_pa
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     found, expected = (sorted((tmp_path / name / "model").rglob("*.safetensors")) for name in ("run", "whole"))
     assert [file.read_bytes() for file in found] == [file.read_bytes() for file in expected] != []
+
+
+def test_what_a_dataset_leaves_out_of_a_task_is_what_the_phase_says_of_it(folder: Path) -> None:
+    """Its own words go before the phase's, and are nobody else's."""
+    plain, own = ["speech -> text"], [{"task": "speech -> text", "loss": ["text"]}]
+    data = {"heard": {"path": "heard", "tasks": plain}, "read": {"path": "read", "tasks": own}}
+    phase = {"tasks": [{"task": "speech -> text", "weight": 2.0, "mask_prompt": False}]}
+
+    def said(made: Recipe) -> dict[str, tuple[float, bool, list[str] | None]]:
+        (phase,) = made.main_phases
+        return {use.dataset: (use.line.weight, use.line.mask_prompt, use.line.loss) for use in made.uses(phase.phase)}
+
+    assert said(recipe(folder, data, phase)) == {"heard": (2.0, False, None), "read": (2.0, True, ["text"])}
+    whole = {"read": {"path": "read", "tasks": phase["tasks"]}, "heard": "heard"}
+    found = said(recipe(folder, whole))
+    assert found == {"read": (2.0, False, None), "heard": (1.0, True, None)}, "what another dataset says is not its own"

@@ -99,13 +99,17 @@ class Recipe(Strict):
         return list({line.parsed: line for line in reversed(found)}.values())[::-1]
 
     def uses(self, phase: Phase) -> list[Use]:
-        """Which tasks a phase of the whole composition learns from which datasets, as far as the recipe tells."""
+        """Which tasks a phase of the whole composition learns from which datasets, as far as the recipe tells.
+
+        What a dataset says of a task goes before what the phase says of it; no dataset takes what another one says.
+        """
         found: list[Use] = []
+        lines = self.lines(phase) if phase.tasks else [WeightedTask(task=line.task) for line in self.lines(phase)]
         for name, source in self.chosen(phase).items():
             own = {line.parsed: line for line in source.lines or ()}
-            for line in self.lines(phase):
+            for line in lines:
                 if source.tasks is None or line.parsed in own:
-                    found.append(Use(name, own.get(line.parsed, line)))
+                    found.append(Use(name, own[line.parsed].over(line) if line.parsed in own else line))
         return found
 
     def pretrain_uses(self, tower: Name) -> list[Use]:

@@ -36,6 +36,13 @@ class WeightedTask(Strict):
     def parsed(self) -> Task:
         return Task.parse(self.task)
 
+    def over(self, other: WeightedTask) -> WeightedTask:
+        """This line, and what it leaves out as another line of the same task says it."""
+        said = self.model_fields_set
+        carries = self if said & {"mask_prompt", "loss"} else other
+        weight = self.weight if "weight" in said else other.weight
+        return WeightedTask(task=self.task, weight=weight, mask_prompt=carries.mask_prompt, loss=carries.loss)
+
 
 TaskLine: TypeAlias = Annotated[Annotated[str, WORD] | Annotated[WeightedTask, MAPPING], WORD_OR_MAPPING]
 Names: TypeAlias = Annotated[
