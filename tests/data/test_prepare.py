@@ -109,6 +109,17 @@ def test_a_trained_tokenizer_is_used_as_it_is(librispeech_root: Path, tmp_path: 
     Dataset.open(tmp_path / "out").verify()
 
 
+def test_a_dataset_lends_its_tokenizers(librispeech_root: Path, tmp_path: Path) -> None:
+    first = prepare("librispeech", librispeech_root, tmp_path / "first", units=SMALL, text="words")
+    second = prepare("librispeech", librispeech_root, tmp_path / "second", units=first.path, text=first.path)
+    assert second.fingerprints == first.fingerprints
+    sound = prepare("librispeech", librispeech_root, tmp_path / "sound", waveform=8000, text="bytes", resample=True)
+    with pytest.raises(DataError, match=r"sound: speech has no tokenizer \(waveform\); expected another dataset, or a"):
+        prepare("librispeech", librispeech_root, tmp_path / "third", units=sound.path)
+    again = prepare("librispeech", librispeech_root, tmp_path / "third", units=first.path, text=sound.path)
+    assert again.fingerprints["text"] == sound.fingerprints["text"]
+
+
 def test_sample_rates_are_converted_when_told(librispeech_root: Path, tmp_path: Path) -> None:
     config = SMALL.model_copy(update={"sample_rate": 16_000, "n_fft": 512})
     with pytest.raises(DataError, match="12 of 12 recordings"):

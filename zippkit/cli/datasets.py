@@ -23,7 +23,8 @@ def prepare(
     ] = None,
     text: Annotated[str, typer.Option(help="bytes, words, or a tokenizer.json.")] = "bytes",
     units: Annotated[
-        Path | None, typer.Option(help="A trained unit tokenizer; trained on the corpus if left out.")
+        Path | None,
+        typer.Option(help="A trained unit tokenizer, or a dataset that has one; trained on the corpus if left out."),
     ] = None,
     tokenizer: Annotated[
         list[str] | None,

@@ -170,10 +170,10 @@ def _recipe_lines(spec: CompositionSpec, out: Path, data: Path | None) -> Iterat
     fresh = [n for n, tower in spec.towers.items() if not tower.has_weights and tower.settings.predicts]
     if fresh:
         yield "pretrain:  # towers without weights learn their own modality first"
-        yield from (f"  {name}: {{steps: 2000, warmup: 100, schedule: cosine}}" for name in fresh)
+        yield from (f"  {name}: {{steps: 500, warmup: 50, schedule: cosine}}" for name in fresh)
     yield "train:"
     tasks = [str(task) for task in linked_tasks(spec)] or fresh
-    yield from _section(Phase, {"tasks": tasks, "steps": 2000, "warmup": 100, "schedule": "cosine"})
+    yield from _section(Phase, {"tasks": tasks, "steps": 1000, "warmup": 50, "schedule": "cosine"})
     yield "evaluate:"
     yield from _section(Evaluation, {"split": "test"})
 

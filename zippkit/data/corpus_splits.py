@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from zippkit.data.manifest import is_dataset, tokenized_column
 from zippkit.data.records import Record, in_order, is_training
 from zippkit.data.text import ByteTokenizer, FileTokenizer, train_words
 from zippkit.data.text_files import load_text_tokenizer
@@ -32,8 +33,12 @@ def split_names(recordings: Iterable[Record]) -> list[str]:
 def transcript_tokenizer(
     text: str | Path, records: Iterable[Record], modality: str = "text"
 ) -> ByteTokenizer | FileTokenizer:
-    """``"bytes"``, ``"words"`` (those of a modality's training split), or a ``tokenizer.json``."""
+    """``"bytes"``, ``"words"`` (those of a modality's training split), a ``tokenizer.json``, or a dataset's own."""
     if text == "words":
         training = (source for record in records if is_training(record.split) for source in record.sources())
         return train_words(words for name, words in training if name == modality and isinstance(words, str))
+    if is_dataset(text):
+        column = tokenized_column(text, modality)
+        file = "bytes" if column.file is None else Path(text) / column.file
+        return load_text_tokenizer(file, column.begin, column.end)
     return load_text_tokenizer(text)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from zippkit.errors import DataError
+from zippkit.errors import DataError, did_you_mean
 from zippkit.spec.kinds import Strict
 from zippkit.system.files import inside
 
@@ -145,3 +145,23 @@ def sha256_of(path: Path) -> str:
     """Hexadecimal, of the file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether a folder is a dataset's."""
+    return (Path(path) / DATASET_MANIFEST).is_file()
+
+
+def tokenized_column(folder: str | Path, modality: str) -> Column:
+    """What a dataset's manifest says of a modality whose tokenizer is to be used again.
+
+    Raises:
+        DataError: the dataset has no such modality, or no tokenizer made it.
+    """
+    columns = read_dataset_manifest(Path(folder)).modalities
+    if modality not in columns:
+        raise DataError(f"{folder}: no modality {modality!r} to take the tokenizer of{did_you_mean(modality, columns)}")
+    column = columns[modality]
+    if column.file is None and column.kind != "bytes":
+        raise DataError(f"{folder}: {modality} has no tokenizer ({column.kind}); expected another dataset, or a file")
+    return column

@@ -12,6 +12,7 @@ import numpy as np
 from zippkit.data.corpus_splits import transcript_tokenizer
 from zippkit.data.encoders import Encoder, FramesEncoder, IdsEncoder, PictureEncoder, SoundEncoder, TextEncoder
 from zippkit.data.frame_tokenizer import FrameTokenizer
+from zippkit.data.manifest import is_dataset, tokenized_column
 from zippkit.data.pixel_tokenizer import PixelTokenizer
 from zippkit.data.readers.array_check import kind_of
 from zippkit.data.records import Record, Source
@@ -122,7 +123,7 @@ class Choices:
             return SoundEncoder(None, self.waveform, self.resample)
         own = kind is not None or settings is not None
         source = TokenizerSource.of(
-            settings if own else self.units,
+            _file_of(settings if own else self.units, name),
             kind or self.tokenizer,
             SpeechTokenizer,  # type: ignore[type-abstract]
             name if own else "units",
@@ -166,3 +167,11 @@ def _usual(records: Sequence[Record]) -> dict[str, Source]:
         for name, source in record.sources():
             found.setdefault(name, source)
     return found
+
+
+def _file_of(settings: Settings, modality: str) -> Settings:
+    """The tokenizer's file, where the settings are the folder of a dataset that has one."""
+    if isinstance(settings, str | Path) and is_dataset(settings):
+        file = tokenized_column(settings, modality).file
+        return Path(settings) / file if file is not None else settings
+    return settings
