@@ -49,6 +49,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "text frozen, logits in chunks": {"text": {"freeze": True}},
     "speech frozen": WHOLE | {"speech": {"freeze": True}},
     "speech frozen, its states kept (`cache_sources`)": WHOLE | {"speech": {"freeze": True}, "kept": True},
+    "rows of many lengths": WHOLE | {"mixed": True},
+    "the same, packed (`pack: true`)": WHOLE | {"mixed": True, "shared": 2048},
     "chunks, 4 parts, recomputed, bf16": {"accumulate": 4, "recompute": True, "precision": "bf16"},
 }
 ROWS, SPEECH, TEXT = 8, 128, 96
@@ -70,20 +72,32 @@ def composed(text: dict[str, Any], speech: dict[str, Any]) -> Composition:
     return zippkit.compile(CompositionSpec.model_validate({"name": "large", "towers": sections, "links": [link]}))
 
 
-def batches(zipped: Composition, n_parts: int, kept: bool) -> list[Batch]:
-    """Rows whose text is a third prompt, as in chat; the same ones in any number of parts."""
+def batches(
+    zipped: Composition, n_parts: int, kept: bool = False, mixed: bool = False, shared: int | None = None
+) -> list[Batch]:
+    """Rows whose text is a third prompt, as in chat; the same ones in any number of parts.
+
+    Args:
+        zipped: the composition.
+        n_parts: of the step.
+        kept: give the states of its speech, as a source cache would.
+        mixed: rows are from an eighth of the length up to the whole.
+        shared: most tokens of a row that several examples share.
+    """
     numbers = torch.Generator().manual_seed(0)
 
     def ids(n: int, most: int) -> torch.Tensor:
         return torch.randint(3, most, (n,), generator=numbers)
 
-    def row() -> list[Segment]:
-        asked = Segment("text", ids(TEXT // 3, 49152), loss=False)
-        return [asked, Segment("speech", ids(SPEECH, 1024), loss=False), Segment("text", ids(2 * TEXT // 3, 49152))]
+    def row(share: float) -> list[Segment]:
+        asked = Segment("text", ids(int(share * TEXT / 3), 49152), loss=False)
+        heard = Segment("speech", ids(int(share * SPEECH), 1024), loss=False)
+        return [asked, heard, Segment("text", ids(int(share * 2 * TEXT / 3), 49152))]
 
-    rows = [row() for _ in range(ROWS)]
+    rows = [row((i + 1) / ROWS if mixed else 1) for i in range(ROWS)]
     size = ROWS // n_parts
-    found = [zipped.collate(rows[i : i + size], 16).with_places() for i in range(0, ROWS, size)]
+    parts = [zipped.collate(rows[i : i + size], 16, pack=shared) for i in range(0, ROWS, size)]
+    found = [part.with_places() for part in parts]
     return [with_states(zipped, batch) for batch in found] if kept else found
 
 
@@ -104,12 +118,12 @@ def memory(field: str) -> float:
 def measure(way: dict[str, Any], repeats: int) -> dict[str, float]:
     """Resident memory before a step, what a step adds at its peak, and its seconds of processor time."""
     own = {"text": way.pop("text", {}), "speech": way.pop("speech", {})}
-    kept, before = way.pop("kept", False), memory("VmRSS")
+    made, before = {key: way.pop(key) for key in ("kept", "mixed", "shared") if key in way}, memory("VmRSS")
     zipped, phase = composed(**own), Phase(steps=100, batch_size=ROWS, **way)
     model = zipped.model.train()
     masters = Masters(model if phase.parameters == "bf16" else None)
     optimizer = build_optimizer(model, learning_rates(zipped.spec, phase), phase, masters)
-    step, parts = build_step(model, optimizer, phase, CPU(), masters), batches(zipped, phase.accumulate, kept)
+    step, parts = build_step(model, optimizer, phase, CPU(), masters), batches(zipped, phase.accumulate, **made)
     loss = float(step(*parts)["total"])
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     resident = memory("VmRSS")
