@@ -23,6 +23,7 @@ from zippkit.model import loss as _loss
 from zippkit.model.build import build_model
 from zippkit.model.dtypes import concrete
 from zippkit.model.meta_device import meta_model
+from zippkit.model.weights import module_state
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
 from zippkit.plan.parts import Transfer, checkpoint_folder, compare
@@ -98,7 +99,7 @@ class Composition:
         files = {name: reference.files for name, reference in references.items()}
         extra = self.origins.completed(self.spec, self.model, files=files).as_manifest()
         checkpoint = Checkpoint(
-            self.spec, self.model.state_dict(), extra=extra, references=references, sources=self.sources
+            self.spec, module_state(self.model), extra=extra, references=references, sources=self.sources
         )
         write_checkpoint(Path(folder), checkpoint, copy_towers=copy_towers)
 

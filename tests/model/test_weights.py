@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zippkit.errors import CheckpointError
-from zippkit.model.weights import fingerprint, load_into, read_tensors, write_tensors
+from zippkit.model.weights import fingerprint, identity, load_into, module_state, read_tensors, write_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16), "c": torch.zeros(0)}
 
@@ -145,3 +145,45 @@ def test_a_fingerprint_notices_one_bit_one_type_and_one_shape() -> None:
     assert len({prints(base), *map(prints, others)}) == 6
     for dtype in (torch.bfloat16, torch.bool, torch.int64, torch.float64):
         assert prints(torch.ones((), dtype=dtype)) != prints(torch.zeros((), dtype=dtype))
+
+
+class Elsewhere(torch.Tensor):
+    """In memory without addresses, as xla's tensors are."""
+
+    def data_ptr(self) -> int:
+        return 0
+
+    def cpu(self, *_: object, **__: object) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def elsewhere(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32).as_subclass(Elsewhere)
+
+
+def test_tensors_without_an_address_are_each_written(tmp_path: Path) -> None:
+    tensors = {"one": elsewhere(1, 1), "two": elsewhere(2, 2)}
+    write_tensors(tmp_path / "a.safetensors", tensors | {"again": tensors["one"]})
+    read = read_tensors(tmp_path / "a.safetensors")
+    assert {name: tensor.tolist() for name, tensor in read.items()} == {"one": [1, 1], "two": [2, 2], "again": [1, 1]}
+    assert identity(tensors["one"]) != identity(tensors["two"])
+
+
+def test_a_state_without_addresses_keeps_what_is_tied() -> None:
+    module = nn.ModuleDict({name: nn.Linear(2, 1) for name in "abc"})
+    for i, each in enumerate(module.values()):
+        each.register_parameter("weight", nn.Parameter(elsewhere(i, i)))
+    module["c"].weight = module["a"].weight
+    state = module_state(module)
+    assert {name: state[f"{name}.weight"].tolist() for name in "abc"} == {"a": [0, 0], "b": [1, 1], "c": [0, 0]}
+    assert identity(state["a.weight"]) == identity(state["c.weight"]) != identity(state["b.weight"])
+    assert state.keys() == module.state_dict().keys()
+
+
+def test_a_state_is_the_module_s_own_memory() -> None:
+    module = nn.Linear(2, 2)
+    state = module_state(module)
+    assert {name: identity(tensor) for name, tensor in state.items()} == {
+        name: identity(tensor) for name, tensor in module.state_dict().items()
+    }
+    assert not any(tensor.requires_grad for tensor in state.values())

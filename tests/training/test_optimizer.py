@@ -126,7 +126,7 @@ def test_state_goes_around(kind: str, tmp_path: Path) -> None:
     first = stepped(made := zipped(), optimizer=kind)
     write_tensors(tmp_path / "state.safetensors", optimizer_tensors(first))
     tensors = read_tensors(tmp_path / "state.safetensors")
-    assert len({key.rpartition(":")[0] for key in tensors}) == sum(len(g["params"]) for g in first.param_groups) - 1
+    assert len({key.rpartition(":")[0] for key in tensors}) == sum(len(g["params"]) for g in first.param_groups)
     second = optimizer_of(again := zipped(), optimizer=kind)
     again.model.load_state_dict(made.model.state_dict())
     restore_optimizer(second, tensors, "here")
@@ -140,9 +140,59 @@ def test_state_goes_around(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw", "adafactor"])
+def test_it_begins_as_torch_does_at_a_first_gradient(kind: str) -> None:
+    """The same state, values and places as torch makes; what has got no gradient is not moved, not even by decay."""
+    made, twin = zipped(), zipped()
+    first, lazy = (
+        optimizer_of(made, optimizer=kind, weight_decay=0.1),
+        optimizer_of(twin, optimizer=kind, weight_decay=0.1),
+    )
+    lazy.state.clear()
+    begun = optimizer_tensors(first)
+    assert all(not tensor.any() for tensor in begun.values())
+    resting = first.param_groups[0]["params"][0]
+    before = resting.clone()
+    for step in range(3):
+        for model in (made.model, twin.model):
+            numbers = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                given = torch.randn(parameter.shape, generator=numbers)
+                parameter.grad = given if parameter.requires_grad else None
+        if step < 2:
+            for each in (first, lazy):
+                each.param_groups[0]["params"][0].grad = None
+        first.step()
+        lazy.step()
+        assert torch.equal(resting, before) == (step < 2)
+        found, expected = optimizer_tensors(first), optimizer_tensors(lazy)
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in expected.items())
+        assert not any(found[name].any() for name in found.keys() - expected.keys())
+    assert found.keys() == expected.keys() == begun.keys()
+    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), twin.model.parameters(), strict=True))
+
+
+def test_files_from_before_a_first_gradient_go_on() -> None:
+    """An older file has no state of what no step had reached."""
+    tensors = optimizer_tensors(stepped(made := zipped()))
+    name = made_name(made)
+    older = {key: tensor for key, tensor in tensors.items() if key.rpartition(":")[0] != name}
+    assert len(older) == len(tensors) - 3
+    restore_optimizer(again := optimizer_of(zipped()), older, "here")
+    found = optimizer_tensors(again)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+def made_name(made: Composition) -> str:
+    """The first parameter, to which `stepped` gives no gradient."""
+    return str(optimizer_of(made).param_groups[0]["names"][0])
+
+
 def test_state_of_another_optimizer_is_refused() -> None:
     tensors = optimizer_tensors(stepped(zipped(), optimizer="adafactor"))
-    with pytest.raises(CheckpointError, match=r"expected that of AdamW, for \(8,\), got step, variance"):
+    with pytest.raises(CheckpointError, match=r"expected that of AdamW, for \(20, 8\), got col_var, row_var, step"):
         restore_optimizer(optimizer_of(zipped(), optimizer="adamw"), tensors, "here")
 
 

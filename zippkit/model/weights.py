@@ -202,8 +202,32 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def identity(tensor: Tensor) -> object:
-    """Equal for two tensors that are the same numbers in the same memory."""
+    """Equal for two tensors that are the same numbers in the same memory, while both are alive.
+
+    Where memory has no address (every ``data_ptr()`` is 0 on xla), only a tensor itself is the same.
+    """
+    if not _addressed(tensor):
+        return tensor.device, id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+
+
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict, by whose tensors `identity` tells which names are one parameter on every device.
+
+    Where memory has no address, these are copies on the host, one for each parameter and buffer.
+    """
+    copies: dict[int, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if _addressed(tensor) or tensor.is_meta:
+            state[name] = tensor.detach()
+        else:
+            copies[id(tensor)] = state[name] = copies[id(tensor)] if id(tensor) in copies else tensor.detach().cpu()
+    return state
+
+
+def _addressed(tensor: Tensor) -> bool:
+    return tensor.data_ptr() != 0 or tensor.numel() == 0
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:

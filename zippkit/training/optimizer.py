@@ -38,6 +38,13 @@ def build_optimizer(
                 groups.append(group | {"weight_decay": decay})
     if not groups:
         raise ZippkitError("nothing to train: every tower is frozen and no link or input projection is trained")
+    optimizer = _make(groups, phase)
+    for parameter in [p for group in groups for p in group["params"]]:
+        optimizer.state[parameter] = _first_state(optimizer, parameter)
+    return optimizer
+
+
+def _make(groups: list[dict[str, Any]], phase: Phase) -> torch.optim.Optimizer:
     match phase.optimizer:
         case "adam":
             return torch.optim.Adam(groups, betas=phase.betas, fused=True)
@@ -45,6 +52,22 @@ def build_optimizer(
             return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
         case "adafactor":
             return torch.optim.Adafactor(groups)
+
+
+def _first_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What torch's optimizer begins with at a parameter's first gradient.
+
+    It is there from the start, so that a step which a parameter's gradient reaches first is the same computation as
+    any other, and is compiled once.
+    """
+    if not isinstance(optimizer, torch.optim.Adafactor):
+        step = torch.zeros((), device=parameter.device)
+        return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    step, shape = torch.zeros(()), parameter.shape  # Adafactor counts its steps on the host.
+    if len(shape) < 2:
+        return {"step": step, "variance": torch.zeros_like(parameter)}
+    row, column = [*shape[:-1], 1], [*shape[:-2], 1, shape[-1]]
+    return {"step": step, "row_var": parameter.new_zeros(row), "col_var": parameter.new_zeros(column)}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -75,28 +98,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         saved.setdefault(name, {})[part] = tensor
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            # A parameter that no step has reached yet has no state.
+            # In older files, a parameter that no step had reached has no state.
             if state := saved.pop(name, None):
-                if {key: tensor.shape for key, tensor in state.items()} != _state_shapes(optimizer, parameter):
+                own = optimizer.state[parameter]
+                if {key: tensor.shape for key, tensor in state.items()} != {key: own[key].shape for key in own}:
                     raise CheckpointError(
                         f"{source}: the optimizer's state of {name} does not fit; expected that of "
                         f"{type(optimizer).__name__}, for {tuple(parameter.shape)}, got {', '.join(sorted(state))}"
                     )
-                optimizer.state[parameter] = {
-                    # Adafactor counts its steps on the host.
-                    key: tensor if key == "step" and not group.get("fused") else tensor.to(parameter.device)
-                    for key, tensor in state.items()
-                }
+                optimizer.state[parameter] = {key: tensor.to(own[key].device) for key, tensor in state.items()}
     if saved:
         unknown = sorted(f"{name}:{part}" for name, parts in saved.items() for part in parts)
         raise CheckpointError(f"{source}: optimizer state of unknown parameters: {', '.join(unknown[:5])}")
-
-
-def _state_shapes(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, torch.Size]:
-    """What the optimizer keeps of a parameter once a step has reached it."""
-    step, shape = {"step": torch.Size()}, parameter.shape
-    if not isinstance(optimizer, torch.optim.Adafactor):
-        return step | {"exp_avg": shape, "exp_avg_sq": shape}
-    if len(shape) < 2:
-        return step | {"variance": shape}
-    return step | {"row_var": torch.Size([*shape[:-1], 1]), "col_var": torch.Size([*shape[:-2], 1, shape[-1]])}

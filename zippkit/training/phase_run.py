@@ -23,6 +23,7 @@ from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.layers import set_dropout
+from zippkit.model.weights import module_state
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
@@ -228,7 +229,7 @@ class PhaseRun:
         if self.rest.hashes:
             extra["resting"] = dict(self.rest.hashes)
         optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
-        return Checkpoint(self.zipped.spec, self.model.state_dict(), optimizer, extra, self.references, self.sources)
+        return Checkpoint(self.zipped.spec, module_state(self.model), optimizer, extra, self.references, self.sources)
 
     def finished(self, planned: Mapping[str, Any]) -> Checkpoint:
         """Return what becomes the finished model: the state after the last step, or the best one.
