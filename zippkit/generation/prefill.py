@@ -63,11 +63,9 @@ def _set_positions(rows: Sequence[Row], inputs: Mapping[str, TowerBatch]) -> Non
 
 
 def _allocate(batch: RowBatch, tower: str, width: int, advancing: Sequence[Sequence[str]]) -> None:
-    """Make a tower's KV cache, as large as its longest row can come to need."""
+    """Make a tower's KV cache for the prompts; it grows up to what its longest row can come to need."""
     needed = [_slots(row, tower, names) for row, names in zip(batch.rows, advancing, strict=True)]
-    batch.capacity[tower] = max(width, *needed)
-    batch.decoding.caches[tower] = batch.request.model.tower(tower).new_cache(len(batch.rows), batch.capacity[tower])
-    batch.decoding.n_slots[tower] = width
+    batch.allocate(tower, width, max(width, *needed))
 
 
 def _slots(row: Row, tower: str, advancing: Sequence[str]) -> int:

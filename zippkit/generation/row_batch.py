@@ -13,6 +13,7 @@ from zippkit.generation.new_tokens import Columns, tower_batch
 from zippkit.generation.request import Request
 from zippkit.generation.row import Row
 from zippkit.model.decoding_state import Decoding
+from zippkit.model.kv_cache import RowCache, capacity_for
 from zippkit.model.next_modality import PREFIX
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Plan, Wanted
@@ -28,18 +29,45 @@ class RowBatch:
         multimodal: Tensor | bool,
         decoding: Decoding | None = None,
         capacity: dict[str, int] | None = None,
+        most: dict[str, int] | None = None,
     ) -> None:
         self.request, self.rows, self.multimodal = request, rows, multimodal
         self.decoding = decoding or Decoding(len(rows))
         self.capacity = {} if capacity is None else capacity
         """Slots of each tower's KV cache."""
+        self.most = {} if most is None else most
+        """Slots that it can come to need."""
         self._plans: dict[object, Plan] = {}
 
     def tower_batch(
         self, tower: str, columns: Mapping[int, Columns], order_offset: int = 0, inserted: bool = False
     ) -> TowerBatch:
         """(B, T) new tokens of a tower; see `zippkit.generation.new_tokens.tower_batch`."""
+        n_new = max(len(ids) for ids, *_ in columns.values())
+        self.make_room(tower, max(row.positions[tower] for row in self.rows if row.turns) + n_new)
         return tower_batch(self.request, tower, self.rows, columns, self.capacity[tower], order_offset, inserted)
+
+    def allocate(self, tower: str, n_slots: int, most: int) -> None:
+        """Make a tower's KV cache.
+
+        Args:
+            tower: which tower.
+            n_slots: slots that are written at once.
+            most: slots that it can come to need.
+        """
+        new_cache, n_rows = self.request.model.tower(tower).new_cache, len(self.rows)
+        self.most[tower], self.capacity[tower] = most, min(most, capacity_for(n_slots))
+        cache = new_cache(n_rows, self.capacity[tower])
+        if self.capacity[tower] < most and not isinstance(cache, RowCache):
+            self.capacity[tower], cache = most, new_cache(n_rows, most)
+        self.decoding.caches[tower], self.decoding.n_slots[tower] = cache, n_slots
+
+    def make_room(self, tower: str, n_slots: int) -> None:
+        """Let a tower's KV cache grow to so many slots at least, or to all that it can come to need."""
+        wanted, cache = min(self.most[tower], n_slots), self.decoding.caches[tower]
+        if wanted > self.capacity[tower]:
+            self.capacity[tower] = min(self.most[tower], capacity_for(wanted))
+            cache.grow(len(self.rows), self.capacity[tower])
 
     def run(
         self,
@@ -125,4 +153,4 @@ class RowBatch:
         if isinstance(multimodal, Tensor) and not same_rows:
             multimodal = multimodal[index]
         rows = [self.rows[parent].branch(number) for number, parent in enumerate(parents)]
-        return RowBatch(self.request, rows, multimodal, decoding, self.capacity)
+        return RowBatch(self.request, rows, multimodal, decoding, dict(self.capacity), self.most)

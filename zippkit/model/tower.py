@@ -116,7 +116,11 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         return None
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
-        """Allocate an empty KV cache of ``max_len`` slots in each row."""
+        """Allocate an empty KV cache of ``max_len`` slots in each row.
+
+        One that is a `zippkit.model.kv_cache.RowCache` is asked for with few slots and grows; any other one with as
+        many as it can come to need.
+        """
         raise NotImplementedError(f"{type(self).__name__} cannot generate: it has no cache")
 
     def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:

@@ -15,20 +15,14 @@ from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
+from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.tower import Projected, SharedAttention, Tower
 from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
 
-
-@dataclass
-class Cache:
-    """Preallocated keys and values."""
-
-    keys: list[Tensor]
-    """For each layer (B, max_len, H_kv, K)."""
-    values: list[Tensor]
+Cache = KeyValues
 
 
 @dataclass(frozen=True)
@@ -64,20 +58,12 @@ class Attention(nn.Module):
         )
 
 
-def _extend(cache_BSHK: Tensor, new_BHTK: Tensor, positions_BT: Tensor, n_slots: int) -> Tensor:
-    """Write the new tokens into their slots; return the first ``n_slots`` slots as (B, H, S, K)."""
-    rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
-    cache_BSHK[rows, positions_BT] = new_BHTK.transpose(1, 2)
-    return cache_BSHK[:, :n_slots].transpose(1, 2)
-
-
 def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor, Tensor, Mask]:
     """Keys and values of every token so far, through the cache if there is one, and their mask."""
     if context.cache is None or context.mask is None:
         return projected.keys, projected.values, context.mask
-    n_slots = context.mask.shape[-1]
-    keys = _extend(context.cache.keys[index], projected.keys, context.positions, n_slots)
-    return keys, _extend(context.cache.values[index], projected.values, context.positions, n_slots), context.mask
+    new = projected.keys, projected.values
+    return *context.cache.extend(index, *new, context.positions, context.mask.shape[-1]), context.mask
 
 
 class SwiGLU(nn.Module):
@@ -184,14 +170,14 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty KV cache of ``max_len`` slots in each row."""
-        shape = (batch_size, max_len, self.config.kv_heads, self.config.head_width)
+        shape = (batch_size, self.config.kv_heads, max_len, self.config.head_width)
         like = self.norm.weight
         keys, values = ([like.new_zeros(shape) for _ in self.layers] for _ in range(2))
         return Cache(keys, values)
 
     def reorder_cache(self, cache: Cache, rows: Tensor) -> Cache:
         """A cache of its own with these (N,) rows."""
-        return Cache([keys[rows] for keys in cache.keys], [values[rows] for values in cache.values])
+        return cache.picked(rows)
 
     @classmethod
     def hugging_face(cls, config: DecoderConfig) -> dict[str, Any] | None:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
+from zippkit.model.kv_cache import KeyValues
 from zippkit_towers.hf_causal_lm.settings import size_of
 
 
 @dataclass
-class Slots:
-    """Preallocated keys and values with transformers' cache interface: layers call ``update``."""
+class Slots(KeyValues):
+    """Keys and values with transformers' cache interface: layers call ``update``."""
 
-    keys: list[Tensor]
-    """For each layer (B, H_kv, max_len, K)."""
-    values: list[Tensor]
     positions: Tensor | None = None
     """(B, T) slots of the new tokens."""
     n_slots: int = 0
@@ -25,21 +22,7 @@ class Slots:
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens (B, H_kv, T, K) into their slots; return the first ``n_slots`` slots."""
-        at = cast("Tensor", self.positions)
-        rows = torch.arange(len(at), device=at.device)[:, None]
-        found = []
-        for stores, new in ((self.keys, key), (self.values, value)):
-            store = stores[layer_idx]
-            if store.shape[1] != new.shape[1] or store.shape[3] != new.shape[3]:
-                # This layer's heads are not those of the config; nothing has been written yet.
-                store = stores[layer_idx] = new.new_zeros(len(store), new.shape[1], store.shape[2], new.shape[3])
-            store.transpose(1, 2)[rows, at] = new.transpose(1, 2).to(store)
-            found.append(store[:, :, : self.n_slots])
-        return found[0], found[1]
-
-    def picked(self, rows: Tensor) -> Slots:
-        """A cache of its own with these (N,) rows."""
-        return Slots([keys[rows] for keys in self.keys], [values[rows] for values in self.values])
+        return self.extend(layer_idx, key, value, cast("Tensor", self.positions), self.n_slots)
 
 
 def empty_slots(hf: Any, n_layers: int, dim: int, like: Tensor, batch_size: int, max_len: int) -> Slots:
