@@ -9,9 +9,10 @@ from xml.etree import ElementTree
 
 from zippkit.errors import ZippkitError
 from zippkit.plan.diagram.figure import svg
+from zippkit.plan.diagram.freezing import Style
 from zippkit.plan.diagram.parts import (
     Part,
-    Style,
+    layer_style,
     link_of,
     part_style,
     projection_label,
@@ -78,10 +79,10 @@ def _mermaid_tower(spec: CompositionSpec, graph: Graph, tower: str) -> Iterator[
     yield f"  subgraph tower-{tower}[{_quoted(f'{_MARKERS[style]} {tower}')}]"
     for part, node in zip(parts, nodes, strict=True):
         facts = tower_facts(spec.towers[tower], graph.towers[tower]) if part.kind == "embedding" else []
-        label = _quoted(part.label, *facts)
+        adapters = ["LoRA"] if part.kind == "layers" and layer_style(spec, part).adapted else []
+        label = _quoted(part.label, *facts, *adapters)
         shape = f"{{{{{label}}}}}" if part.kind == "site" else f"[{label}]"
-        # zippkit's own parts are frozen or trained by themselves, whatever the tower they stand in.
-        own = style if part.kind not in ("site", "input_projection") else part_style(spec, part)
+        own = part_style(spec, part)
         drawn = "site" if part.kind == "site" and own == "trained" else own
         yield f"    {node}{shape}:::{drawn}"
     yield f"    {' --> '.join(nodes)}"
@@ -116,7 +117,8 @@ def drawn_sites(text: str) -> set[DrawnSite]:
     except ElementTree.ParseError as error:
         raise ZippkitError(f"neither a Mermaid flowchart nor SVG: {error}") from error
     paths = (path.get("data-site", "") for path in root.iter("{http://www.w3.org/2000/svg}path"))
-    return {_drawn_site(site) for site in map(_SVG_SITE.fullmatch, paths) if site}
+    sites = (site for path in paths for site in path.split("; "))
+    return {_drawn_site(site) for site in map(_SVG_SITE.fullmatch, sites) if site}
 
 
 def _drawn_site(found: re.Match[str]) -> DrawnSite:

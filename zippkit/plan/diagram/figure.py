@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
-from zippkit.plan.diagram.layout import HEIGHTS, Arrow, Place, lay_out
-from zippkit.plan.diagram.parts import Style, part_style, projection_label, style_of, tower_facts, words
+from zippkit.plan.diagram.dark import DARK_STYLE
+from zippkit.plan.diagram.freezing import Style
+from zippkit.plan.diagram.layout import HEIGHTS, Arrow, Place, lay_out_folded
+from zippkit.plan.diagram.parts import (
+    Part,
+    layer_style,
+    part_style,
+    projection_label,
+    style_of,
+    tower_facts,
+    words,
+)
 from zippkit.plan.diagram.svg import FONT, box, element, flame, number, snowflake, text, text_width
-from zippkit.plan.graph import Graph
+from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.link_spec import LinkSpec
-from zippkit.spec.part_sections import Contrast, InputProjection
+from zippkit.spec.part_sections import Contrast
 
 INK, GREY, WIRE = "#22303a", "#68757f", "#9aa6ae"
 # Okabe and Ito's colours, which colour-blind readers tell apart, darkened so that they can be read as text on white.
@@ -27,6 +38,10 @@ PAD = 14.0
 ROUTE, WIDEST_ROUTE = 56.0, 110.0
 """Width of the strip between two columns in which arrows change their height, by how much they change it."""
 LABEL_SIZE, ARROW_HEAD, SIGN = 10.0, 7.0, 60.0
+STACK = 3.0
+"""Pixels by which the boxes behind one that stands for many look out."""
+ADAPTER = 36.0
+"""Width of the sign of low-rank adapters on a layer."""
 Sign = Callable[[float, float], str]
 """A sign of the legend, drawn at the left and the middle of its row."""
 
@@ -42,6 +57,7 @@ class Look(NamedTuple):
     dashes: str = ""
 
 
+SITE = "#fffdf5"
 LOOKS: dict[Style, Look] = {
     "frozen": Look("#f3f9fd", "#c3ddef", "#d8ebf9", "#5b9bd0", "frozen"),
     "trained": Look("#fff8f2", "#f2d8c1", "#fde3cd", "#d9853f", "trained"),
@@ -74,10 +90,6 @@ def _marker(style: Style, x: float, y: float) -> str:
     return snowflake(x, y) if style == "frozen" else flame(x, y)
 
 
-def _style(section: InputProjection) -> Style:
-    return "frozen" if section.freeze else "trained"
-
-
 def _link_words(link: LinkSpec, n_sites: int) -> str:
     """A link's line in the legend."""
     sites = f"{n_sites} site" + ("s" if n_sites > 1 else "")
@@ -101,7 +113,7 @@ class _Figure:
 
     def __init__(self, spec: CompositionSpec, graph: Graph) -> None:
         self.spec, self.graph = spec, graph
-        self.layout = lay_out(spec, graph)
+        self.layout, self.repeats = lay_out_folded(spec, graph)
         self.styles = {name: style_of(tower) for name, tower in spec.towers.items()}
         self.links = {link.label: link for link in spec.links}
         self.colours = {name: i % len(LINK_COLOURS) for i, name in enumerate(self.links)}
@@ -128,12 +140,17 @@ class _Figure:
         edge = MARGIN
         for i, (name, places) in enumerate(zip(self.graph.towers, self.layout.columns, strict=True)):
             facts = self.facts[name]
-            labels = (text_width(place.part.label, 11.5) + 20 for place in places if place.part and place.kind != "tap")
+            labels = (self._words_width(place.part) for place in places if place.part and place.kind != "tap")
             width = max(120.0, text_width(name, 15) + 60, *labels, *(text_width(fact, 11) for fact in facts))
             left = edge + (self._route(i) if i else 0)
             x = left + self._label_room(i, 1) + PAD + width / 2
             edge = x + width / 2 + PAD + self._label_room(i, -1)
             yield Column(x, width, left, edge)
+
+    def _words_width(self, part: Part) -> float:
+        """Room that a part's words need, and the sign of its adapters."""
+        adapted = part.kind == "layers" and layer_style(self.spec, part).adapted
+        return text_width(_part_words(part), 11.5) + 20 + (2 * ADAPTER if adapted else 0)
 
     def _route(self, column: int) -> float:
         """Width of the strip before a column."""
@@ -153,10 +170,13 @@ class _Figure:
         return text_width(self._label(arrow), LABEL_SIZE) + 12
 
     def _style_legend(self) -> Iterator[tuple[Sign, str]]:
-        own = {_style(tower.input_projection) for tower in self.spec.towers.values() if tower.input_projection}
+        parts = [place.part for column in self.layout.columns for place in column if place.part]
+        shown = {*self.styles.values(), *(part_style(self.spec, part) for part in parts if part.kind != "tap")}
         for style, look in LOOKS.items():
-            if style in self.styles.values() or style in own:
+            if style in shown:
                 yield partial(_style_sign, style), look.words
+        if any(tower.adapts for tower in self.spec.towers.values()):
+            yield _adapter_sign, "layers with trained low-rank adapters (LoRA)"
         if self.layout.arrows:
             yield _tap_sign, "state that a link reads, before any rewrites it"
 
@@ -167,14 +187,24 @@ class _Figure:
         for contrast in self.spec.contrastive:
             yield _contrast_sign, _contrast_words(contrast, self.graph)
 
+    def in_words(self) -> str:
+        """The figure for those who hear it."""
+        towers = (
+            f"{name}: {', '.join(self.facts[name])}, {LOOKS[self.styles[name]].words}" for name in self.graph.towers
+        )
+        return ". ".join([*towers, *(words_of_sign for _, words_of_sign in self._link_legend())]) + "."
+
     def lines(self) -> Iterator[str]:
         """The file, one element on each line."""
         width, height = number(self.width), number(self.height)
         yield (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-            f'font-family="{FONT}" fill="{INK}" role="img">'
+            f'font-family="{FONT}" fill="{INK}" role="img" aria-labelledby="title desc" '
+            f'style="max-width:100%;height:auto">'
         )
-        yield element("title", self.spec.name)
+        yield element("title", escape(self.spec.name), id="title")
+        yield element("desc", escape(self.in_words()), id="desc")
+        yield DARK_STYLE
         heads = "".join(_arrow_head(str(i), LINK_COLOURS[i]) for i in sorted(set(self.colours.values())))
         yield element("defs", _arrow_head("wire", WIRE) + heads)
         yield element("rect", width=self.width, height=self.height, fill="#ffffff")
@@ -219,17 +249,25 @@ class _Figure:
         if part.kind == "tap":
             yield element("circle", cx=column.x, cy=y, r=3, fill=INK, data_tap=f"{name}[{part.depth}]")
             return
-        # zippkit's own parts are frozen or trained by themselves, whatever the tower they stand in.
-        own = part.kind in ("site", "input_projection")
-        look = LOOKS[part_style(self.spec, part) if own else self.styles[name]]
-        width, height = column.box, HEIGHTS[part.kind]
-        if part.site is None:
-            yield box(column.x, y, width, height, fill=look.fill, stroke=look.stroke, stroke_dasharray=look.dashes)
-        else:
-            colour = LINK_COLOURS[self.colours[part.site.link]]
-            fill = LOOKS["frozen"].panel if self.links[part.site.link].freeze else "#fffdf5"
-            yield box(column.x, y, width, height, tip=str(part.site), fill=fill, stroke=colour, stroke_width=1.5)
-        yield text(column.x, y, part.label, 10.5 if part.site else 11.5, text_anchor="middle")
+        look, width, height = LOOKS[part_style(self.spec, part)], column.box, HEIGHTS[part.kind]
+        colours: dict[str, Any] = {"fill": look.fill, "stroke": look.stroke, "stroke_dasharray": look.dashes}
+        tip = ""
+        if part.site is not None:
+            fill = LOOKS["frozen"].panel if self.links[part.site.link].freeze else SITE
+            colours = {"fill": fill, "stroke": LINK_COLOURS[self.colours[part.site.link]], "stroke_width": 1.5}
+            tip = self._sites(part.site)
+        if part.n_repeats > 1:
+            yield _behind(column.x, y, width, height, colours)
+        yield box(column.x, y, width, height, tip=tip, **colours)
+        adapted = part.kind == "layers" and layer_style(self.spec, part).adapted
+        middle = column.x - (ADAPTER / 2 if adapted else 0)
+        yield text(middle, y, _part_words(part), 10.5 if part.site else 11.5, text_anchor="middle")
+        if adapted:
+            yield _adapter(column.x + width / 2 - ADAPTER / 2 - 3, y)
+
+    def _sites(self, site: LinkSite) -> str:
+        """A drawn site and those that are folded into it."""
+        return "; ".join(map(str, self.repeats.folded.get(site, (site,))))
 
     def _arrows(self) -> Iterator[str]:
         """Arrows that share a tap run together, so each bundle is laid on one white edge."""
@@ -243,7 +281,7 @@ class _Figure:
                 colour = self.colours[arrow.site.link]
                 yield element(
                     "path",
-                    data_site=str(arrow.site),
+                    data_site=self._sites(arrow.site),
                     d=self._way(arrow),
                     fill="none",
                     stroke=LINK_COLOURS[colour],
@@ -268,6 +306,27 @@ class _Figure:
         colour = LINK_COLOURS[self.colours[arrow.site.link]]
         yield box(x, y, width, 16, radius=8, fill="#ffffff", stroke=colour)
         yield text(x, y, self._label(arrow), LABEL_SIZE, text_anchor="middle", fill=colour)
+
+
+def _part_words(part: Part) -> str:
+    return part.label if part.n_repeats == 1 else f"{part.label}, {part.n_repeats} times"
+
+
+def _behind(x: float, y: float, width: float, height: float, colours: dict[str, Any]) -> str:
+    """The edge of a box behind another one."""
+    corner = f"M{number(x - width / 2 + STACK + 4)} {number(y - height / 2 - STACK)}"
+    way = f"{corner}H{number(x + width / 2 + STACK)}V{number(y + height / 2 - 4)}"
+    return element("path", d=way, fill="none", stroke=colours["stroke"], stroke_width=1.2)
+
+
+def _adapter(x: float, y: float) -> str:
+    look = LOOKS["trained"]
+    sign = box(x, y, ADAPTER - 4, 14, radius=7, fill=look.fill, stroke=look.stroke)
+    return sign + text(x, y, "LoRA", 9, text_anchor="middle")
+
+
+def _adapter_sign(x: float, y: float) -> str:
+    return _adapter(x + 18, y)
 
 
 def _arrow_head(name: str, colour: str) -> str:

@@ -9,7 +9,8 @@ from math import inf
 
 import networkx as nx
 
-from zippkit.plan.diagram.parts import Part, tower_parts
+from zippkit.plan.diagram.parts import NOT_FOLDED, Part, tap_of, tower_parts
+from zippkit.plan.diagram.repeats import Repeats, find_repeats
 from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
 
@@ -66,11 +67,11 @@ class Layout:
         return max(column[-1].y for column in self.columns)
 
 
-def lay_out(spec: CompositionSpec, graph: Graph) -> Layout:
+def lay_out(spec: CompositionSpec, graph: Graph, repeats: Repeats = NOT_FOLDED) -> Layout:
     """Place every part: nothing overlaps, no arrow falls, and boxes without a say stand in the middle of their room."""
-    towers = (tower_parts(spec, graph, tower) for tower in graph.towers)
+    towers = (tower_parts(spec, graph, tower, repeats) for tower in graph.towers)
     columns = [[Place(column, part.kind, part) for part in parts] for column, parts in enumerate(towers)]
-    layout = Layout(columns, list(_arrows(columns, graph)))
+    layout = Layout(columns, list(_arrows(columns, graph, repeats)))
     _stack(layout)
     _cross(layout)
     _settle(layout)
@@ -79,11 +80,21 @@ def lay_out(spec: CompositionSpec, graph: Graph) -> Layout:
     return layout
 
 
-def _arrows(columns: list[list[Place]], graph: Graph) -> Iterator[Arrow]:
+def lay_out_folded(spec: CompositionSpec, graph: Graph) -> tuple[Layout, Repeats]:
+    """The layout with repeats folded, unless arrows would then wait for each other in a circle."""
+    repeats = find_repeats(spec, graph)
+    try:
+        return lay_out(spec, graph, repeats), repeats
+    except nx.NetworkXUnfeasible:
+        return lay_out(spec, graph), NOT_FOLDED
+
+
+def _arrows(columns: list[list[Place]], graph: Graph, repeats: Repeats) -> Iterator[Arrow]:
     parts = {place.part: place for column in columns for place in column if place.part}
     boxes = {part.site: place for part, place in parts.items()}
     for site in graph.sites:
-        yield Arrow(site, parts[Part("tap", site.source, site.source_depth, site.link)], boxes[site])
+        if site in boxes:
+            yield Arrow(site, parts[tap_of(site, repeats)], boxes[site])
 
 
 def _apart(low: Place, high: Place) -> float:

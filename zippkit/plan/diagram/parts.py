@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from zippkit.plan.diagram.freezing import EMBEDDING, HEAD, Freezing, LayerStyle, Style
+from zippkit.plan.diagram.repeats import Repeats
 from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
@@ -13,7 +15,7 @@ from zippkit.spec.link_spec import LinkSpec
 from zippkit.spec.part_sections import Lora
 from zippkit.spec.tower_spec import TowerSpec
 
-Style = Literal["frozen", "trained", "partly"]
+NOT_FOLDED = Repeats()
 
 
 @dataclass(frozen=True)
@@ -29,44 +31,81 @@ class Part:
     folded: bool = False
     """Layers, one or a run of them, after which no link reads or acts."""
     site: LinkSite | None = None
+    n_repeats: int = 1
+    """How often it stands here, drawn once."""
 
 
-def _layers(tower: str, config: TowerConfig, marked: set[int]) -> Iterator[Part]:
-    """Each marked layer alone, and the others folded into runs."""
-    first = 1
-    for depth in range(1, config.n_layers + 1):
-        if depth + 1 in marked or depth in marked or depth == config.n_layers:
-            label = f"layer {depth}" if first == depth else f"layers {first}-{depth}"
-            yield Part("layers", tower, depth, label, folded=depth not in marked)
+def _layers(tower: str, last: int, marked: set[int], styles: Freezing, repeats: Repeats) -> Iterator[Part]:
+    """Each marked layer alone, and the others folded into runs of one style; a zone of repeats is one part."""
+    first, zone = 1, repeats.zones.get(tower)
+    for depth in range(1, last + 1):
+        inside = zone is not None and depth in zone
+        ends = depth == last or depth in marked or depth + 1 in marked or styles.layer(depth) != styles.layer(depth + 1)
+        ends = ends or (zone is not None and depth + 1 == zone.first)
+        if zone is not None and depth == zone.last:
+            yield Part("layers", tower, depth, _numbered(zone.first, depth), n_repeats=zone.n_repeats)
+            first = depth + 1
+        elif ends and not inside:
+            yield Part("layers", tower, depth, _numbered(first, depth), folded=depth not in marked)
             first = depth + 1
 
 
-def tower_parts(spec: CompositionSpec, graph: Graph, tower: str) -> Iterator[Part]:
+def _numbered(first: int, last: int) -> str:
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
+
+
+def tower_parts(spec: CompositionSpec, graph: Graph, tower: str, repeats: Repeats = NOT_FOLDED) -> Iterator[Part]:
     """A tower's parts in the order in which they run.
 
     A tap stands before the sites of its depth, since a source is read as it was before any link rewrote it.
+
+    Args:
+        spec: the composition.
+        graph: of it.
+        tower: its name.
+        repeats: what is drawn once for many.
     """
     config = graph.towers[tower]
-    taps = dict.fromkeys((site.source_depth, site.link) for site in graph.sites if site.source == tower)
-    sites = [site for site in graph.sites if site.target == tower]
+    drawn = [site for site in graph.sites if site not in repeats.hidden()]
+    taps = dict.fromkeys((_drawn(repeats, tower, s.source_depth), s.link) for s in drawn if s.source == tower)
+    sites = [site for site in drawn if site.target == tower]
+    acting = {_drawn(repeats, tower, site.target_depth) for site in sites}
     yield Part("embedding", tower, 0, "embedding")
     projection = spec.towers[tower].input_projection
     if projection is not None:
         yield Part("input_projection", tower, 0, f"input projection, {mlp_label(projection.depth)}")
-    yield from _links_at(spec, tower, 0, taps, sites)
-    for layers in _layers(tower, config, {depth for depth, _ in taps} | {site.target_depth for site in sites}):
+    yield from _links_at(spec, tower, 0, taps, sites, repeats)
+    marked = {depth for depth, _ in taps} | acting
+    for layers in _layers(tower, config.n_layers, marked, Freezing(spec.towers[tower]), repeats):
         yield layers
-        yield from _links_at(spec, tower, layers.depth, taps, sites)
+        yield from _links_at(spec, tower, layers.depth, taps, sites, repeats)
     yield Part("head", tower, config.n_layers, "head" if config.predicts else "states")
 
 
+def _drawn(repeats: Repeats, tower: str, depth: int) -> int:
+    """The depth at which a state is drawn: a zone's last, for all of a zone."""
+    zone = repeats.zone(tower, depth)
+    return depth if zone is None else zone.last
+
+
+def tap_of(site: LinkSite, repeats: Repeats = NOT_FOLDED) -> Part:
+    """The part that a site's arrow starts from."""
+    return Part("tap", site.source, _drawn(repeats, site.source, site.source_depth), site.link)
+
+
 def _links_at(
-    spec: CompositionSpec, tower: str, at: int, taps: Iterable[tuple[int, str]], sites: Iterable[LinkSite]
+    spec: CompositionSpec,
+    tower: str,
+    at: int,
+    taps: Iterable[tuple[int, str]],
+    sites: Iterable[LinkSite],
+    repeats: Repeats,
 ) -> Iterator[Part]:
     yield from (Part("tap", tower, depth, link) for depth, link in taps if depth == at)
     for site in sites:
-        if site.target_depth == at:
-            yield Part("site", tower, at, words(link_of(spec, site).kind), site=site)
+        if _drawn(repeats, tower, site.target_depth) == at:
+            n_repeats = len(repeats.folded.get(site, (site,)))
+            yield Part("site", tower, at, words(link_of(spec, site).kind), site=site, n_repeats=n_repeats)
 
 
 def link_of(spec: CompositionSpec, site: LinkSite) -> LinkSpec:
@@ -76,21 +115,24 @@ def link_of(spec: CompositionSpec, site: LinkSite) -> LinkSpec:
 
 def style_of(tower: TowerSpec) -> Style:
     """Frozen as a whole, trained as a whole, or partly by rules."""
-    actions = (
-        {"freeze" if a == "lora" else a for a in tower.freeze.values()}
-        if isinstance(tower.freeze, dict)
-        else {"freeze" if tower.freeze else "train"}
-    )
-    if len(actions) > 1:
-        return "partly"
-    return "frozen" if actions == {"freeze"} else "trained"
+    return Freezing(tower).whole
 
 
 def part_style(spec: CompositionSpec, part: Part) -> Style:
-    """Whether the link at a site, or a tower's input projection, is frozen."""
-    projection = spec.towers[part.tower].input_projection
-    frozen = link_of(spec, part.site).freeze if part.site else projection is not None and projection.freeze
-    return "frozen" if frozen else "trained"
+    """Whether a part is frozen: a link at a site and a tower's input projection each by themselves, layers by rules."""
+    tower = spec.towers[part.tower]
+    if part.site is not None:
+        return "frozen" if link_of(spec, part.site).freeze else "trained"
+    if part.kind == "input_projection":
+        return "frozen" if tower.input_projection is not None and tower.input_projection.freeze else "trained"
+    if part.kind == "layers":
+        return layer_style(spec, part).style
+    return Freezing(tower).end(EMBEDDING if part.kind == "embedding" else HEAD)
+
+
+def layer_style(spec: CompositionSpec, part: Part) -> LayerStyle:
+    """What becomes of a layer's weights; of several in one part, the last one's, since they are alike."""
+    return Freezing(spec.towers[part.tower]).layer(part.depth)
 
 
 def words(name: str) -> str:
