@@ -184,7 +184,7 @@ print(*sorted(sys.modules))
         (["check", str(RECIPE)], 49),
         (["plan", str(SPEC)], 49),
         (["recipe", str(SPEC)], 49),
-        (["diagram", str(SPEC), "-o", "a.svg"], 54),
+        (["diagram", str(SPEC), "-o", "a.svg"], 57),
     ],
     ids=["check", "plan", "recipe", "diagram"],
 )

@@ -31,8 +31,11 @@ def described(lines: Mapping[str, Line], causal: Mapping[str, bool], sees: Set[t
         sees: (target, source) pairs that are to be described.
     """
     towers = {name: _Runs(line, causal[name]) for name, line in lines.items()}
+    read: dict[str, list[str]] = {name: [] for name in towers}
+    for target, source in sorted(sees):
+        read[target].append(source)
     return {
-        name: Stairs(of.own(), {source: of.over(towers[source]) for target, source in sorted(sees) if target == name})
+        name: Stairs(of.own(), {source: of.over(towers[source]) for source in read[name]})
         for name, of in towers.items()
     }
 

@@ -20,7 +20,7 @@ class Shared:
             visible: by tower, the column `TowerBatch.visible` that other towers' staircases describe.
         """
         self._visible = visible
-        self._made: dict[Hashable, list[tuple[tuple[Tensor, ...], object]]] = {}
+        self._made: dict[Hashable, tuple[tuple[Tensor, ...], object]] = {}
 
     def tower_of(self, visible: Tensor) -> str | None:
         """The tower of which this very tensor is the column; None: of none that is described."""
@@ -34,17 +34,8 @@ class Shared:
             of: the tensors that it is made of; another tensor of the same values is another one.
             make: makes it.
         """
-        known = self._made.setdefault(kind, [])
-        for tensors, made in known:
-            if _the_same(tensors, of):
-                return cast("Made", made)
-        new = make()
-        known.append((of, new))
-        return new
-
-
-def _the_same(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    for one, other in zip(some, others, strict=True):  # noqa: SIM110 - asked at every site of every decoded token
-        if one is not other:
-            return False
-    return True
+        # By identity, which nothing else takes while the tensors are kept here.
+        key = (kind, *map(id, of))
+        if key not in self._made:
+            self._made[key] = (of, make())
+        return cast("Made", self._made[key][1])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import networkx as nx
 
@@ -56,6 +57,22 @@ class Graph:
     def modalities(self) -> dict[str, Modality]:
         """Everything that a segment can be of."""
         return self.layout.modalities(self.towers)
+
+    @cached_property
+    def sites_from(self) -> Mapping[str, Sequence[LinkSite]]:
+        """Sites by the tower that they read, in spec order."""
+        found: dict[str, list[LinkSite]] = {name: [] for name in self.towers}
+        for site in self.sites:
+            found[site.source].append(site)
+        return found
+
+    @cached_property
+    def sites_into(self) -> Mapping[str, Sequence[LinkSite]]:
+        """Sites by the tower that they rewrite, in spec order."""
+        found: dict[str, list[LinkSite]] = {name: [] for name in self.towers}
+        for site in self.sites:
+            found[site.target].append(site)
+        return found
 
     @property
     def readers(self) -> dict[str, TowerConfig]:

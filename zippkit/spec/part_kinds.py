@@ -108,7 +108,7 @@ class Links(PartKind):
 
     def made_of(self, spec: CompositionSpec, name: str) -> dict[str, Any]:
         """Without the sites, which the graph knows: a link is the same however its spec writes them down."""
-        link = _link(spec, name)
+        link = link_called(spec, name)
         return {
             "kind": link.kind,
             "from": link.source,
@@ -119,7 +119,7 @@ class Links(PartKind):
         }
 
     def frozen(self, spec: CompositionSpec, name: str) -> bool:
-        return _link(spec, name).freeze
+        return link_called(spec, name).freeze
 
 
 class ContrastiveLosses(PartKind):
@@ -203,8 +203,12 @@ def group_names(spec: CompositionSpec) -> list[str]:
     return [*(f"towers.{name}" for name, tower in spec.towers.items() if tower.share_with is None), *part_names(spec)]
 
 
-def _link(spec: CompositionSpec, label: str) -> LinkSpec:
-    return next(link for link in spec.links if link.label == label)
+def link_called(spec: CompositionSpec, label: str) -> LinkSpec:
+    """The link of that name."""
+    if "links" not in spec.kept:
+        spec.kept["links"] = {link.label: link for link in reversed(spec.links)}
+    found: LinkSpec = spec.kept["links"][label]
+    return found
 
 
 def part_settings(tower: TowerSpec, kind: str) -> Any:

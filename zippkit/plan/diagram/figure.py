@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -137,14 +138,14 @@ class _Figure:
 
     def _columns(self) -> Iterator[Column]:
         """Boxes as wide as their words, and room for labels where arrows arrive."""
-        edge = MARGIN
+        edge, routes, label_rooms = MARGIN, self._routes(), self._label_rooms()
         for i, (name, places) in enumerate(zip(self.graph.towers, self.layout.columns, strict=True)):
             facts = self.facts[name]
             labels = (self._words_width(place.part) for place in places if place.part and place.kind != "tap")
             width = max(120.0, text_width(name, 15) + 60, *labels, *(text_width(fact, 11) for fact in facts))
-            left = edge + (self._route(i) if i else 0)
-            x = left + self._label_room(i, 1) + PAD + width / 2
-            edge = x + width / 2 + PAD + self._label_room(i, -1)
+            left = edge + (routes.get(i, ROUTE) if i else 0)
+            x = left + label_rooms.get((i, 1), 0) + PAD + width / 2
+            edge = x + width / 2 + PAD + label_rooms.get((i, -1), 0)
             yield Column(x, width, left, edge)
 
     def _words_width(self, part: Part) -> float:
@@ -152,16 +153,22 @@ class _Figure:
         adapted = part.kind == "layers" and layer_style(self.spec, part).adapted
         return text_width(_part_words(part), 11.5) + 20 + (2 * ADAPTER if adapted else 0)
 
-    def _route(self, column: int) -> float:
-        """Width of the strip before a column."""
-        steps = (pair for arrow in self.layout.arrows for pair in pairwise(arrow.places))
-        rises = [abs(a.y - b.y) for a, b in steps if {a.column, b.column} == {column - 1, column}]
-        return min(ROUTE + 0.2 * max(rises, default=0), WIDEST_ROUTE)
+    def _routes(self) -> dict[int, float]:
+        """Width of the strip before each column that an arrow enters or leaves on its left."""
+        widths: dict[int, float] = {}
+        for arrow in self.layout.arrows:
+            for a, b in pairwise(arrow.places):
+                right, width = max(a.column, b.column), min(ROUTE + 0.2 * abs(a.y - b.y), WIDEST_ROUTE)
+                widths[right] = max(widths.get(right, ROUTE), width)
+        return widths
 
-    def _label_room(self, column: int, step: int) -> float:
-        """Room beside a column for the labels of arrows that arrive in direction ``step``."""
-        arriving = (arrow for arrow in self.layout.arrows if arrow.box.column == column and arrow.step == step)
-        return max((self._label_width(arrow) + 16 for arrow in arriving), default=0)
+    def _label_rooms(self) -> dict[tuple[int, int], float]:
+        """Room beside each column for the labels of arrows that arrive in a direction (``step``)."""
+        rooms: dict[tuple[int, int], float] = {}
+        for arrow in self.layout.arrows:
+            place = (arrow.box.column, arrow.step)
+            rooms[place] = max(rooms.get(place, 0.0), self._label_width(arrow) + 16)
+        return rooms
 
     def _label(self, arrow: Arrow) -> str:
         return projection_label(self.links[arrow.site.link])
@@ -181,9 +188,9 @@ class _Figure:
             yield _tap_sign, "state that a link reads, before any rewrites it"
 
     def _link_legend(self) -> Iterator[tuple[Sign, str]]:
+        n_sites = Counter(site.link for site in self.graph.sites)
         for name, link in self.links.items():
-            n_sites = sum(site.link == name for site in self.graph.sites)
-            yield partial(_link_sign, self.colours[name]), _link_words(link, n_sites)
+            yield partial(_link_sign, self.colours[name]), _link_words(link, n_sites[name])
         for contrast in self.spec.contrastive:
             yield _contrast_sign, _contrast_words(contrast, self.graph)
 
@@ -275,14 +282,15 @@ class _Figure:
         for arrow in self.layout.arrows:
             bundles.setdefault(arrow.tap, []).append(arrow)
         for bundle in bundles.values():
-            for arrow in bundle:
-                yield element("path", d=self._way(arrow), fill="none", stroke="#ffffff", stroke_width=5)
-            for arrow in bundle:
+            ways = [self._way(arrow) for arrow in bundle]
+            for way in ways:
+                yield element("path", d=way, fill="none", stroke="#ffffff", stroke_width=5)
+            for arrow, way in zip(bundle, ways, strict=True):
                 colour = self.colours[arrow.site.link]
                 yield element(
                     "path",
                     data_site=self._sites(arrow.site),
-                    d=self._way(arrow),
+                    d=way,
                     fill="none",
                     stroke=LINK_COLOURS[colour],
                     stroke_width=1.6,

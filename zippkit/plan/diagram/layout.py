@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import inf
-
-import networkx as nx
 
 from zippkit.plan.diagram.parts import NOT_FOLDED, Part, tap_of, tower_parts
 from zippkit.plan.diagram.repeats import Repeats, find_repeats
@@ -72,8 +70,7 @@ def lay_out(spec: CompositionSpec, graph: Graph, repeats: Repeats = NOT_FOLDED) 
     towers = (tower_parts(spec, graph, tower, repeats) for tower in graph.towers)
     columns = [[Place(column, part.kind, part) for part in parts] for column, parts in enumerate(towers)]
     layout = Layout(columns, list(_arrows(columns, graph, repeats)))
-    _stack(layout)
-    _cross(layout)
+    _cross(layout, _stack(layout)[1])
     _settle(layout)
     _lift(layout)
     _settle(layout)
@@ -85,7 +82,7 @@ def lay_out_folded(spec: CompositionSpec, graph: Graph) -> tuple[Layout, Repeats
     repeats = find_repeats(spec, graph)
     try:
         return lay_out(spec, graph, repeats), repeats
-    except nx.NetworkXUnfeasible:
+    except _CircleError:
         return lay_out(spec, graph), NOT_FOLDED
 
 
@@ -102,31 +99,66 @@ def _apart(low: Place, high: Place) -> float:
     return (HEIGHTS[low.kind] + HEIGHTS[high.kind]) / 2 + GAP
 
 
-def _above(layout: Layout) -> nx.DiGraph[Place]:
-    """A graph of which box must stand above which, and by how many pixels at least."""
-    above: nx.DiGraph[Place] = nx.DiGraph()
+class _CircleError(Exception):
+    """Places wait for each other in a circle, so that none of them can stand above the others."""
+
+
+@dataclass
+class _Above:
+    """Which box must stand above which, and by how many pixels at least; many columns have very many crossings."""
+
+    higher: dict[Place, dict[Place, float]] = field(default_factory=dict)
+    n_lower: dict[Place, int] = field(default_factory=dict)
+
+    def add(self, low: Place, high: Place, by: float) -> None:
+        over = self.higher.setdefault(low, {})
+        self.higher.setdefault(high, {})
+        if high not in over:
+            self.n_lower[high] = self.n_lower.get(high, 0) + 1
+        over[high] = by
+
+    def upwards(self) -> list[Place]:
+        """All places, each after those below it: first those that stand on nothing, then what stands on them alone."""
+        left = dict(self.n_lower)
+        found = [place for place in self.higher if place not in left]
+        for place in found:
+            for high in self.higher[place]:
+                left[high] -= 1
+                if not left[high]:
+                    found.append(high)
+        if len(found) < len(self.higher):
+            raise _CircleError
+        return found
+
+
+def _above(layout: Layout) -> _Above:
+    above = _Above()
     for column in layout.columns:
         for low, high in pairwise(column):
-            above.add_edge(low, high, by=_apart(low, high))
+            above.add(low, high, _apart(low, high))
     for arrow in layout.arrows:
-        nx.add_path(above, arrow.places, by=0.0)
+        for low, high in pairwise(arrow.places):
+            above.add(low, high, 0.0)
     return above
 
 
-def _stack(layout: Layout) -> nx.DiGraph[Place]:
-    """Put everything as low as it can stand."""
+def _stack(layout: Layout) -> tuple[_Above, list[Place]]:
+    """Put everything as low as it can stand; returns all places from bottom to top, too."""
     above = _above(layout)
-    for place in nx.topological_sort(above):
-        place.y = max((low.y + above.edges[low, place]["by"] for low in above.predecessors(place)), default=0.0)
-    return above
+    upwards = above.upwards()
+    for place in upwards:
+        place.y = 0.0
+    for place in upwards:
+        for high, by in above.higher[place].items():
+            high.y = max(high.y, place.y + by)
+    return above, upwards
 
 
-def _cross(layout: Layout) -> None:
+def _cross(layout: Layout, upwards: Sequence[Place]) -> None:
     """Give each arrow a line through the columns that it passes, right after its tap; arrows of one tap share it."""
-    sequence = {place: i for i, place in enumerate(nx.topological_sort(_above(layout)))}
     # Nothing waits for a head, and all of them end up at the top.
     when: dict[Place, tuple[float, ...]] = {
-        place: (inf if place.kind == "head" else place.y, i) for place, i in sequence.items()
+        place: (inf if place.kind == "head" else place.y, i) for i, place in enumerate(upwards)
     }
     shared: dict[tuple[Place, int], Place] = {}
     for i, arrow in enumerate(layout.arrows):
@@ -156,14 +188,14 @@ def _lift(layout: Layout) -> None:
 
 def _settle(layout: Layout) -> None:
     """Stack, then move what only others wait for up to them, and folded layers into the middle of their room."""
-    above = _stack(layout)
+    above, upwards = _stack(layout)
     top = layout.top
-    for place in reversed(list(nx.topological_sort(above))):
+    for place in reversed(upwards):
         if place.kind == "head":
             place.y = top
         elif place.kind in ("layers", "tap", "crossing"):
-            place.y = min(high.y - above.edges[place, high]["by"] for high in above.successors(place))
+            place.y = min(high.y - by for high, by in above.higher[place].items())
     for column in layout.columns:
         for low, place, high in zip(column, column[1:], column[2:], strict=False):
             if place.part is not None and place.part.folded:
-                place.y = (low.y + above.edges[low, place]["by"] + high.y - above.edges[place, high]["by"]) / 2
+                place.y = (low.y + above.higher[low][place] + high.y - above.higher[place][high]) / 2

@@ -12,6 +12,7 @@ from zippkit.plan.graph import Graph, LinkSite
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.kinds import TowerConfig
 from zippkit.spec.link_spec import LinkSpec
+from zippkit.spec.part_kinds import link_called
 from zippkit.spec.part_sections import Lora
 from zippkit.spec.tower_spec import TowerSpec
 
@@ -66,9 +67,9 @@ def tower_parts(spec: CompositionSpec, graph: Graph, tower: str, repeats: Repeat
         repeats: what is drawn once for many.
     """
     config = graph.towers[tower]
-    drawn = [site for site in graph.sites if site not in repeats.hidden()]
-    taps = dict.fromkeys((_drawn(repeats, tower, s.source_depth), s.link) for s in drawn if s.source == tower)
-    sites = [site for site in drawn if site.target == tower]
+    tapped = (site for site in graph.sites_from[tower] if site not in repeats.hidden)
+    taps = dict.fromkeys((_drawn(repeats, tower, site.source_depth), site.link) for site in tapped)
+    sites = [site for site in graph.sites_into[tower] if site not in repeats.hidden]
     acting = {_drawn(repeats, tower, site.target_depth) for site in sites}
     yield Part("embedding", tower, 0, "embedding")
     projection = spec.towers[tower].input_projection
@@ -110,7 +111,7 @@ def _links_at(
 
 def link_of(spec: CompositionSpec, site: LinkSite) -> LinkSpec:
     """The link that acts at a site."""
-    return next(link for link in spec.links if link.label == site.link)
+    return link_called(spec, site.link)
 
 
 def style_of(tower: TowerSpec) -> Style:

@@ -6,8 +6,9 @@ A site is folded only if both its ends are, so that a folded arrow joins two fol
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from zippkit.plan.diagram.freezing import Freezing, LayerStyle
@@ -48,6 +49,7 @@ class Repeats:
         zone = self.zones.get(tower)
         return zone if zone is not None and depth in zone else None
 
+    @cached_property
     def hidden(self) -> set[LinkSite]:
         """Sites that are drawn by another one."""
         return {site for first, sites in self.folded.items() for site in sites if site != first}
@@ -65,8 +67,12 @@ def find_repeats(spec: CompositionSpec, graph: Graph) -> Repeats:
     """The longest run of each tower that can be folded."""
     runs = (_longest(spec, graph, tower) for tower in graph.towers)
     zones = {zone.tower: zone for zone in runs if zone is not None}
+    states = defaultdict(set)
+    for site in graph.sites:
+        states[site.link].add((site.source, site.source_depth))
+    several = {link for link, read in states.items() if len(read) > 1}
     while True:
-        shrunk = (_shrunk(graph, Repeats(zones), zone) for zone in zones.values())
+        shrunk = (_shrunk(graph, Repeats(zones), zone, several) for zone in zones.values())
         left = {zone.tower: zone for zone in shrunk if zone.n_repeats >= FEWEST - 2}
         if left == zones:
             return Repeats(zones, _groups(graph, Repeats(zones)))
@@ -83,8 +89,8 @@ def _longest(spec: CompositionSpec, graph: Graph, tower: str) -> Zone | None:
 
 
 def _links_at(graph: Graph, tower: str, depth: int) -> frozenset[tuple[str, str]]:
-    taps = {("tap", s.link) for s in graph.sites if (s.source, s.source_depth) == (tower, depth)}
-    sites = {("site", s.link) for s in graph.sites if (s.target, s.target_depth) == (tower, depth)}
+    taps = {("tap", site.link) for site in graph.sites_from[tower] if site.source_depth == depth}
+    sites = {("site", site.link) for site in graph.sites_into[tower] if site.target_depth == depth}
     return frozenset(taps | sites)
 
 
@@ -103,14 +109,18 @@ def _runs(marks: Sequence[Mark], period: int) -> Iterator[tuple[int, int, int]]:
         depth = max(end, depth + 1)
 
 
-def _shrunk(graph: Graph, repeats: Repeats, zone: Zone) -> Zone:
-    """The longest part of a zone all of whose arrows join it with another zone, or with a tap that all share."""
-    states = defaultdict(set)
-    for site in graph.sites:
-        states[site.link].add((site.source, site.source_depth))
-    open_ = {s.source_depth for s in graph.sites if s.source == zone.tower and not _target_folds(repeats, s)}
-    for site in graph.sites:
-        if site.target == zone.tower and len(states[site.link]) > 1 and not _source_folds(repeats, site):
+def _shrunk(graph: Graph, repeats: Repeats, zone: Zone, several: Set[str]) -> Zone:
+    """The longest part of a zone all of whose arrows join it with another zone, or with a tap that all share.
+
+    Args:
+        graph: the composition.
+        repeats: the zones so far.
+        zone: one of them.
+        several: links that read several states.
+    """
+    open_ = {site.source_depth for site in graph.sites_from[zone.tower] if not _target_folds(repeats, site)}
+    for site in graph.sites_into[zone.tower]:
+        if site.link in several and not _source_folds(repeats, site):
             open_.add(site.target_depth)
     best, start = range(0), zone.first
     for first in range(zone.first, zone.last + 1, zone.period):
