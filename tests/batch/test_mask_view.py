@@ -153,8 +153,8 @@ def test_pictures_are_written(tmp_path: Path, request: pytest.FixtureRequest, na
 
 def test_long_rows_and_other_rows_are_drawn_too(tmp_path: Path) -> None:
     masks, _ = view(WORKED, [Segment("speech", [5] * 50), Segment("text", [1] * 3)])
-    masks.save(tmp_path / "row0.svg")
-    masks.save(tmp_path / "row1.svg", row=1)
+    masks.save(tmp_path / "row0.svg", by="token")
+    masks.save(tmp_path / "row1.svg", row=1, by="token")
     texts = [(tmp_path / f"row{i}.svg").read_text() for i in range(2)]
     # Only starts of segments are labelled in the long row, at orders 0 and 52; matplotlib keeps words as comments.
     assert ["<!-- 52 -->" in text for text in texts] == [False, True]

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
 from zippkit.batch.batch import Batch, TowerBatch
 from zippkit.batch.describe import describe_cross, describe_self
-from zippkit.batch.mask_rows import Token, View
+from zippkit.batch.mask_blocks import block_picture
+from zippkit.batch.mask_rows import WIDEST, Token, View
 from zippkit.batch.staircase import Staircase
 from zippkit.errors import ZippkitError, did_you_mean
 from zippkit.plan.graph import Graph
 from zippkit.spec.kinds import TowerConfig
 from zippkit.system.extras import require
-from zippkit.system.files import appearing
+from zippkit.system.files import appearing, write_text
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,32 @@ class Masks:
     def __str__(self) -> str:
         return self.text()
 
-    def save(self, path: str | Path, row: int = 0) -> None:
+    def save(self, path: str | Path, row: int = 0, by: Literal["token", "segment"] | None = None) -> None:
         """Draw the masks of one row, targets down and sources across.
 
+        Args:
+            path: ends in .svg or .png.
+            row: of the batch.
+            by: what a square stands for, a pair of tokens or of segments; left out, segments in an .svg whose tokens
+                are too many to be labelled.
+
         Raises:
-            ZippkitError: neither .svg nor .png, or a path that cannot be written.
+            ZippkitError: neither .svg nor .png, segments as .png, or a path that cannot be written.
         """
+        path, views = Path(path), list(self.views(row))
+        if path.suffix not in (".svg", ".png"):
+            raise ZippkitError(f"{path}: a picture of masks ends in .svg or .png, got {path.suffix or 'no suffix'!r}")
+        many = any(len(view.keys) > WIDEST for view in views)
+        if by == "segment" or (by is None and many and path.suffix == ".svg"):
+            if path.suffix != ".svg":
+                raise ZippkitError(f"{path}: segments are drawn as .svg; expected {path.with_suffix('.svg')}")
+            write_text(path, block_picture(views, list(self.towers)))
+            return
         require("matplotlib")
         from zippkit.batch.mask_picture import save_picture  # matplotlib takes a while
 
-        path = Path(path)
-        if path.suffix not in (".svg", ".png"):
-            raise ZippkitError(f"{path}: a picture of masks ends in .svg or .png, got {path.suffix or 'no suffix'!r}")
         with appearing(path) as new:
-            save_picture(list(self.views(row)), list(self.towers), new)
+            save_picture(views, list(self.towers), new)
 
 
 def mask_views(graph: Graph, batch: Batch, names: Mapping[str, Callable[[int], str]] | None = None) -> Masks:

@@ -102,7 +102,7 @@ def mask_picture(masks: Masks, row: int, name: str) -> str:
 def _inside_page(svg: str, name: str, label: str) -> str:
     """Make an SVG file an element of a page: its ids its own, and without style sheets, which reach the whole page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>| role=\"img\"", "", svg, flags=re.DOTALL)
     own = re.sub(r"\W+", "-", name)
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", svg)
     return svg.replace("<svg ", f'<svg class="plot" role="img" aria-label={quoteattr(label)} ', 1)

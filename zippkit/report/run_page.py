@@ -12,6 +12,7 @@ from markupsafe import Markup
 from zippkit.composition import Composition, load
 from zippkit.evaluation.certificates import verify
 from zippkit.evaluation.evaluation_file import Evaluated, read_evaluation
+from zippkit.plan.diagram.dark import DARK_STYLE
 from zippkit.plan.diagram.diagram import svg
 from zippkit.report.examples import examples
 from zippkit.report.html import render
@@ -72,7 +73,7 @@ def _contents(it: _Finished) -> dict[str, object]:
         "name": it.recipe.name,
         "run": str(it.run.path),
         "summary": summary(it.zipped, it.scores, it.proofs["certificates"]),
-        "diagram": Markup(svg(it.zipped.spec, it.zipped.graph)),
+        "diagram": Markup(svg(it.zipped.spec, it.zipped.graph).replace(DARK_STYLE, "")),
         "masks": mask_examples(it.run, it.recipe, it.zipped),
         "panels": loss_panels(it.run.path, list(it.zipped.spec.towers)),
         "scores": it.scores,

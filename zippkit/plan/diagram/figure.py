@@ -206,11 +206,11 @@ class _Figure:
         width, height = number(self.width), number(self.height)
         yield (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-            f'font-family="{FONT}" fill="{INK}" role="img" aria-labelledby="title desc" '
+            f'font-family="{FONT}" fill="{INK}" role="img" '
             f'style="max-width:100%;height:auto">'
         )
-        yield element("title", escape(self.spec.name), id="title")
-        yield element("desc", escape(self.in_words()), id="desc")
+        yield element("title", escape(self.spec.name))
+        yield element("desc", escape(self.in_words()))
         yield DARK_STYLE
         heads = "".join(_arrow_head(str(i), LINK_COLOURS[i]) for i in sorted(set(self.colours.values())))
         yield element("defs", _arrow_head("wire", WIRE) + heads)
