@@ -30,8 +30,9 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.training.device import CPU
-from zippkit.training.masters import Masters
 from zippkit.training.optimizer import build_optimizer
+from zippkit.training.parallel import World
+from zippkit.training.sharding import Shards
 from zippkit.training.step import build_step
 
 WHOLE = {"logits_mib": 2**20}
@@ -121,9 +122,9 @@ def measure(way: dict[str, Any], repeats: int) -> dict[str, float]:
     made, before = {key: way.pop(key) for key in ("kept", "mixed", "shared") if key in way}, memory("VmRSS")
     zipped, phase = composed(**own), Phase(steps=100, batch_size=ROWS, **way)
     model = zipped.model.train()
-    masters = Masters(model if phase.parameters == "bf16" else None)
-    optimizer = build_optimizer(model, learning_rates(zipped.spec, phase), phase, masters)
-    step, parts = build_step(model, optimizer, phase, CPU(), masters), batches(zipped, phase.accumulate, **made)
+    shards = Shards(model, World(), narrow=phase.parameters == "bf16")
+    optimizer = build_optimizer(model, learning_rates(zipped.spec, phase), phase, shards)
+    step, parts = build_step(model, optimizer, phase, CPU(), shards), batches(zipped, phase.accumulate, **made)
     loss = float(step(*parts)["total"])
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     resident = memory("VmRSS")

@@ -21,6 +21,8 @@ from zippkit.spec.phase import Phase
 from zippkit.training.device import CPU
 from zippkit.training.masters import Masters
 from zippkit.training.optimizer import build_optimizer
+from zippkit.training.parallel import World
+from zippkit.training.sharding import Shards
 from zippkit.training.step import build_step
 from zippkit.training.trainer import InterruptedRunError, train
 
@@ -41,9 +43,9 @@ def made_of(kind: str) -> Composition:
 
 def stepped(made: Composition, n_steps: int, **more: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     model, phase = copy.deepcopy(made.model).train(), Phase(steps=9, learning_rate=1e-2, **more)
-    masters = Masters(model if phase.parameters == "bf16" else None)
-    optimizer = build_optimizer(model, learning_rates(made.spec, phase), phase, masters)
-    step = build_step(model, optimizer, phase, CPU(), masters)
+    shards = Shards(model, World(), narrow=phase.parameters == "bf16")
+    optimizer = build_optimizer(model, learning_rates(made.spec, phase), phase, shards)
+    step = build_step(model, optimizer, phase, CPU(), shards)
     values = [{k: float(v) for k, v in step(bucketed(made, i).with_places()).items()} for i in range(n_steps)]
     return values, model.state_dict()
 

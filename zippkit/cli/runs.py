@@ -26,11 +26,14 @@ def train(
     Example: zippkit train recipes/demo/recipe.yaml --out runs/demo train.steps=200
     """
     from zippkit.loading import load_recipe
+    from zippkit.system.ranks import ranks_of_environment
     from zippkit.training.trainer import train as run_recipe
 
     loaded = load_recipe(file, overrides or ())
     folder = out or Path("runs") / loaded.name
     run_recipe(loaded, folder)
+    if not ranks_of_environment().leads:
+        return
     if as_json:
         from zippkit.training.run_state import run_state
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -201,6 +202,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(written, new, {SAME: json.dumps(same)} if same else None)
 
 
+def is_split(tensor: Tensor) -> bool:
+    """Whether each rank holds a part of a tensor (a DTensor, told without torch.distributed)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank holds a part, brought together; all of them must ask. Others are given back."""
+    parts: Any = tensor
+    found: Tensor = parts.full_tensor() if is_split(tensor) else tensor
+    return found
+
+
 def identity(tensor: Tensor) -> object:
     """Equal for two tensors that are the same numbers in the same memory, while both are alive.
 
@@ -214,15 +227,18 @@ def identity(tensor: Tensor) -> object:
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """The module's state dict, by whose tensors `identity` tells which names are one parameter on every device.
 
-    Where memory has no address, these are copies on the host, one for each parameter and buffer.
+    Where memory has no address, these are copies on the host, one for each parameter and buffer; so are those of which
+    each rank holds a part (all of them must ask).
     """
     copies: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if _addressed(tensor) or tensor.is_meta:
-            state[name] = tensor.detach()
+        if is_split(tensor) or not (tensor.is_meta or _addressed(tensor)):
+            if id(tensor) not in copies:
+                copies[id(tensor)] = whole(tensor.detach()).cpu()
+            state[name] = copies[id(tensor)]
         else:
-            copies[id(tensor)] = state[name] = copies[id(tensor)] if id(tensor) in copies else tensor.detach().cpu()
+            state[name] = tensor.detach()
     return state
 
 
@@ -234,7 +250,7 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
     """SHA-256 of each tensor's bytes, dtype and shape, by name."""
     hashes = {}
     for name, tensor in tensors:
-        flat = tensor.detach().cpu().contiguous().flatten()
+        flat = whole(tensor.detach()).cpu().contiguous().flatten()
         digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         if flat.numel():
             digest.update(flat.view(torch.uint8).numpy().data)

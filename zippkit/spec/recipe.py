@@ -11,6 +11,7 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.data_section import DataSection, DataSource, Use, data_sources
 from zippkit.spec.dev_evaluation import Validation
 from zippkit.spec.kinds import Strict
+from zippkit.spec.parallel import Parallel
 from zippkit.spec.phase import Evaluation, Phase, Stage
 from zippkit.spec.shapes import LIST, MAPPING, MAPPING_OR_LIST
 from zippkit.spec.task import Task, linked_tasks
@@ -53,6 +54,9 @@ class Recipe(Strict):
         "spec is taken by name; what is new starts fresh.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
+    parallel: Parallel = Field(
+        default_factory=Parallel, description="What each rank holds, where torchrun starts several of them."
+    )
     split: str = Field("train", description="Split to train on.")
     pretrain: dict[Name, Phase] = Field(
         default_factory=dict,

@@ -19,7 +19,7 @@ from zippkit.system.files import parse_json, write_text
 HISTORY = "history.jsonl"
 """In a run: when it was started, and which changes it went on with."""
 
-SECTIONS = {"device", "evaluate", "validation", "track"}
+SECTIONS = {"device", "parallel", "evaluate", "validation", "track"}
 """Of a recipe: those that say nothing about what is learnt."""
 OF_EVERY_PHASE = {
     *("log_every", "save_every", "compile", "pad_multiple"),

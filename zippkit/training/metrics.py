@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from zippkit.errors import ZippkitError
 from zippkit.system.files import parse_json, write_text, writing
@@ -23,7 +23,9 @@ class Metrics:
     what was measured, by metric.
     """
 
-    def __init__(self, run: Path, phase: str, start: int, tracking: Tracking | None = None) -> None:
+    def __init__(
+        self, run: Path, phase: str, start: int, tracking: Tracking | None = None, *, keeps: bool = True
+    ) -> None:
         """Go on with a phase.
 
         Args:
@@ -31,7 +33,11 @@ class Metrics:
             phase: label of the phase.
             start: steps that were taken; lines of later ones are dropped.
             tracking: who is told the same.
+            keeps: False in a process that is not to write, because another one does.
         """
+        self._file: IO[str] | None = None
+        if not keeps:
+            return
         self._path = run / "metrics.jsonl"
         self._phase, self._tracking = phase, tracking or Tracking()
         kept = [line for line in read_metrics(run) if line["phase"] != phase or line["step"] <= start]
@@ -48,6 +54,8 @@ class Metrics:
         Raises:
             WriteError: the disk is full or read-only.
         """
+        if self._file is None:
+            return
         line = {"phase": self._phase, "step": step, "losses": dict(losses), **others}
         if validation:
             line["validation"] = dict(validation)
@@ -61,6 +69,8 @@ class Metrics:
 
     def close(self) -> None:
         """Close the file."""
+        if self._file is None:
+            return
         with writing(self._path):
             self._file.close()
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.spec.phase import Phase
-from zippkit.training.masters import Masters
+from zippkit.training.sharding import Shards
 
 
 def build_optimizer(
-    model: nn.Module, rates: Mapping[str, float], phase: Phase, masters: Masters | None = None
+    model: nn.Module, rates: Mapping[str, float], phase: Phase, shards: Shards | None = None
 ) -> torch.optim.Optimizer:
     """The phase's optimiser over the trainable parameters, one group for each prefix in ``rates`` that has any.
 
@@ -33,7 +33,7 @@ def build_optimizer(
             pairs = [(n, p) for n, p in named if (n in resting) == (decay == 0 and bool(resting))]
             if pairs:
                 lr = torch.tensor(rate, device=pairs[0][1].device)
-                names, parameters = [name for name, _ in pairs], [masters.of(p) if masters else p for _, p in pairs]
+                names, parameters = [name for name, _ in pairs], [shards.of(p) if shards else p for _, p in pairs]
                 group = {"params": parameters, "names": names, "group": prefix, "base": rate, "lr": lr}
                 groups.append(group | {"weight_decay": decay})
     if not groups:

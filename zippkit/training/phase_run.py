@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from zippkit.batch.batch import Batch
@@ -23,26 +22,27 @@ from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
 from zippkit.model.layers import set_dropout
-from zippkit.model.weights import module_state
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.derived_recipe import learning_rates
+from zippkit.spec.parallel import Parallel
 from zippkit.spec.phase import Phase
 from zippkit.system.progress import progress
 from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend
-from zippkit.training.masters import Masters
+from zippkit.training.feed import Feed
 from zippkit.training.metrics import Metrics
 from zippkit.training.mixture import Mixture
 from zippkit.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer, set_rate
 from zippkit.training.packing_check import check_packing
+from zippkit.training.parallel import World
 from zippkit.training.prefetch import Prefetch
 from zippkit.training.randomness import drawn_for
 from zippkit.training.run_folder import RunFolder
+from zippkit.training.sharding import Shards
 from zippkit.training.source_plan import open_cache
 from zippkit.training.stage import Rest
 from zippkit.training.step import build_step
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest
-from zippkit.training.task_data import TaskData
 from zippkit.training.trackers.tracking import Tracking
 from zippkit.training.whole_checkpoints import advising_older
 
@@ -64,17 +64,16 @@ class PhaseRun:
         before: Path | None = None,
         watch: DevWatch | None = None,
         tracking: Tracking | None = None,
+        world: World | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
+        self.world = world or World()
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.rest, self.seed = rest, seed
         rest.begin(zipped.model)
         self.model = zipped.model.to(device.device()).train()
         set_dropout(self.model, phase.dropout)
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
-        self.tasks = learnt.parts
-        self.order = learnt.order(phase.batch_size, seed)
-        self.masters = Masters(self.model if phase.parameters == "bf16" else None)
-        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.masters)
         self.step = 0
         self.watch, self.tracking = watch or DevWatch(), tracking
         self.unlogged: list[Mapping[str, Tensor | float]] = []
@@ -96,9 +95,15 @@ class PhaseRun:
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
         if phase.pack:
-            check_packing(zipped, self.tasks, label)
-        self.source_cache = open_cache(phase, zipped, self.tasks, device, run.path, run.fingerprints())
+            check_packing(zipped, learnt.parts, label)
+        with self.world.leader_first():
+            self.source_cache = open_cache(phase, zipped, learnt.parts, device, run.path, run.fingerprints())
         rest.look(self.model, self.resting)
+        self.feed = Feed(zipped, phase, learnt, seed, self.world, self.source_cache)
+        self.shards = Shards(self.model, self.world, parallel, narrow=phase.parameters == "bf16")
+        self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.shards)
+        if saved:
+            self._restore_optimizer(saved)
 
     def finish(self) -> None:
         """Run the steps that are left.
@@ -107,38 +112,37 @@ class PhaseRun:
             ZippkitError: a loss or gradient was not finite, or a frozen tensor moved.
             InterruptedRunError: a signal asked to stop; the last step is saved.
         """
-        metrics = Metrics(self.run.path, self.label, self.step, self.tracking)
+        metrics = Metrics(self.run.path, self.label, self.step, self.tracking, keeps=self.world.leads)
         try:
             steps = range(self.step, self.phase.steps)
-            with progress(self.label, self.phase.steps) as advance, Prefetch(self._batches, steps) as ahead:
+            with progress(self.label, self.phase.steps) as advance, Prefetch(self.feed.make, steps) as ahead:
                 self._train(metrics, advance, ahead)
         finally:
             metrics.close()
         if self.watch.stopped and self.step < self.phase.steps:
             print(f"{self.label}: stopped after step {self.step} of {self.phase.steps}; {self.watch}", file=sys.stderr)
 
-    def _train(self, metrics: Metrics, advance: Any, ahead: Prefetch[list[Batch]]) -> None:
-        train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.masters)
+    def _train(self, metrics: Metrics, advance: Any, ahead: Prefetch[list[Batch | None]]) -> None:
+        train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.shards)
         n_tokens, began = 0, time.monotonic()
         while not self.over:
-            batches = ahead.take()
-            if self.source_cache is not None:
-                batches = [self.source_cache.complete(batch) for batch in batches]
+            batches, shares, asked = self.feed.take(ahead, self.stop.asked)
             n_tokens += sum(batch.n_tokens for batch in batches)
             rate_factor = self.phase.rate(self.step)
             set_rate(self.optimizer, rate_factor)
-            with drawn_for(self.seed, self.label, self.step, self.device.device()):
-                self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches)))
+            with drawn_for(self.seed, self.label, self.step, self.device.device(), self.world.rank):
+                told = {"shares": shares} if shares else {}
+                self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches), **told))
             self.step += 1
-            # Looked at once: a signal may arrive at any moment below.
-            stop = self.stop.asked
+            # Looked at once: a signal may arrive at any moment below. Several ranks stop where they agreed to.
+            stop = self.stop.asked if self.world.size == 1 else asked
             last = self.step == self.phase.steps
             save, look = last or self.step % self.phase.save_every == 0, self.watch.due(self.step, last=last)
             log = save or look or self.step % self.phase.log_every == 0
             if stop or log:
                 self.unlogged = list(self._numbers())
             if log:
-                speed = n_tokens / (time.monotonic() - began)
+                speed = self.world.sums({"tokens": n_tokens})["tokens"] / (time.monotonic() - began)
                 dev = self._evaluate(advance) if look else {}
                 n_tokens, began = 0, time.monotonic()
                 self._log(metrics, advance, speed, rate_factor, dev)
@@ -160,26 +164,8 @@ class PhaseRun:
         given = self.source_cache.in_fp32().complete if self.source_cache is not None else lambda batch: batch
         dev = self.watch.look(self.zipped, self.step, lambda said: advance(self.step - 1, f"evaluates: {said}"), given)
         if self.watch.standing.step == self.step and self.watch.best is not None:
-            write_checkpoint(self.watch.best, self.checkpoint(with_optimizer=False), root=self.run.path)
+            self._write(self.watch.best, self.checkpoint(with_optimizer=False))
         return dev
-
-    def _batches(self, step: int) -> list[Batch]:
-        """The parts in which the step's examples are run."""
-        draw = self.order.draw(step)
-        n_parts = min(self.phase.accumulate, len(draw.indices))
-        parts = [part.tolist() for part in np.array_split(draw.indices, n_parts)]
-        return [self._batch(self.tasks[draw.task], part).with_places(self._places_multiple) for part in parts]
-
-    @property
-    def _places_multiple(self) -> int:
-        """Few shapes where each is compiled."""
-        return 256 if self.phase.compile else 1
-
-    def _batch(self, task: TaskData, indices: Sequence[int]) -> Batch:
-        examples = [task.segments(i) for i in indices]
-        ids, phase = task.ids(indices), self.phase
-        batch = self.zipped.collate(examples, phase.pad_multiple, ids, task.task.multimodal, phase.packs_to)
-        return batch if self.source_cache is None else self.source_cache.read(batch)
 
     def _numbers(self) -> list[dict[str, float]]:
         """Return the unlogged values as numbers, which is also when the host waits for the device.
@@ -188,21 +174,17 @@ class PhaseRun:
             ZippkitError: a loss or gradient was not finite, with the ids of its batch.
         """
         first = self.step - len(self.unlogged)
-        found: list[dict[str, float]] = []
-        for step, values in enumerate(self.unlogged, first):
-            numbers = {name: float(value) for name, value in values.items()}
+        found = whole_numbers(self.world, self.unlogged)
+        for step, numbers in enumerate(found, first):
             if not all(math.isfinite(number) for number in numbers.values()):
                 raise ZippkitError(self._not_finite(step, numbers))
-            found.append(numbers)
         return found
 
     def _not_finite(self, step: int, numbers: Mapping[str, float]) -> str:
-        draw = self.order.draw(step)
-        ids = ", ".join(self.tasks[draw.task].ids(draw.indices))
         saved = self.run.checkpoints(self.label)
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         seen = ", ".join(f"{name} {number}" for name, number in numbers.items())
-        return f"{self.label}: step {step + 1} is not finite ({seen}); {good}; its batch: {ids}"
+        return f"{self.label}: step {step + 1} is not finite ({seen}); {good}; its batch: {self.feed.ids(step)}"
 
     def _log(self, metrics: Metrics, advance: Any, speed: float, rate_factor: float, dev: Mapping[str, float]) -> None:
         """Write the means of the unlogged values, and start to collect anew; ``speed`` is in tokens per second."""
@@ -228,8 +210,9 @@ class PhaseRun:
             extra["waiting"] = self.unlogged
         if self.rest.hashes:
             extra["resting"] = dict(self.rest.hashes)
-        optimizer = optimizer_tensors(self.optimizer) if with_optimizer else {}
-        return Checkpoint(self.zipped.spec, module_state(self.model), optimizer, extra, self.references, self.sources)
+        optimizer = self.shards.gathered(optimizer_tensors(self.optimizer)) if with_optimizer else {}
+        state = self.shards.whole_state()
+        return Checkpoint(self.zipped.spec, state, optimizer, extra, self.references, self.sources)
 
     def finished(self, planned: Mapping[str, Any]) -> Checkpoint:
         """Return what becomes the finished model: the state after the last step, or the best one.
@@ -240,10 +223,10 @@ class PhaseRun:
         Raises:
             CheckpointError: the best checkpoint was damaged, or a frozen tensor moved.
         """
-        self.watch.drop_others()
+        self.world.lead(self.watch.drop_others)
         if self.watch.wants_best and self.watch.best is not None:
             best = read_checkpoint(self.watch.best)
-            restore(self.model, best, self.zipped.spec, self.watch.best)
+            self.shards.restore(best, self.zipped.spec, self.watch.best)
             self.step, self.unlogged = int(best.extra["step"]), []
         last = self.checkpoint(with_optimizer=False)
         return replace(last, extra={**last.extra, "planned": planned})
@@ -251,24 +234,35 @@ class PhaseRun:
     def _save(self) -> None:
         folder = self.run.checkpoint(self.label, self.step)
         if not folder.exists():
-            write_checkpoint(folder, self.checkpoint(), root=self.run.path)
+            self._write(folder, self.checkpoint())
             # What stands beside a trained tower's weights is taken along from save to save: older ones are dropped.
             inside = {name: folder / TOWERS / name for name in self.zipped.spec.towers}
             self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
-            self.run.drop_old_checkpoints(self.label)
-            self.watch.drop_others()
+            self.world.lead(self._drop_older)
+
+    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        self.world.lead(lambda: write_checkpoint(folder, checkpoint, root=self.run.path))
+
+    def _drop_older(self) -> None:
+        self.run.drop_old_checkpoints(self.label)
+        self.watch.drop_others()
 
     def _resume(self, saved: Sequence[Path]) -> Mapping[str, Reference]:
         """Go on from the newest checkpoint, and return its references."""
         folder = saved[-1]
         with advising_older(saved):
             checkpoint = self._restored(folder)
-            restore_optimizer(self.optimizer, checkpoint.optimizer, str(folder))
         self.step = int(checkpoint.extra["step"])
         self.unlogged = list(checkpoint.extra.get("waiting", ()))
         self.watch.resume(checkpoint.extra)
         self.resting = checkpoint.extra.get("resting", {})
         return checkpoint.references
+
+    def _restore_optimizer(self, saved: Sequence[Path]) -> None:
+        folder = saved[-1]
+        with advising_older(saved):
+            state = self.shards.scattered(read_checkpoint(folder).optimizer)
+            restore_optimizer(self.optimizer, state, str(folder))
 
     def _restored(self, folder: Path) -> Checkpoint:
         """Take over the model of a checkpoint, of this phase or of the stage before it."""
@@ -280,6 +274,23 @@ class PhaseRun:
         self.origins = Origins.from_manifest(checkpoint.extra)
         self.sources = checkpoint.sources
         return checkpoint
+
+
+def whole_numbers(world: World, steps: Sequence[Mapping[str, Tensor | float]]) -> list[dict[str, float]]:
+    """The values of steps as numbers; losses, of which each rank has its part, added up over all of them."""
+    found = [{name: float(value) for name, value in values.items()} for values in steps]
+    if world.size > 1:
+        # What is a number already was added up before it was saved.
+        parts = {
+            f"{i} {name}": float(value)
+            for i, values in enumerate(steps)
+            for name, value in values.items()
+            if isinstance(value, Tensor) and name != "gradient_norm"
+        }
+        for key, total in world.sums(parts).items():
+            i, _, name = key.partition(" ")
+            found[int(i)][name] = total
+    return found
 
 
 def _means(steps: Sequence[Mapping[str, Tensor | float]]) -> dict[str, float]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zippkit.checkpoint.tower_folder import write_tower
+from zippkit.checkpoint.checkpoint import tower_state
+from zippkit.checkpoint.tower_folder import write_tower_state
 from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
+from zippkit.errors import ZippkitError
 from zippkit.loading import frozen_at_random
 from zippkit.plan.graph import build_graph
 from zippkit.spec.derived_recipe import single_tower
@@ -26,6 +28,7 @@ from zippkit.training.dev_watch import DevWatch
 from zippkit.training.device import Backend, backend
 from zippkit.training.going_on import Change, consequences, planned
 from zippkit.training.mixture import Mixture
+from zippkit.training.parallel import World, open_world
 from zippkit.training.phase_run import PhaseRun
 from zippkit.training.run_data import dev_sources, mixtures, open_datasets
 from zippkit.training.run_folder import RunFolder
@@ -45,26 +48,54 @@ def train(recipe: Recipe, out: Path) -> None:
         ZippkitError: data, weights or folder that do not fit; a loss that is not finite; a frozen tensor that moved.
         InterruptedRunError: stopped by a signal, after a checkpoint was saved.
     """
-    run = RunFolder(out)
     device = backend(recipe.device)
+    with open_world(device.name) as world:
+        _train(recipe, RunFolder(out), device, world)
+
+
+def _train(recipe: Recipe, run: RunFolder, device: Backend, world: World) -> None:
+    _check_parallel(recipe, world)
     datasets = open_datasets(recipe)
     learnt = mixtures(recipe, datasets)
     check_stages(recipe)
     dev = _dev_data(recipe, datasets)
-    tracking = open_tracking(recipe, out)
-    is_new = not run.recipe_file.exists()
-    if is_new:
-        check_start_from(recipe, datasets.values())
-    with run.locked("trains"), stop_signals() as stop:
-        _tell_changes(run, recipe, run.keep_recipe(recipe))
-        run.keep_tokenizers(datasets)
-        if is_new:
-            _warn_of_random_towers(recipe)
-        training = _Training(recipe, run, learnt, dev, device, stop, tracking)
+    tracking = open_tracking(recipe, run.path) if world.leads else Tracking()
+    with ExitStack() as held, stop_signals() as stop:
+        world.lead(lambda: _begin(recipe, run, datasets, held))
+        training = _Training(recipe, run, learnt, dev, device, stop, tracking, world)
         with tracking.ending():
             for name, phase in recipe.pretrain.items():
                 training.pretrain(name, phase)
             training.train_together()
+
+
+def _begin(recipe: Recipe, run: RunFolder, datasets: Mapping[str, Dataset], held: ExitStack) -> None:
+    """Start the run, or go on with it, and keep its folder locked as long as ``held`` is."""
+    is_new = not run.recipe_file.exists()
+    if is_new:
+        check_start_from(recipe, datasets.values())
+    held.enter_context(run.locked("trains"))
+    _tell_changes(run, recipe, run.keep_recipe(recipe))
+    run.keep_tokenizers(datasets)
+    if is_new:
+        _warn_of_random_towers(recipe)
+
+
+def _check_parallel(recipe: Recipe, world: World) -> None:
+    """Refuse what several ranks cannot do, before anything is read.
+
+    Raises:
+        ZippkitError: names each place in the recipe.
+    """
+    phases = [(each.key_path, each.phase) for each in recipe.main_phases]
+    phases += [(("pretrain", name), phase) for name, phase in recipe.pretrain.items()]
+    wrong = [
+        f"{dotted((*key_path, *place))}: {message}"
+        for key_path, phase in phases
+        for place, message in recipe.parallel.misfits(phase)
+    ]
+    if wrong and world.size > 1:
+        raise ZippkitError("\n".join(wrong))
 
 
 @dataclass(frozen=True)
@@ -79,6 +110,7 @@ class _Training:
     device: Backend
     stop: StopRequest
     tracking: Tracking
+    world: World
 
     def pretrain(self, name: str, phase: Phase) -> None:
         """Train one tower alone, and write it into the run."""
@@ -88,8 +120,11 @@ class _Training:
             return
         with self._timed(f"pre-train {name}"):
             alone = compile(single_tower(self.recipe.spec, name), seed=self.recipe.seed)
-            self._phase_run(f"pretrain.{name}", alone, phase).finish()
-            write_tower(folder, alone.model.tower(name), self.recipe.spec.towers[name].kind, alone.sources.get(name))
+            trained = self._phase_run(f"pretrain.{name}", alone, phase)
+            trained.finish()
+            state = tower_state(trained.shards.whole_state(), name)
+            kind, config = self.recipe.spec.towers[name].kind, alone.model.tower(name).config
+            self.world.lead(lambda: write_tower_state(folder, state, kind, config, alone.sources.get(name)))
 
     def train_together(self) -> None:
         """Train the whole composition, stage after stage, and write the finished model."""
@@ -97,17 +132,19 @@ class _Training:
             check_model(self.run, self.recipe)
             if is_finished(self.run, self.recipe):
                 return
-            self.run.set_scores_aside()
+            self.world.lead(self.run.set_scores_aside)
         phases, first = self.recipe.main_phases, begun(self.recipe, self.run)
         for i, each in enumerate(phases[first:], first):
             with self._timed(each.label):
-                zipped = composition_to_train(self.recipe, self.run)
+                with self.world.leader_first():
+                    zipped = composition_to_train(self.recipe, self.run)
                 rest = Rest(each.phase.freeze) if isinstance(each.phase, Stage) else Rest()
                 before = self.run.checkpoints(phases[i - 1].label)[-1] if i else None
                 watch = DevWatch(self.dev, self.run.best(each.label))
                 last = self._phase_run(each.label, zipped, each.phase, rest, before, watch)
                 last.finish()
-        write_checkpoint(self.run.model, last.finished(planned(self.recipe)), root=self.run.path)
+        model = last.finished(planned(self.recipe))
+        self.world.lead(lambda: write_checkpoint(self.run.model, model, root=self.run.path))
 
     def _phase_run(
         self,
@@ -119,15 +156,17 @@ class _Training:
         watch: DevWatch | None = None,
     ) -> PhaseRun:
         learnt, seed, rest = self.learnt[label], self.recipe.seed, rest or Rest()
-        device, stop = self.device, self.stop
-        return PhaseRun(label, zipped, phase, learnt, seed, self.run, device, stop, rest, before, watch, self.tracking)
+        device, stop, among = self.device, self.stop, (self.world, self.recipe.parallel)
+        return PhaseRun(
+            label, zipped, phase, learnt, seed, self.run, device, stop, rest, before, watch, self.tracking, *among
+        )
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         """Keep how long a phase took, once it is finished."""
         began = time.monotonic()
         yield
-        self.run.add_seconds(phase, time.monotonic() - began)
+        self.world.lead(lambda: self.run.add_seconds(phase, time.monotonic() - began))
 
 
 def _tell_changes(run: RunFolder, recipe: Recipe, changes: Sequence[Change]) -> None:

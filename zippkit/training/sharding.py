@@ -1,0 +1,182 @@
+"""What FSDP2 splits among the ranks, and the weights, gradients and optimiser's state of this rank's parts.
+
+A unit is a module whose parameters are brought together for each of its calls: the whole model, for what is needed
+everywhere in it (embeddings, heads, norms, projections that sites share).
+
+The optimiser never sees a DTensor. It is given this rank's part of each parameter, as a parameter of its own in the
+same memory, so that every optimiser of torch does what it does in one process, at its speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.filling import restore
+from zippkit.errors import ZippkitError
+from zippkit.model.build import build_model
+from zippkit.model.weights import is_split, module_state, whole
+from zippkit.model.zipped_model import ZippedModel
+from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.parallel import Parallel
+from zippkit.training.masters import Masters
+from zippkit.training.parallel import World
+
+
+class Shards:
+    """The parameters of a model as the ranks hold them; in one process, all of them as they are."""
+
+    def __init__(
+        self, model: ZippedModel, world: World, parallel: Parallel | None = None, *, narrow: bool = False
+    ) -> None:
+        """Split a model that holds its values.
+
+        Args:
+            model: on its device.
+            world: the ranks.
+            parallel: what each of them holds.
+            narrow: run in bfloat16 what the optimiser keeps in float32.
+
+        Raises:
+            ZippkitError: as many replicas do not divide the ranks.
+        """
+        self.model, self.world = model, world
+        self._parts: dict[nn.Parameter, nn.Parameter] = {}
+        """This rank's part of each split parameter that is trained."""
+        several = world.size > 1 and parallel is not None and parallel.shard != "none"
+        self.masters = Masters(model if narrow and not several else None)
+        if several:
+            _split(model, world, cast("Parallel", parallel), narrow)
+            for parameter in model.parameters():
+                if parameter.requires_grad and is_split(parameter):
+                    self._parts[parameter] = nn.Parameter(cast("Any", parameter.detach()).to_local())
+
+    def of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What the optimiser changes instead of a parameter: this rank's part, its master, or itself."""
+        return self._parts[parameter] if parameter in self._parts else self.masters.of(parameter)
+
+    @contextmanager
+    def narrow(self) -> Iterator[None]:
+        """Hold the weights as the step runs with them."""
+        with self.masters.narrow():
+            yield
+
+    def collect(self) -> None:
+        """After each backward pass: hand its gradients on to what the optimiser changes."""
+        self.masters.collect()
+
+    def clip(self, parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+        """Bring the step's gradients together, and clip them by their norm over all ranks, which is returned."""
+        own = list(parameters)
+        if self.world.size == 1:
+            return torch.nn.utils.clip_grad_norm_(own, most)
+        for parameter, part in self._parts.items():
+            part.grad = None if parameter.grad is None else cast("Any", parameter.grad).to_local()
+            parameter.grad = None
+        parts = {id(part) for part in self._parts.values()}
+        alike = [p.grad for p in own if p.grad is not None and id(p) not in parts]
+        self._sum(alike)
+        split = [p.grad for p in own if p.grad is not None and id(p) in parts]
+        norm = (self._squares(split, over=True) + self._squares(alike)).sqrt()
+        grads = [*alike, *split]
+        torch._foreach_mul_(grads, (most / (norm + 1e-6)).clamp(max=1.0).to(grads[0]))
+        return norm
+
+    def _sum(self, grads: list[Tensor]) -> None:
+        """Add up over ranks the gradients of what every rank holds, in one message."""
+        if grads:
+            flat = self.world.sum(torch.cat([grad.flatten() for grad in grads]))
+            for grad, total in zip(grads, torch.split(flat, [grad.numel() for grad in grads]), strict=True):
+                grad.copy_(total.view_as(grad))
+
+    def _squares(self, grads: list[Tensor], over: bool = False) -> Tensor:
+        """The sum of squares of gradients; of parts, over all ranks that hold others."""
+        device = next(self.model.parameters()).device
+        norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1, device=device)
+        total = norms.square().sum()
+        return self.world.sum(total) / self._n_alike if over else total
+
+    @property
+    def _n_alike(self) -> int:
+        """Ranks that hold the same part."""
+        mesh = next((cast("Any", parameter).device_mesh for parameter in self._parts), None)
+        return 1 if mesh is None or mesh.ndim == 1 else int(mesh.size(0))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The model's state with every tensor whole, on all ranks; each of them must ask for it."""
+        return module_state(self.model)
+
+    def restore(self, checkpoint: Checkpoint, spec: CompositionSpec, source: Path) -> None:
+        """Load a checkpoint, of which each rank takes its parts (`zippkit.checkpoint.filling.restore`)."""
+        if not self._parts:
+            restore(self.model, checkpoint, spec, source)
+            return
+        fresh, _ = build_model(spec, load_weights=False)
+        restore(fresh, checkpoint, spec, source)
+        found = fresh.state_dict()
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                if is_split(tensor):
+                    cast("Any", tensor).to_local().copy_(_part(found[name].to(tensor.device), tensor))
+                else:
+                    tensor.copy_(found[name])
+
+    def gathered(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The optimiser's state (``<parameter>:<state>``) with every tensor whole, on all ranks."""
+        split = {name: p for name, p in self.model.named_parameters() if p in self._parts}
+        found: dict[str, Tensor] = {}
+        for key, value in states.items():
+            parameter = split.get(key.rpartition(":")[0])
+            found[key] = value if parameter is None or not value.dim() else whole(_as_split(value, parameter))
+        return found
+
+    def scattered(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This rank's parts of an optimiser's whole state."""
+        split = {name: p for name, p in self.model.named_parameters() if p in self._parts}
+        found: dict[str, Tensor] = {}
+        for key, value in states.items():
+            parameter = split.get(key.rpartition(":")[0])
+            found[key] = value if parameter is None or value.shape != parameter.shape else _part(value, parameter)
+        return found
+
+
+def _split(model: ZippedModel, world: World, parallel: Parallel, narrow: bool) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    if world.size % parallel.replicas:
+        raise ZippkitError(f"parallel.replicas: {parallel.replicas} do not divide {world.size} ranks")
+    shape = (parallel.replicas, world.size // parallel.replicas)
+    mesh = init_device_mesh(world.device, shape if parallel.replicas > 1 else shape[1:])
+    # Autocast rounds what comes in by itself.
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if narrow else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    alone = {p for p in model.parameters() if p.dim() == 0 or not (p.requires_grad or parallel.shard == "all")}
+    how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": alone}
+    unit = fully_shard(model, **how)
+    # Each rank's loss is its part of the whole step's, so gradients are sums.
+    unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)
+
+
+def _as_split(part: Tensor, like: nn.Parameter) -> Tensor:
+    """This rank's part as one of a tensor of a parameter's shape."""
+    from torch.distributed.tensor import DTensor
+
+    given = cast("DTensor", like)
+    return DTensor.from_local(part, given.device_mesh, given.placements, shape=like.shape, stride=like.stride())
+
+
+def _part(tensor: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor of a parameter's shape."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    given = cast("DTensor", like)
+    return distribute_tensor(tensor, given.device_mesh, given.placements, src_data_rank=None).to_local().clone()
