@@ -20,6 +20,7 @@ import zippkit
 from zippkit.batch.batch import Batch, Segment
 from zippkit.composition import Composition
 from zippkit.generation.api import generate_batch
+from zippkit.model.linear import FLOPS
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.training.device import backend
@@ -69,7 +70,7 @@ def train_figures(zipped: Composition, batch: Batch, args: argparse.Namespace, g
     optimizer = build_optimizer(zipped.model.train(), learning_rates(zipped.spec, phase), phase)
     step = build_step(zipped.model, optimizer, phase, backend("cpu"))
     step(batch)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOPS) as counter:
         step(batch)
     pruned = seconds(lambda: step(batch), args.repeats)
 

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -97,6 +98,8 @@ def flops(step: Callable[[], Any]) -> float:
     """Operations of one training step, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    # torch does not count the products that it gives to oneDNN.
+    mapping = {torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2 * prod(x) * w[0]}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         step()
     return float(counter.get_total_flops())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.linear import linear
 from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
 from zippkit.plan.graph import Graph
@@ -46,7 +47,7 @@ class AddedVocabulary(nn.Module):
 
     def head(self, logits: Tensor, hidden: Tensor) -> Tensor:
         """Append the logits of the new ids to the tower's own: (B, T, V + added)."""
-        return torch.cat([logits, nn.functional.linear(self.norm(hidden), self.embedding.weight)], dim=-1)
+        return torch.cat([logits, linear(self.norm(hidden), self.embedding.weight)], dim=-1)
 
 
 class Vocabularies(PartGroup):

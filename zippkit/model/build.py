@@ -12,6 +12,7 @@ from zippkit.model.added_vocabulary import Vocabularies
 from zippkit.model.contrastive import ContrastiveLosses
 from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.input_projection import InputProjections
+from zippkit.model.linear import quicken
 from zippkit.model.link_group import Links
 from zippkit.model.lora import Adapters
 from zippkit.model.new_tower import new_tower
@@ -102,6 +103,7 @@ def build_model(
         group, _, name = part.partition(".")
         built[group][name].requires_grad_(False)
     model = ZippedModel(build_plan(graph), towers, {group: built[group] for group in kinds})
+    quicken(model)
     # Modules begin in training mode; what is frozen rests from the start.
     return model.train(), graph
 

@@ -7,9 +7,9 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zippkit.errors import Problem, SpecError, some_of
+from zippkit.model.linear import Linear, linear
 from zippkit.model.part_group import PartGroup
 from zippkit.model.tower import Tower
 from zippkit.model.zipped_model import ZippedModel
@@ -32,7 +32,7 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., n_in) to (..., n_out), in float32."""
         # Adapters are float32, in towers of another dtype too.
-        added: Tensor = self.scale * F.linear(F.linear(x.to(self.down.dtype), self.down), self.up)
+        added: Tensor = self.scale * linear(linear(x.to(self.down.dtype), self.down), self.up)
         return added
 
     def change(self) -> Tensor:
@@ -41,7 +41,7 @@ class Adapter(nn.Module):
         return change.T if self.transposed else change
 
 
-class AdaptedLinear(nn.Linear):
+class AdaptedLinear(Linear):
     """A tower's linear map, its parameters and their names, to which an adapter adds.
 
     The adapter is no child: its parameters stand under the model's ``adapters``, and the tower's keys stay its own.
@@ -120,7 +120,7 @@ def _shape(module: nn.Module | None, leaf: str) -> tuple[int, int, bool] | None:
     if leaf != "weight" or module is None:
         return None
     # A subclass may compute something else, or not be called at all (the last map of nn.MultiheadAttention).
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear or type(module) is Linear:
         return module.in_features, module.out_features, False
     if type(module).__name__ == "Conv1D" and isinstance(weight := module.weight, Tensor):
         return weight.shape[0], weight.shape[1], True

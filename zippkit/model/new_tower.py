@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from zippkit.errors import ZippkitError
+from zippkit.model.linear import quicken
 from zippkit.model.tower import Tower
 from zippkit.model.weights import filled_in_place
 from zippkit.spec.kinds import TowerConfig
@@ -34,6 +35,7 @@ def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights
         if weights is not None:
             with nullcontext() if meta else filled_in_place(tower, str(weights)):
                 tower.load_weights(weights)
+        quicken(tower)
         return tower
 
 

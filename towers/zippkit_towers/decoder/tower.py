@@ -17,6 +17,7 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
 from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
+from zippkit.model.linear import linear
 from zippkit.model.tower import Projected, SharedAttention, Tower
 from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
@@ -165,7 +166,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V)."""
         weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
-        logits: Tensor = F.linear(self.norm(hidden), weight)
+        logits: Tensor = linear(self.norm(hidden), weight)
         return logits
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.linear import linear
 from zippkit_towers.hf_causal_lm.cache import Slots, empty_slots
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
 from zippkit_towers.hf_causal_lm.modules import DecoderModules
@@ -135,7 +136,7 @@ class HfCausalLm(DecoderModules[Slots, Context]):
         """Logits (B, T, V), with the final norm, scales and cap of the model."""
         if self.parts.norm:
             hidden = self.part("norm")(hidden)
-        logits: Tensor = F.linear(hidden, self.part("embedding").weight) if self.tied else self.part("head")(hidden)
+        logits: Tensor = linear(hidden, self.part("embedding").weight) if self.tied else self.part("head")(hidden)
         logits = logits * scale_of(self.hf, "logit_scale") / scale_of(self.hf, "logits_scaling")
         cap = getattr(self.hf, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
