@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar, cast
 
+import torch
 from torch import Tensor
 
 Made = TypeVar("Made")
@@ -20,7 +21,7 @@ class Shared:
             visible: by tower, the column `TowerBatch.visible` that other towers' staircases describe.
         """
         self._visible = visible
-        self._made: dict[Hashable, tuple[tuple[Tensor, ...], object]] = {}
+        self._made: dict[Hashable, list[tuple[tuple[Tensor, ...], object]]] = {}
 
     def tower_of(self, visible: Tensor) -> str | None:
         """The tower of which this very tensor is the column; None: of none that is described."""
@@ -34,8 +35,11 @@ class Shared:
             of: the tensors that it is made of; another tensor of the same values is another one.
             make: makes it.
         """
-        # By identity, which nothing else takes while the tensors are kept here.
-        key = (kind, *map(id, of))
-        if key not in self._made:
-            self._made[key] = (of, make())
-        return cast("Made", self._made[key][1])
+        # Found by identity, which nothing else takes while the tensors are kept; a compiled step asks for no identity.
+        known = self._made.setdefault(kind if torch.compiler.is_compiling() else (kind, *map(id, of)), [])
+        for tensors, made in known:
+            if all(one is other for one, other in zip(tensors, of, strict=True)):
+                return cast("Made", made)
+        new = make()
+        known.append((of, new))
+        return new
