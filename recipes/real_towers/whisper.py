@@ -138,7 +138,10 @@ def arrays(binary: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
         number, n_bytes = struct.unpack_from("<BI", binary, at + 1 + 4 * rank)
         at += 6 + 4 * rank
         if rank:
-            yield name, np.frombuffer(binary, DTYPES[number], n_bytes // np.dtype(DTYPES[number]).itemsize, at).reshape(shape)
+            yield (
+                name,
+                np.frombuffer(binary, DTYPES[number], n_bytes // np.dtype(DTYPES[number]).itemsize, at).reshape(shape),
+            )
         at += n_bytes
 
 
