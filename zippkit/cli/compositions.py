@@ -130,16 +130,36 @@ def sizes(
     target_tokens: Annotated[
         int | None, typer.Option(min=1, help="Length of each predicted segment; 64, or what fits, if left out.")
     ] = None,
+    ranks: Annotated[
+        list[int] | None, typer.Option(min=1, help="Predict a training step on so many accelerators; may be repeated.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="Of a prediction: rows=16, shard=all, hardware=tpu-v5p, efficiency=0.5, ..."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Count parameters, bytes, operations for each token and what generation keeps, without any weights.
 
     Example: zippkit sizes recipes/demo/spec.yaml --task "speech -> text"
     """
-    from zippkit.loading import spec_at
+    from zippkit.loading import recipe_at, spec_at
     from zippkit.report.sizes import sizes as measure
 
-    found = measure(spec_at(file, overrides or ()), task, source_tokens, target_tokens)
+    spec = spec_at(file, overrides or ())
+    if ranks or settings:
+        from zippkit.report.prediction import predict
+        from zippkit.report.terminal_tables import rank_tables, show
+
+        costs = predict(
+            spec, recipe_at(file, overrides or ()), ranks or [1], settings or (), task, source_tokens, target_tokens
+        )
+        if as_json:
+            print(json.dumps([cost.as_json() for cost in costs], indent=2))
+        else:
+            show(*rank_tables(costs))
+        return
+    found = measure(spec, task, source_tokens, target_tokens)
     if as_json:
         print(json.dumps(found.as_json(), indent=2))
         return

@@ -114,7 +114,7 @@ def sizes(
     """
     model, graph = meta_model(spec)
     model.train()
-    named = [Task.parse(text).check(graph.modalities) for text in tasks] if tasks is not None else _tasks(spec, graph)
+    named = _named(spec, graph, tasks)
     lengths = _Lengths(source_tokens or SOURCE_TOKENS, target_tokens or TARGET_TOKENS)
     fixed = source_tokens is not None or target_tokens is not None
     return Sizes(
@@ -123,6 +123,24 @@ def sizes(
         cache_bytes(model, graph),
         memory_bytes(model, graph, lengths.source, fixed),
     )
+
+
+def example_batches(
+    spec: CompositionSpec,
+    tasks: Sequence[str] | None = None,
+    source_tokens: int | None = None,
+    target_tokens: int | None = None,
+) -> tuple[ZippedModel, dict[str, Batch]]:
+    """The model without values, and for each task a batch of one example, as `sizes` counts them."""
+    model, graph = meta_model(spec)
+    model.train()
+    lengths = _Lengths(source_tokens or SOURCE_TOKENS, target_tokens or TARGET_TOKENS)
+    fixed = source_tokens is not None or target_tokens is not None
+    return model, {str(task): _batch(graph, task, lengths, fixed) for task in _named(spec, graph, tasks)}
+
+
+def _named(spec: CompositionSpec, graph: Graph, tasks: Sequence[str] | None) -> list[Task]:
+    return _tasks(spec, graph) if tasks is None else [Task.parse(text).check(graph.modalities) for text in tasks]
 
 
 def _tasks(spec: CompositionSpec, graph: Graph) -> list[Task]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from zippkit.evaluation.evaluation_file import Evaluated, Retention, SpeechScore, TaskScore, read_evaluation
 from zippkit.report.sizes import PartSize, Sizes, TaskCost
+
+if TYPE_CHECKING:
+    from zippkit.report.rank_sizes import RankCost
 from zippkit.training.run_folder import RunFolder
 
 
@@ -96,6 +99,32 @@ def size_tables(sizes: Sizes) -> list[Table]:
     kept += [(f"links.{name}", f"{n:,.0f} bytes") for name, n in sizes.memory.items()]
     tables.append(_table("Kept for each token (of a link's source) in generation", ("part", "bytes"), kept))
     return tables
+
+
+def rank_tables(costs: Sequence[RankCost]) -> list[Table]:
+    """Return tables of a predicted step: what each rank holds, and what it takes, for each task."""
+    tables = []
+    for task in dict.fromkeys(cost.task for cost in costs):
+        own = [cost for cost in costs if cost.task == task]
+        columns = ("ranks", "memory", "weights", "grads", "moments", "gathered", "kept", "casts", "logits")
+        memory = [
+            (str(c.ranks), *map(binary, (c.memory, *c.held, c.activations, c.casts, c.logits)))
+            for c in own
+        ]  # fmt: skip
+        tables.append(_table(f"{task}: held by each rank", columns, memory))
+        times = [
+            (str(c.ranks), _between(c.least, c.most, 1e3), f"{1e3 * c.compute:.4g}", f"{1e3 * c.communication:.4g}",
+             f"{1e3 * c.update:.4g}", binary(c.sent), str(sum(c.collectives.values())), _between(*c.tokens_per_second))
+            for c in own
+        ]  # fmt: skip
+        head = ("ranks", "step, ms", "products", "wires", "update", "sent", "messages", "tokens/s")
+        tables.append(_table(f"{task}: a step", head, times))
+    return tables
+
+
+def _between(least: float, most: float, times: float = 1.0) -> str:
+    low, high = (f"{times * each:,.4g}" if times * each < 1e4 else f"{times * each:,.0f}" for each in (least, most))
+    return low if low == high else f"{low} to {high}"
 
 
 def _size_row(part: PartSize) -> tuple[str, ...]:
