@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint format docs clean
+.PHONY: demo test check lint format docs clean gpu
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,11 @@ format: .venv/installed
 docs: .venv/installed
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/house.py
+
+# What one GPU can show; PART=train is one part of it. GPU_PYTHON is a Python whose torch sees the GPU (benchmarks/README.md).
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:
+	PYTHONPATH=.:towers $(GPU_PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) --out runs/gpu.json
 
 clean:
 	rm -rf .venv build *.egg-info
