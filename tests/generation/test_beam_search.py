@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import zippkit
 from helpers.compositions import link, make, tower
@@ -18,6 +18,8 @@ from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.generation.api import generate, generate_batch, stream
 from zippkit.generation.beam_search import beam_search
+from zippkit.model import kv_cache
+from zippkit.model.kv_cache import KeyValues
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.sampling import Sampling
 
@@ -120,12 +122,63 @@ def two() -> Composition:
     return sharp(make(towers, [link("speech", "text", every=1), link("text", "speech", every=1)]))
 
 
-def test_what_follows_a_search_reads_the_best() -> None:
+@pytest.mark.parametrize("block", [1, 3, 64])
+def test_ancestors_move_together(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever most of what hypotheses wrote is nobody's; of rows of every length beside each other."""
+    zipped, moved, move = two(), list[int](), KeyValues.move
+    rows = [[Segment("speech", [1, a, 3] * (a % 3))] for a in range(4)] + [[], [Segment("text", [4])]]
+    monkeypatch.setattr(zipped.model.tower("text"), "takes_branches", False)
+    ways = Sampling(beams=4, length_penalty=2.0)
+    pieces = list(stream(zipped, rows, ["text"], 12, ways))
+    monkeypatch.undo()
+
+    def counted(cache: KeyValues, row: int, slots: torch.Tensor, first: int) -> None:
+        moved.append(len(slots))
+        move(cache, row, slots, first)
+
+    monkeypatch.setattr(KeyValues, "move", counted)
+    monkeypatch.setattr(kv_cache, "BLOCK", block)
+    found = list(stream(zipped, rows, ["text"], 12, ways))
+    assert [(p.row, p.token) for p in found] == [(p.row, p.token) for p in pieces]
+    assert [p.score for p in found if p.score] == pytest.approx([p.score for p in pieces if p.score], abs=1e-9)
+    assert bool(moved) == (block < 64)
+
+
+def test_hypotheses_keep_a_sliding_window(tmp_path: Path) -> None:
+    """Slots behind the prompt are no positions; a window counts positions."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4, bos_token_id=1, eos_token_id=2, initializer_range=0.6,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    spec = {"name": "alone", "towers": {"text": {"kind": "hf_causal_lm", "config": {"path": str(tmp_path)}}}}
+    zipped = zippkit.compile(CompositionSpec.model_validate(spec))
+    own = MistralForCausalLM.from_pretrained(tmp_path).eval()
+    for ids in torch.randint(3, 9, (6, 3), generator=torch.Generator().manual_seed(1)).tolist():
+        given = torch.tensor([[1, *ids, 2, 1]])
+        answer = own.generate(
+            given,
+            attention_mask=torch.ones_like(given),
+            num_beams=3,
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=0,
+        )[0, given.shape[1] :].tolist()
+        (segment,) = generate(zipped, [Segment("text", ids)], ["text"], 10, Sampling(beams=3))
+        assert segment.tokens == (answer[: answer.index(2)] if 2 in answer else answer)
+
+
+def test_what_follows_a_search_reads_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     zipped = two()
     rows = [[Segment("speech", [1, a, 3])] for a in range(8)] + [[], [Segment("text", [4]), Segment("speech", [5])]]
     wanted = ["text", "speech", "text"]
     ways = {"text": Sampling(beams=3), "speech": Sampling()}
     found = generate_batch(zipped, rows, wanted, 5, ways)
+    for name in wanted:
+        monkeypatch.setattr(zipped.model.tower(name), "takes_branches", False)
+    assert found == generate_batch(zipped, rows, wanted, 5, ways), "hypotheses as rows of their own"
+    monkeypatch.undo()
     assert found == [generate(zipped, row, wanted, 5, ways) for row in rows]
     for row, (text, speech, _) in zip(rows, found, strict=True):
         assert [speech] == generate(zipped, [*row, text], ["speech"], 5)

@@ -203,7 +203,7 @@ def test_a_model_that_would_run_wrong_is_refused(monkeypatch: pytest.MonkeyPatch
     update = Slots.update
 
     def misplaced(self: Any, key: torch.Tensor, value: torch.Tensor, layer_idx: int) -> Any:
-        self.positions = (self.positions - 1).clamp(min=0)
+        self.slots = (self.slots - 1).clamp(min=0)
         return update(self, key, value, layer_idx)
 
     monkeypatch.setattr(Slots, "update", misplaced)

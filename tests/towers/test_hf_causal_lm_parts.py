@@ -164,7 +164,7 @@ def test_each_part_of_the_comparison_notices(monkeypatch: pytest.MonkeyPatch) ->
     update = Slots.update
 
     def shared(self: Any, *args: Any, **more: Any) -> Any:
-        self.positions = self.positions[:1].expand_as(self.positions)
+        self.slots = self.slots[:1].expand_as(self.slots)
         return update(self, *args, **more)
 
     monkeypatch.setattr(Slots, "update", shared)

@@ -55,6 +55,18 @@ class Features:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """Several continuations of one row in its KV cache, side by side, T new tokens of which each sees its ancestors."""
+
+    slots: Tensor
+    """(B, T) slot that each new token takes; elsewhere it is its position."""
+    sees: Tensor
+    """(B, T, S) bool: which slots it sees, its own among them."""
+    positions: Tensor
+    """(B, S) position of the token in each slot."""
+
+
+@dataclass(frozen=True)
 class TowerBatch:
     """One tower's tokens, rows padded at the end."""
 
@@ -101,6 +113,8 @@ class TowerBatch:
     """The staircase of the tower's own tokens."""
     n_slots: int = 0
     """Slots of the tower's KV cache that are in use, these tokens' included; 0 where there is no cache."""
+    branches: Branches | None = None
+    """Where the tokens are continuations of one row in several ways; only of a tower that `takes_branches`."""
     shared: Shared | None = None
     """Masks and angles of the forward pass that these tokens are part of."""
     places: Tensor | None = None
@@ -139,6 +153,11 @@ class TowerBatch:
             inserted=torch.zeros_like(tokens, dtype=torch.bool),
             targets=torch.full_like(tokens, IGNORE),
         )
+
+    @property
+    def slots(self) -> Tensor:
+        """(B, T) slots of the tower's KV cache that the tokens take."""
+        return self.positions if self.branches is None else self.branches.slots
 
     @property
     def document_start(self) -> Tensor | None:

@@ -1,4 +1,8 @@
-"""Beam search in a generation: each hypothesis is a row of its own, and the best segment goes on in the row itself."""
+"""Beam search in a generation: the best segment goes on in the row itself.
+
+Hypotheses stand side by side in the row's own cache (`zippkit.generation.beam_tree`); where a tower's cache cannot hold
+them so, each is a row of a batch of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from zippkit.generation.beam_search import beam_search
+from zippkit.generation.beam_tree import BeamTree
 from zippkit.generation.new_tokens import next_tokens
 from zippkit.generation.row import Piece, Row
 from zippkit.generation.row_batch import RowBatch
 from zippkit.generation.sampling import penalised
 from zippkit.generation.turn_changes import finish_turns
+from zippkit.model.kv_cache import RowCache
 from zippkit.model.next_modality import PREFIX
 from zippkit.plan.plan import Wanted
 
@@ -20,7 +26,10 @@ def search_segment(batch: RowBatch, modality: str, rows: Sequence[Row]) -> list[
     """Generate a segment by beam search in rows that begin it, and run the best one where something reads it."""
     request = batch.request
     frame, sampling = request.frame(modality), request.sampling[modality]
-    step, limits = BeamRows(batch, modality, rows).step, [row.limit for row in rows]
+    tower = request.modalities[modality].tower
+    branching = request.model.tower(tower).takes_branches and isinstance(batch.decoding.caches[tower], RowCache)
+    step = (BeamTree if branching else BeamRows)(batch, modality, rows).step
+    limits = [row.limit for row in rows]
     found = beam_search(step, frame.begin, frame.end, limits, sampling.beams, sampling.length_penalty)
     pieces: list[Piece] = []
     for row, (tokens, score) in zip(rows, found, strict=True):

@@ -94,8 +94,15 @@ class RowBatch:
         self.decoding.rows = [row.number for row in rows]
         return self.request.model.run(plan, inputs, self.multimodal, self.decoding)
 
-    def own_logits(self, modality: str, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    def own_logits(
+        self, modality: str, logits: Tensor, rows: Sequence[Row] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Cut a modality's own ids out of its tower's logits.
+
+        Args:
+            modality: which one.
+            logits: (B, V) of its tower.
+            rows: whose logits they are; all of the batch, if left out.
 
         Returns:
             (B, V) logits, and (B, V) bool which ids each row has seen, where there is a repetition penalty.
@@ -105,7 +112,7 @@ class RowBatch:
         own = logits[:, kind.first_id : last]
         if self.request.sampling[modality].repetition_penalty == 1:
             return own, None
-        return own, torch.stack([row.seen_ids(modality, own.shape[1]) for row in self.rows])
+        return own, torch.stack([row.seen_ids(modality, own.shape[1]) for row in rows or self.rows])
 
     def given(self, towers: Sequence[str]) -> frozenset[LinkSite]:
         """The sites that these towers read, of those whose memory is there."""

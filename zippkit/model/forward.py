@@ -153,7 +153,9 @@ class Forward:
         mask, cache = own_mask(tower, inputs), None
         if self.decoding is not None and name in self.decoding.caches:
             cache = self.decoding.caches[name]
-            mask = None if tower.takes_description else cache_mask(inputs.positions, inputs.n_slots)
+            branches = inputs.branches
+            table = cache_mask(inputs.positions, inputs.n_slots) if branches is None else branches.sees
+            mask = None if tower.takes_description else table
         hidden, self.context[name] = run_start(tower, known(name, inputs, modules.around[name]), mask, cache)
         for part in modules.around[name]:
             hidden = part.embedded(name, tower, inputs, hidden, self.multimodal)

@@ -46,6 +46,10 @@ class RowCache(ABC):
         """Copy the first ``n_slots`` slots of another cache's rows, in order, into these rows."""
 
     @abstractmethod
+    def move(self, row: int, slots: Tensor, first: int) -> None:
+        """Copy a row's (N,) slots, in order, into its slots from ``first`` on."""
+
+    @abstractmethod
     def picked(self, rows: Tensor) -> Self:
         """A cache of its own with these (N,) rows, each as often as it is named."""
 
@@ -92,6 +96,12 @@ class KeyValues(RowCache):
         for stores, others in ((self.keys, other.keys), (self.values, other.values)):
             for index, new in enumerate(others):
                 self._shaped(stores, index, new)[at, :, :n_slots] = new[:, :, :n_slots]
+
+    def move(self, row: int, slots: Tensor, first: int) -> None:
+        """Copy a row's (N,) slots, in order, into its slots from ``first`` on."""
+        for stores in (self.keys, self.values):
+            for store in stores:
+                store[row, :, first : first + len(slots)] = store[row][:, slots]
 
     def picked(self, rows: Tensor) -> Self:
         """A cache of its own with these (N,) rows, each as often as it is named."""

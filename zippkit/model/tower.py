@@ -40,6 +40,10 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
     """True: `start` is given no mask, and what the tokens see is described by `zippkit.model.visibility.own_visibility`
     and, of a cache, `cache_visibility`, which need no table of (B, T, S)."""
 
+    takes_branches: ClassVar[bool] = False
+    """True: a row's new tokens may be continuations of it in several ways (`zippkit.batch.batch.Branches`), which are
+    written into ``inputs.slots`` of a `zippkit.model.kv_cache.RowCache`; beams then copy no cache."""
+
     router_weight: float = 0.0
     """Weight of `router_loss` beside the loss of tokens; 0: the tower has none."""
 

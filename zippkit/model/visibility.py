@@ -205,6 +205,8 @@ def cache_visibility(tokens: TowerBatch) -> Tensor | Visibility:
     Returns:
         A table (B, T, S) while it is small.
     """
+    if tokens.branches is not None:
+        return tokens.branches.sees
     n_rows, n = tokens.positions.shape
     if n_rows * n * tokens.n_slots <= LARGEST_TABLE or torch.compiler.is_compiling():
         return cache_mask(tokens.positions, tokens.n_slots)

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from zippkit.spec.kinds import Strict
 
 MOST_TOKENS = 131_072
-"""Of one generated segment. Its caches are made at once, so a number typed wrong would take all memory."""
+"""Of one generated segment. A number typed wrong would take all memory in the end."""
 
 
 class Sampling(Strict):

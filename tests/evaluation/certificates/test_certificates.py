@@ -21,6 +21,7 @@ from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.evaluation.certificates import verify
 from zippkit.evaluation.certificates.probe import Draws
+from zippkit.generation.beam_tree import Ancestors
 from zippkit.model.forward import Forward
 from zippkit.model.links.base import Memory
 from zippkit.model.links.gated_cross_attention import GatedCrossAttention
@@ -682,6 +683,14 @@ def test_memories_that_are_not_extended_are_caught(rows: str, monkeypatch: pytes
 
 
 def test_beams_that_keep_the_wrong_caches_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = Ancestors.follow
+    monkeypatch.setattr(Ancestors, "follow", lambda self, parents: follow(self, parents.flip(1)))
+    assert "3 beams: after" in decoded(two())
+
+
+def test_rows_of_hypotheses_that_keep_the_wrong_caches_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a tower that takes no branches."""
     reorder = Decoder.reorder_cache
+    monkeypatch.setattr(Decoder, "takes_branches", False)
     monkeypatch.setattr(Decoder, "reorder_cache", lambda self, cache, rows: reorder(self, cache, rows.flip(0)))
     assert "3 beams: after" in decoded(two())

@@ -34,8 +34,8 @@ class Context:
     mask: Mask
     """Of the tower's own tokens."""
     cache: Cache | None
-    positions: Tensor
-    """(B, T) slots of the cache that the new tokens take."""
+    slots: Tensor
+    """(B, T) of the cache that the new tokens take."""
 
 
 class Attention(nn.Module):
@@ -64,7 +64,7 @@ def remember(index: int, projected: Projected, context: Context) -> tuple[Tensor
     if context.cache is None or context.mask is None:
         return projected.keys, projected.values, context.mask
     new = projected.keys, projected.values
-    return *context.cache.extend(index, *new, context.positions, context.mask.shape[-1]), context.mask
+    return *context.cache.extend(index, *new, context.slots, context.mask.shape[-1]), context.mask
 
 
 class SwiGLU(nn.Module):
@@ -116,6 +116,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
 
     Config = DecoderConfig
     takes_description = True
+    takes_branches = True
     config: DecoderConfig
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -143,7 +144,7 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         seen: Mask = mask
         if mask is None:
             seen = own_visibility(inputs, config.causal) if cache is None else cache_visibility(inputs)
-        return hidden, Context(angles, seen, cache, inputs.positions)
+        return hidden, Context(angles, seen, cache, inputs.slots)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index`` on (B, T, D) states."""

@@ -15,14 +15,14 @@ from zippkit_towers.hf_causal_lm.settings import size_of
 class Slots(KeyValues):
     """Keys and values with transformers' cache interface: layers call ``update``."""
 
-    positions: Tensor | None = None
+    slots: Tensor | None = None
     """(B, T) slots of the new tokens."""
     n_slots: int = 0
     """How many slots are attended to."""
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new tokens (B, H_kv, T, K) into their slots; return the first ``n_slots`` slots."""
-        return self.extend(layer_idx, key, value, cast("Tensor", self.positions), self.n_slots)
+        return self.extend(layer_idx, key, value, cast("Tensor", self.slots), self.n_slots)
 
 
 def empty_slots(hf: Any, n_layers: int, dim: int, like: Tensor, batch_size: int, max_len: int) -> Slots:

@@ -21,6 +21,7 @@ class DecoderModules(Tower[Cache, Context]):
 
     Config = HfCausalLmConfig
     made_by_weights = True
+    takes_branches = True
     config: HfCausalLmConfig
 
     def __init__(self, config: HfCausalLmConfig) -> None:

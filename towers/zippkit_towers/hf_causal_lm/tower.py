@@ -65,11 +65,12 @@ class HfCausalLm(DecoderModules[Slots, Context]):
             for kind in set(self._kinds()):
                 angles[kind] = rotary(hidden, inputs.position_ids, *((kind,) if kind else ()))
         if cache is not None:
-            cache.positions, cache.n_slots = inputs.positions, cast("Tensor", mask).shape[-1]
+            cache.slots, cache.n_slots = inputs.slots, cast("Tensor", mask).shape[-1]
         # Without a cache, slots are places in the row, which several documents may share.
         n_new = inputs.tokens.shape[1]
-        slots = torch.arange(n_new, device=hidden.device)[None] if cache is None else inputs.positions
-        masks = {window: self._mask(mask, window, slots, hidden) for window in set(self.windows)}
+        places = torch.arange(n_new, device=hidden.device)[None] if cache is None else inputs.positions
+        keys = None if inputs.branches is None else inputs.branches.positions
+        masks = {window: self._mask(mask, window, places, keys, hidden) for window in set(self.windows)}
         hidden = self.placed(hidden, inputs)
         if self.parts.embedding_norm:
             hidden = self.part("embedding_norm")(hidden)
@@ -82,16 +83,26 @@ class HfCausalLm(DecoderModules[Slots, Context]):
         n_layers = self.config.n_layers
         return layer_kinds(self.hf, n_layers) if self.parts.angles_by_kind else [""] * n_layers
 
-    def _mask(self, mask: Tensor | None, window: int | None, own_slots: Tensor, hidden: Tensor) -> Tensor | None:
-        """(B, 1, T, S) mask of layers with this window: bool, or added to the scores where attention is eager."""
+    def _mask(
+        self, mask: Tensor | None, window: int | None, places: Tensor, keys: Tensor | None, hidden: Tensor
+    ) -> Tensor | None:
+        """(B, 1, T, S) mask of layers with this window: bool, or added to the scores where attention is eager.
+
+        Args:
+            mask: (B, T, S) without a window; None is plain causal.
+            window: how many places back a token sees, its own included.
+            places: (B, T) of the tokens.
+            keys: (B, S) of what they see; None: they count from 0.
+            hidden: (B, T, D) states.
+        """
         n = hidden.shape[1]
         if mask is None and (self.eager or (window is not None and window < n)):
             mask = torch.ones(n, n, dtype=torch.bool, device=hidden.device).tril().expand(len(hidden), n, n)
         if mask is None:
             return None
         if window is not None and window < mask.shape[-1]:
-            slots = torch.arange(mask.shape[-1], device=hidden.device)
-            mask = mask & (own_slots[:, :, None] - slots < window)
+            keys = torch.arange(mask.shape[-1], device=hidden.device)[None] if keys is None else keys
+            mask = mask & (places[:, :, None] - keys[:, None, :] < window)
         if self.eager:
             lowest = torch.finfo(hidden.dtype).min
             return torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)[:, None]
