@@ -277,7 +277,7 @@ class Counted:
 def test_only_the_tower_whose_turn_it_is_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     zipped = two()
     counted = Counted(zipped, monkeypatch)
-    (answer,) = generate(zipped, [Segment("speech", [1, 2, 3, 4])], ["text"], 6)
+    (answer,) = generate(zipped, [Segment("speech", [1, 2, 3, 4])], ["text"], 6, packed=False)
     # Two layers of text for the begin id and each token; speech once, up to the last state that text reads.
     last_read = max(site.source_depth for site in zipped.graph.sites if site.target == "text")
     assert counted.layers == {"text": 2 * (len(answer.tokens) + 1), "speech": last_read}
@@ -288,7 +288,7 @@ def test_every_source_token_is_written_once(monkeypatch: pytest.MonkeyPatch) -> 
     zipped = two()
     counted = Counted(zipped, monkeypatch)
     prompt = [Segment("speech", [1, 2]), Segment("text", [3])]
-    first, middle, last = generate(zipped, prompt, ["text", "speech", "text"], 5)
+    first, middle, last = generate(zipped, prompt, ["text", "speech", "text"], 5, packed=False)
     n_text = [len(segment.tokens) + 2 for segment in (prompt[1], first)]
     n_speech = [len(segment.tokens) + 2 for segment in (prompt[0], middle)]
     assert counted.written == {

@@ -28,9 +28,10 @@ def generate(
     sampling: Ways = GREEDY,
     seed: int = 0,
     multimodal: bool = True,
+    packed: bool = True,
 ) -> list[Segment]:
     """Continue one prompt by a segment of each modality in ``outputs``; see `generate_batch`."""
-    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed, multimodal)[0]
+    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed, multimodal, packed)[0]
 
 
 def generate_batch(
@@ -41,6 +42,7 @@ def generate_batch(
     sampling: Ways = GREEDY,
     seed: int | Sequence[int] = 0,
     multimodal: bool | Sequence[bool] = True,
+    packed: bool = True,
 ) -> list[list[Segment]]:
     """Continue each prompt by one segment of each modality in ``outputs``, in that order.
 
@@ -60,6 +62,9 @@ def generate_batch(
         seed: of what is drawn: one for each row, or the first row's, and each row's is one more than the one before.
         multimodal: whether rows pass the input projections, for all or for each, as `Composition.collate` takes it;
             False for rows in which a tower continues its own modality by itself.
+        packed: whether steps of one token read a second copy of the weights, laid out for that: faster, and as much
+            memory again as the weights of what generates. It is made where a generation first needs it, and kept until
+            they change; False runs the modules themselves.
 
     Returns:
         For each row, its new segments.
@@ -69,7 +74,7 @@ def generate_batch(
         DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
             two towers say at once; or a row of several modalities that is declared unimodal.
     """
-    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed, multimodal=multimodal)
+    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed, multimodal=multimodal, packed=packed)
     for _ in generation:
         pass
     return generation.segments
@@ -84,6 +89,7 @@ def stream(
     seed: int | Sequence[int] = 0,
     watch: Watch | None = None,
     multimodal: bool | Sequence[bool] = True,
+    packed: bool = True,
 ) -> Generation:
     """`generate_batch` token by token: iterate over what it returns, stop when you like, or cancel single rows.
 
@@ -113,7 +119,7 @@ def stream(
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
     ways = {name: ways.get(name, GREEDY) for name in names}
-    return Generation(Request(zipped, limits, ways, auto, watch), prompts, wanted, seeds, multimodal)
+    return Generation(Request(zipped, limits, ways, auto, watch, packed), prompts, wanted, seeds, multimodal)
 
 
 def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:

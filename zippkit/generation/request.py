@@ -10,12 +10,15 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor
 
-from zippkit.batch.batch import Segment
+from zippkit.batch.batch import Segment, TowerBatch
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
 from zippkit.generation.length_limits import LengthLimits, Turn
+from zippkit.model.decoding_state import Decoding
+from zippkit.model.decoding_steps import Steps
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
+from zippkit.plan.plan import Plan
 from zippkit.plan.sequence_layout import Modality
 from zippkit.spec.kinds import Frame
 from zippkit.spec.sampling import Sampling
@@ -37,6 +40,8 @@ class Request:
     choices: Sequence[str] = ()
     """Modalities among which the model itself chooses what comes next."""
     watch: Watch | None = None
+    packed: bool = True
+    """Whether steps of one token read a copy of the weights, laid out for that."""
 
     @cached_property
     def graph(self) -> Graph:
@@ -62,6 +67,19 @@ class Request:
     def limits(self) -> LengthLimits:
         """How long segments can get in the towers."""
         return LengthLimits(self.graph)
+
+    @cached_property
+    def _steps(self) -> Steps | None:
+        return Steps(self.model.forms) if self.packed else None
+
+    def run(
+        self, plan: Plan, inputs: Mapping[str, TowerBatch], multimodal: Tensor | bool, decoding: Decoding
+    ) -> dict[str, Tensor]:
+        """Run new tokens; see `ZippedModel.run`."""
+        model, found = self.model, None
+        if self._steps is not None:
+            found = self._steps.run(model.modules_of, plan, inputs, multimodal, decoding)
+        return model.run(plan, inputs, multimodal, decoding) if found is None else found
 
     def frame(self, modality: str) -> Frame:
         """Begin and end in the modality's own ids."""

@@ -92,7 +92,7 @@ class RowBatch:
                 row.positions[tower] += counts[row.number] if counts else new.tokens.shape[1]
             self.decoding.reserve(tower, max(row.positions[tower] for row in rows))
         self.decoding.rows = [row.number for row in rows]
-        return self.request.model.run(plan, inputs, self.multimodal, self.decoding)
+        return self.request.run(plan, inputs, self.multimodal, self.decoding)
 
     def own_logits(
         self, modality: str, logits: Tensor, rows: Sequence[Row] | None = None

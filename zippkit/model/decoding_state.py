@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,20 @@ class Pending:
 
 
 @dataclass
+class Prepared:
+    """Memories as those who read them step by step have laid them out."""
+
+    found: dict[LinkSite, tuple[Memory, Any]] = field(default_factory=dict)
+
+    def of(self, site: LinkSite, memory: Memory, prepare: Callable[[Memory], Any]) -> Any:
+        """What ``prepare`` makes of a memory, once for as long as it is the same."""
+        held = self.found.get(site)
+        if held is None or held[0] is not memory:
+            held = self.found[site] = (memory, prepare(memory))
+        return held[1]
+
+
+@dataclass
 class Decoding:
     """Everything that generation keeps between steps."""
 
@@ -115,6 +129,8 @@ class Decoding:
     """The links' memories of finished segments."""
     pending: dict[LinkSite, Pending] = field(default_factory=dict)
     """States of unfinished segments, for the links to write later (`ZippedModel.commit`)."""
+    prepared: Prepared = field(default_factory=Prepared)
+    """The memories as decoding steps read them."""
     _growing: dict[LinkSite, Growing] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -152,7 +168,9 @@ class Decoding:
                 for site, memory in memories.items()
                 if site.target == tower
             }
-        return Decoding(n_rows, caches={tower: cache}, n_slots=dict(self.n_slots), memories=memories)
+        prepared = self.prepared if index is None else Prepared()
+        n_slots = dict(self.n_slots)
+        return Decoding(n_rows, caches={tower: cache}, n_slots=n_slots, memories=memories, prepared=prepared)
 
     def write_later(self, site: LinkSite, states: Tensor, tokens: TowerBatch) -> None:
         """Keep (B, T, D) states of the rows that advance until their segments are complete."""

@@ -60,6 +60,10 @@ class AdaptedLinear(Linear):
         mapped: Tensor = super().forward(input)
         return mapped + cast("Tensor", self.adapter(input)).to(mapped.dtype)
 
+    def merged(self) -> Tensor:
+        """The matrix (n_out, n_in) that, with the bias, computes the same; in the weight's dtype."""
+        return self.weight + self.adapter.change().to(self.weight.dtype)
+
 
 class AdaptedConv1D(nn.Module):
     """The same of transformers' Conv1D, a linear map whose weight is (in, out)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -184,3 +184,21 @@ class SharedAttention(ABC, Generic[Context]):
     @abstractmethod
     def close(self, index: int, hidden: Tensor, attended: Tensor, context: Context) -> Tensor:
         """The layer's state (B, T, D), from the one before it and what was attended to, (B, T, H * K)."""
+
+
+class TowerForm(Protocol):
+    """A tower's layers and head for one token of each row."""
+
+    def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
+        """Run layer ``index`` on (B, D) states, with the context that the tower's own `Tower.start` gave."""
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (B, V) from the last layer's states (B, D)."""
+
+
+@runtime_checkable
+class HasTowerForm(Protocol):
+    """A tower that has a twin."""
+
+    def decoding_form(self) -> TowerForm | None:
+        """The twin, of the weights as they are now; None where it would compute something else."""

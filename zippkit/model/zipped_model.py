@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zippkit.batch.batch import Batch, TowerBatch
+from zippkit.model.decoding_form import Forms
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.economy import SPENDS, Economy
 from zippkit.model.forward import Forward, Modules, known
@@ -37,6 +38,8 @@ class ZippedModel(nn.Module):
         for name, group in groups.items():
             self.add_module(name, group)
         inside_out = list(groups.values())[::-1]
+        self.forms = Forms()
+        """Copies of weights, laid out for decoding; none until something is generated."""
         self._around = {name: [g for g in inside_out if g.around(name, self.owner(name))] for name in towers}
 
     def modules_of(self, plan: Plan) -> Modules:
@@ -97,6 +100,8 @@ class ZippedModel(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; what is frozen as a whole stays in evaluation mode: its buffers rest, and it drops nothing."""
         super().train(mode)
+        if mode:
+            self.forms.clear()
         parts = (part for group in self.groups.values() for part in group.children())
         for module in (*self.towers.values(), *parts):
             if not _trainable(module):

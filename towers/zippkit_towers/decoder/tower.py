@@ -18,10 +18,12 @@ from zippkit.errors import CheckpointError
 from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.linear import linear
-from zippkit.model.tower import Projected, SharedAttention, Tower
+from zippkit.model.packed import matrices_of
+from zippkit.model.tower import Projected, SharedAttention, Tower, TowerForm
 from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
+from zippkit_towers.decoder.decoding import DecoderForm, LayerWeights
 
 Cache = KeyValues
 
@@ -111,6 +113,19 @@ class Layer(nn.Module):
         return hidden + fed
 
 
+def _weights_of(layer: nn.Module) -> LayerWeights | None:
+    """A layer's weights; None where a part of it computes something else."""
+    if type(layer) is not Layer or type(layer.self_attn) is not Attention or type(layer.mlp) is not SwiGLU:
+        return None
+    attention, mlp = layer.self_attn, layer.mlp
+    maps = matrices_of([attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj])
+    inner = matrices_of([mlp.gate_proj, mlp.up_proj, mlp.down_proj])
+    if maps is None or inner is None:
+        return None
+    norms, heads = (layer.input_layernorm, layer.post_attention_layernorm), (attention.n_heads, attention.n_kv_heads)
+    return LayerWeights(norms, maps, inner, heads)
+
+
 class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     """A causal decoder for any discrete tokens: text, speech units, image levels."""
 
@@ -166,9 +181,21 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (B, T, V)."""
-        weight = self.embed_tokens.weight if self.config.tied else self.lm_head.weight
-        logits: Tensor = linear(self.norm(hidden), weight)
+        logits: Tensor = linear(self.norm(hidden), self._head_weight)
         return logits
+
+    @property
+    def _head_weight(self) -> Tensor:
+        return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def decoding_form(self) -> TowerForm | None:
+        """The layers and the head for one token of each row; None where a part is not the decoder's own."""
+        own, layers = type(self), [_weights_of(layer) for layer in self.layers]
+        known = [layer for layer in layers if layer is not None]
+        computes = own.layer is Decoder.layer and own.head is Decoder.head and own.remember is Decoder.remember
+        if not computes or len(known) < len(layers) or len({p.dtype for p in self.parameters()}) > 1:
+            return None
+        return DecoderForm(known, self.norm, self._head_weight, self.dtype, self.remember)
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty KV cache of ``max_len`` slots in each row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -84,3 +84,21 @@ class Link(nn.Module, ABC):
             memory: what `write` gave, for every source token so far; only earlier ones may be read
                 (`zippkit.batch.masks.cross_mask`), and of a packed row only those of the token's own document.
         """
+
+
+class LinkForm(Protocol):
+    """A link's reading for one token of each row, behind everything that its memory holds."""
+
+    def prepare(self, memory: Memory) -> Any:
+        """Lay a memory out, once for all steps that read it."""
+
+    def read(self, target: Tensor, tokens: TowerBatch, prepared: Any) -> Tensor:
+        """Rewrite target states (B, D)."""
+
+
+@runtime_checkable
+class HasLinkForm(Protocol):
+    """A link that has a twin."""
+
+    def decoding_form(self) -> LinkForm | None:
+        """The twin, of the weights as they are now; None where it would compute something else."""

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.links.attending import Attending, where_seen
-from zippkit.model.links.base import Memory
+from zippkit.model.links.attending_form import AttendingForm, can_fold
+from zippkit.model.links.base import LinkForm, Memory
 from zippkit.model.links.configs import CrossAttentionConfig
 
 
@@ -32,3 +33,8 @@ class CrossAttention(Attending):
         """Compute h, (B, T, D)."""
         found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         return where_seen(sees_BT1, target + found_BTD, target)
+
+    def decoding_form(self) -> LinkForm | None:
+        """The link for one token of each row; None where a part is not its own."""
+        own = type(self).read is CrossAttention.read and can_fold(self)
+        return AttendingForm(self) if own else None

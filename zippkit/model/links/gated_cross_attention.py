@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.layers import mlp, zero_last
 from zippkit.model.links.attending import Attending, where_seen
-from zippkit.model.links.base import Memory
+from zippkit.model.links.attending_form import GatedForm, can_fold
+from zippkit.model.links.base import LinkForm, Memory
 from zippkit.model.links.configs import GatedCrossAttentionConfig
 
 
@@ -52,6 +53,13 @@ class GatedCrossAttention(Attending):
         fed_BTD = self.dropout(self.feed_forward(self.feed_forward_norm(a_BTD)))
         h_BTD = a_BTD + _gated(self.feed_forward_gate, fed_BTD)
         return where_seen(sees_BT1, h_BTD, target)
+
+    def decoding_form(self) -> LinkForm | None:
+        """The link for one token of each row; None where a part is not its own."""
+        if type(self).read is not GatedCrossAttention.read or not can_fold(self):
+            return None
+        gates = [None if gate is None else gate.tanh() for gate in (self.attention_gate, self.feed_forward_gate)]
+        return GatedForm(self, self.feed_forward_norm, self.feed_forward, (gates[0], gates[1]))
 
 
 def _gated(gate: Tensor | None, x_BTD: Tensor) -> Tensor:
