@@ -17,10 +17,10 @@ from zippkit.composition import Composition
 from zippkit.model.economy import Economy
 from zippkit.model.layers import Dropout, set_dropout
 from zippkit.plan.parts import compare
+from zippkit.training.device import CPU
 from zippkit.training.randomness import drawn_for
 from zippkit.training.trainer import InterruptedRunError, train
 
-CPU = torch.device("cpu")
 KINDS: dict[str, dict[str, Any]] = {
     "gated_cross_attention": {"every": 1, "config": {"n_heads": 2, "dropout": 0.5}},
     "cross_attention": {"every": 1, "config": {"n_heads": 2, "dropout": 0.5}},
@@ -101,17 +101,17 @@ def test_draws_depend_on_the_step_alone() -> None:
     drawn = {}
     for step in (3, 4, 3):
         torch.rand(step)
-        with drawn_for(0, "train", step, CPU):
+        with drawn_for(0, "train", step, CPU()):
             drawn.setdefault(step, []).append(torch.rand(5))
         torch.rand(1)
     assert torch.equal(*drawn[3]) and not torch.equal(drawn[3][0], drawn[4][0])
     for other in ((1, "train"), (0, "pretrain.text")):
-        with drawn_for(*other, 3, CPU):
+        with drawn_for(*other, 3, CPU()):
             assert not torch.equal(torch.rand(5), drawn[3][0])
     torch.set_rng_state(before)
     expected = torch.rand(2)
     torch.set_rng_state(before)
-    with drawn_for(0, "train", 1, CPU):
+    with drawn_for(0, "train", 1, CPU()):
         torch.rand(7)
     assert torch.equal(torch.rand(2), expected), "what others draw is as it was"
 
@@ -121,7 +121,7 @@ def test_layers_that_run_twice_drop_the_same() -> None:
     made.model.train()
     batch, grads = bucketed(made, 0), []
     for economy in (Economy(), Economy(recompute=frozenset({"text", "speech"}))):
-        with drawn_for(0, "train", 0, CPU):
+        with drawn_for(0, "train", 0, CPU()):
             total = made.loss(made.model(batch, economy), batch)["total"]
             grads.append(torch.autograd.grad(total, [*made.model.parameters()], allow_unused=True))
     assert any(grad is not None and grad.any() for grad in grads[0])

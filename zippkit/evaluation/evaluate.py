@@ -71,10 +71,10 @@ def _evaluated(run: RunFolder, recipe: Recipe, split: str | None, data: Path | N
     began = time.monotonic()
     after = load(run.path)
     check_frozen(after.origins.tensors, after.spec, after.model)
-    device = backend(recipe.device).device()
-    after.model.to(device)
+    device = backend(recipe.device)
+    device.place(after.model)
     before = starting_point(recipe, run)
-    before.model.to(device)
+    device.place(before.model)
     scored = scored_datasets(recipe, data)
     for each in scored:
         check_tokenizers(each.dataset, after.graph.modalities, run.fingerprints(), each.tasks)

@@ -20,6 +20,8 @@ from zippkit.spec.tracking import Tracked
 from zippkit.spec.words import Name
 from zippkit.spec.yaml_document import KeyPath
 
+DeviceName = Literal["auto", "cpu", "cuda", "xla", "tpu"]
+
 TRAIN = "train"
 """Label of the only phase in which the whole composition is trained."""
 
@@ -53,7 +55,11 @@ class Recipe(Strict):
         description="A finished run or a checkpoint, of which every tower, link and projection that is also in this "
         "spec is taken by name; what is new starts fresh.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where to run.")
+    device: DeviceName = Field(
+        "auto",
+        description="Where to run: `auto` is the accelerator that torch finds, or the CPU; `xla` needs an environment "
+        "of its own (docs/tpu.md).",
+    )
     parallel: Parallel = Field(
         default_factory=Parallel, description="What each rank holds, where torchrun starts several of them."
     )

@@ -16,6 +16,7 @@ EXTRAS = {
     "matplotlib": ("plots", "drawing masks, reports and experiments"),
     "scipy": ("statistics", "tests of significance"),
     "tensorboard": ("tensorboard", "TensorBoard's files"),
+    "torch_xla": ("xla", "device: xla"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "mlflow": ("mlflow", "logging to MLflow"),
     "onnxruntime": ("speech-eval", "scoring speech"),

@@ -33,10 +33,13 @@ class Feed:
     """The examples of each step in parts, of which this rank has its own."""
 
     def __init__(
-        self, zipped: Composition, phase: Phase, learnt: Mixture, seed: int, world: World, cache: SourceCache | None
+        self, zipped: Composition, phase: Phase, learnt: Mixture, seed: int, world: World, cache: SourceCache | None,
+        static: bool = False,
     ) -> None:
         self.zipped, self.phase, self.world, self.cache = zipped, phase, world, cache
         self.tasks = learnt.parts
+        self._places_multiple = 256 if phase.compile or static else 1
+        """Few shapes where each is compiled."""
         self.order = learnt.order(phase.batch_size, seed)
 
     def make(self, step: int) -> list[Batch | None]:
@@ -83,8 +86,3 @@ class Feed:
 
     def _completed(self, batch: Batch) -> Batch:
         return batch if self.cache is None else self.cache.complete(batch)
-
-    @property
-    def _places_multiple(self) -> int:
-        """Few shapes where each is compiled."""
-        return 256 if self.phase.compile else 1

@@ -45,11 +45,14 @@ def build_optimizer(
 
 
 def _make(groups: list[dict[str, Any]], phase: Phase) -> torch.optim.Optimizer:
+    # What is recorded and compiled must not read its count of steps on the host, and has no fused kernel.
+    recorded = groups[0]["lr"].device.type in ("xla", "tpu")
+    how: dict[str, Any] = {"capturable": True, "foreach": False} if recorded else {"fused": True}
     match phase.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, betas=phase.betas, fused=True)
+            return torch.optim.Adam(groups, betas=phase.betas, **how)
         case "adamw":
-            return torch.optim.AdamW(groups, betas=phase.betas, fused=True)
+            return torch.optim.AdamW(groups, betas=phase.betas, **how)
         case "adafactor":
             return torch.optim.Adafactor(groups)
 

@@ -71,7 +71,7 @@ class PhaseRun:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.rest, self.seed = rest, seed
         rest.begin(zipped.model)
-        self.model = zipped.model.to(device.device()).train()
+        self.model = device.place(zipped.model).train()
         set_dropout(self.model, phase.dropout)
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
         self.step = 0
@@ -99,7 +99,7 @@ class PhaseRun:
         with self.world.leader_first():
             self.source_cache = open_cache(phase, zipped, learnt.parts, device, run.path, run.fingerprints())
         rest.look(self.model, self.resting)
-        self.feed = Feed(zipped, phase, learnt, seed, self.world, self.source_cache)
+        self.feed = Feed(zipped, phase, learnt, seed, self.world, self.source_cache, device.static)
         self.shards = Shards(self.model, self.world, parallel, narrow=phase.parameters == "bf16")
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.shards)
         if saved:
@@ -130,9 +130,9 @@ class PhaseRun:
             n_tokens += sum(batch.n_tokens for batch in batches)
             rate_factor = self.phase.rate(self.step)
             set_rate(self.optimizer, rate_factor)
-            with drawn_for(self.seed, self.label, self.step, self.device.device(), self.world.rank):
+            with drawn_for(self.seed, self.label, self.step, self.device, self.world.rank):
                 told = {"shares": shares} if shares else {}
-                self.unlogged.append(train_on(*(batch.to(self.device.device()) for batch in batches), **told))
+                self.unlogged.append(train_on(*(self.device.put(batch) for batch in batches), **told))
             self.step += 1
             # Looked at once: a signal may arrive at any moment below. Several ranks stop where they agreed to.
             stop = self.stop.asked if self.world.size == 1 else asked

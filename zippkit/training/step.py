@@ -46,6 +46,8 @@ def build_step(
 
     losses_of = backend.compile(forward) if phase.compile else forward
 
+    backend.sync()  # What is recorded until here is no part of the first step.
+
     def step(*batches: Batch, shares: Sequence[Share | None] = ()) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         if not shares:
@@ -62,6 +64,7 @@ def build_step(
         norm = held.clip(parameters, phase.clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        backend.end_step()
         return {**losses, "gradient_norm": norm.detach()}
 
     return step
