@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint format docs clean gpu
+.PHONY: demo test check lint format docs clean gpu xla test-xla
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -30,6 +30,20 @@ test: lint
 
 check: lint
 	$(PYTEST) -m 'not slow'
+
+# The third device, in an environment of its own (6.5 GB): docs/tpu.md.
+XLA ?= .venv-xla
+
+xla: $(XLA)/installed
+
+$(XLA)/installed: constraints-xla.txt
+	$(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-xla.txt
+	$(XLA)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+test-xla: $(XLA)/installed
+	PJRT_DEVICE=CPU $(XLA)/bin/pytest -m xla
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -103,7 +103,7 @@ evaluate: {splt: test}
         "recipe.yaml:1: name: string should match pattern '^[a-z][a-z0-9_]*$', got 'Tiny'",
         "recipe.yaml:3: dta: unknown key 'dta'; did you mean 'data'?",
         "recipe.yaml:4: seed: expected greater than or equal to 0, got -1",
-        "recipe.yaml:5: device: expected 'auto', 'cpu' or 'cuda', got 'gpu'",
+        "recipe.yaml:5: device: expected 'auto', 'cpu', 'cuda', 'xla' or 'tpu', got 'gpu'",
         "recipe.yaml:6: train.steps: required key 'steps' is missing",
         "recipe.yaml:8: train.stepz: unknown key 'stepz'; did you mean 'steps'?",
         "recipe.yaml:9: train.precision: expected 'fp32' or 'bf16', got 'fp16'",
@@ -396,6 +396,15 @@ def test_the_derived_recipe_goes_around() -> None:
 def test_tasks_follow_from_the_links_where_none_is_named(file: Path) -> None:
     recipe = load_recipe(write_recipe(file.parent, {"tasks": None}))
     assert recipe.tasks() == [Task(("speech",), "text")]
+
+
+@pytest.mark.parametrize("device", ["xla", "tpu"])
+def test_an_optimizer_that_a_device_waits_for_is_refused(file: Path, device: str) -> None:
+    adafactor = "train.optimizer=adafactor"
+    assert load_recipe(file, [f"device={device}", "train.optimizer=adamw"]).device == device
+    assert load_recipe(file, [adafactor]).device == "auto"
+    with pytest.raises(SpecError, match=f"train.optimizer: adafactor counts its steps on the host, for which {device}"):
+        load_recipe(file, [f"device={device}", adafactor])
 
 
 def test_a_task_says_what_comes_after_what() -> None:

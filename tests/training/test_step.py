@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,13 +139,16 @@ def test_frozen_parameters_get_no_gradient_and_no_state() -> None:
 
 
 def test_the_device_is_the_best_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: None)
     assert backend("auto").device() == backend("cpu").device() == torch.device("cpu")
     with pytest.raises(ZippkitError, match=r"device: cuda was asked for, but torch sees no such device"):
         backend("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert backend("auto").device() == backend("cuda").device() == torch.device("cuda")
-    assert backend("cpu").device() == torch.device("cpu")
+    for name in ("cuda", "tpu"):
+        there = SimpleNamespace(type=name)
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda there=there, **_: there)
+        assert backend("auto").name == backend(name).name == name
+        assert backend("cpu").device() == torch.device("cpu")
+        assert backend("auto").static == (name == "tpu"), "what compiles every shape is given few"
 
 
 def test_a_phase_asks_its_device_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

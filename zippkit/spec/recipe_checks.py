@@ -45,6 +45,9 @@ def recipe_complaints(recipe: Recipe, *, sound_spec: bool = True) -> list[Compla
     groups = [(each.key_path, each.phase, group_names(recipe.spec)) for each in recipe.main_phases]
     groups += [(("pretrain", name), phase, [f"towers.{name}"]) for name, phase in recipe.pretrain.items()]
     for key_path, phase, known in groups:
+        if recipe.device in ("xla", "tpu") and phase.optimizer == "adafactor":
+            message = f"adafactor counts its steps on the host, for which {recipe.device} waits; expected adam or adamw"
+            found.append(((*key_path, "optimizer"), message))
         alone = key_path[0] == "pretrain"
         towers = [str(key_path[-1])] if alone else recipe.spec.towers
         contrasts = () if alone else [contrast.label for contrast in recipe.spec.contrastive]

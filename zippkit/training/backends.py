@@ -42,9 +42,11 @@ class Backend(ABC):
     def sync(self) -> None:
         """Wait until everything that was started has run."""
 
-    @abstractmethod
-    def end_step(self) -> None:
+    def end_step(self) -> None:  # noqa: B027 (most run operations as they are called)
         """Start what a step has recorded, where operations are recorded first."""
+
+    def ready(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
+        """Run what is recorded of a model and its optimizer, so that it is no part of the first step."""
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` with static shapes, compiled."""
@@ -71,9 +73,6 @@ class CPU(Backend):
     def sync(self) -> None:
         """Nothing runs ahead."""
 
-    def end_step(self) -> None:
-        """Operations run as they are called."""
-
 
 class Accelerator(Backend):
     """What `torch.accelerator` finds: CUDA or ROCm, and TPUs by the package torch-tpu."""
@@ -84,9 +83,6 @@ class Accelerator(Backend):
 
     def sync(self) -> None:
         torch.accelerator.synchronize()
-
-    def end_step(self) -> None:
-        """Operations run as they are called."""
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.name == "cuda":

@@ -46,7 +46,7 @@ def build_step(
 
     losses_of = backend.compile(forward) if phase.compile else forward
 
-    backend.sync()  # What is recorded until here is no part of the first step.
+    backend.ready(optimizer)
 
     def step(*batches: Batch, shares: Sequence[Share | None] = ()) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

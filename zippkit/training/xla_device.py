@@ -63,6 +63,18 @@ class XLA(Backend):
     def end_step(self) -> None:
         self._xla.sync()
 
+    def ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """Run what is recorded, and change in place, by nothing, what a step does.
+
+        What has never been changed in place lies in memory that is no step's result; a first step would be compiled
+        for that alone.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        with torch.no_grad():
+            for tensor in [*parameters, *(each for p in parameters for each in optimizer.state[p].values())]:
+                tensor.mul_(1)
+        self.sync()
+
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` as it is: whatever runs here is compiled."""
         return function
