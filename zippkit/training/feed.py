@@ -33,7 +33,13 @@ class Feed:
     """The examples of each step in parts, of which this rank has its own."""
 
     def __init__(
-        self, zipped: Composition, phase: Phase, learnt: Mixture, seed: int, world: World, cache: SourceCache | None,
+        self,
+        zipped: Composition,
+        phase: Phase,
+        learnt: Mixture,
+        seed: int,
+        world: World,
+        cache: SourceCache | None,
         static: bool = False,
     ) -> None:
         self.zipped, self.phase, self.world, self.cache = zipped, phase, world, cache
