@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.compositions import link, make, tower
 from zippkit.model import linear as module
-from zippkit.model.linear import FLOPS, LEAST, Linear, linear, quicken
+from zippkit.model.fused import quicken
+from zippkit.model.linear import FLOPS, LEAST, Linear, linear
 
 SHAPE = (16, 64), 64, 96
 assert LEAST <= 16 * 64 * 64 * 96
@@ -89,3 +90,16 @@ def test_its_operations_are_counted() -> None:
             run(x, weight, bias).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_a_compiled_graph_holds_it() -> None:
+    """One graph, forward and backward, whose results are those of eager to the tolerance of another order."""
+    compiled = torch.compile(linear, fullgraph=True, dynamic=False, backend="aot_eager")
+    results = []
+    for run in (compiled, linear):
+        given = operands()
+        out = run(*given)
+        out.sin().sum().backward()
+        results.append([out.detach(), *(each.grad for each in given)])
+    assert all(torch.allclose(a, b, atol=1e-4, rtol=1e-5) for a, b in zip(*results, strict=True))

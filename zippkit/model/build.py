@@ -11,8 +11,8 @@ from zippkit.errors import Problem, SpecError
 from zippkit.model.added_vocabulary import Vocabularies
 from zippkit.model.contrastive import ContrastiveLosses
 from zippkit.model.dtypes import DTYPES, dtype_of
+from zippkit.model.fused import quicken
 from zippkit.model.input_projection import InputProjections
-from zippkit.model.linear import quicken
 from zippkit.model.link_group import Links
 from zippkit.model.lora import Adapters
 from zippkit.model.new_tower import new_tower

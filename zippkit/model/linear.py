@@ -45,13 +45,6 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias)
 
 
-def quicken(model: nn.Module) -> None:
-    """Let every linear map in a model be computed by `linear`; subclasses may compute something else, and stay."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
-
-
 def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         x.numel() * weight.shape[0] >= LEAST
@@ -69,6 +62,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """``left.T @ right`` of (N, V) and (N, D); oneDNN copies its first operand, so the narrower one comes first."""
+    if left.shape[1] <= right.shape[1]:
+        return _product(left.T, right.T)
+    return _product(right.T, left.T).T
+
+
 class _Linear(torch.autograd.Function):
     """Its gradients are products of the same kind."""
 
@@ -83,6 +83,6 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         by_x = _product(gradient, weight.T) if ctx.needs_input_grad[0] else None
         flat_NV = gradient.flatten(0, -2)
-        by_weight = _product(flat_NV.T, x.flatten(0, -2).T) if ctx.needs_input_grad[1] else None
+        by_weight = _outer(flat_NV, x.flatten(0, -2)) if ctx.needs_input_grad[1] else None
         by_bias = flat_NV.sum(0) if ctx.needs_input_grad[2] else None
         return by_x, by_weight, by_bias

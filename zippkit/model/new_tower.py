@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from zippkit.errors import ZippkitError
-from zippkit.model.linear import quicken
+from zippkit.model.fused import quicken
 from zippkit.model.tower import Tower
 from zippkit.model.weights import filled_in_place
 from zippkit.spec.kinds import TowerConfig

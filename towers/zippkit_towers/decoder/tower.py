@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.errors import CheckpointError
+from zippkit.model.fused import swiglu
 from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.linear import linear
@@ -80,7 +80,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feed-forward output (B, T, D) of (B, T, D) states."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
         return out
 
 
