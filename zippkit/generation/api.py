@@ -8,11 +8,11 @@ from typing import Literal, TypeAlias, cast
 
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
-from zippkit.errors import DataError, ZippkitError, did_you_mean
+from zippkit.errors import ZippkitError
+from zippkit.generation.checks import check_outputs, check_settings, check_turns, choices
 from zippkit.generation.engine import Generation
 from zippkit.generation.request import Prompt, Request, Watch
 from zippkit.generation.sampling import GREEDY
-from zippkit.plan.sequence_layout import turns
 from zippkit.spec.sampling import Sampling
 
 Limits: TypeAlias = "int | Mapping[str, int]"
@@ -90,8 +90,23 @@ def stream(
     watch: Watch | None = None,
     multimodal: bool | Sequence[bool] = True,
     packed: bool = True,
+    prefill_chunk: int = 512,
+    max_rows: int | None = None,
 ) -> Generation:
-    """`generate_batch` token by token: iterate over what it returns, stop when you like, or cancel single rows.
+    """`generate_batch` token by token: iterate over what it returns, stop when you like, cancel rows or add some.
+
+    Args:
+        zipped: the composition.
+        prompts: rows to begin with; may be none.
+        outputs: as `generate_batch` has them; the same for every row, they are also those of rows that are added.
+        max_tokens: longest segment.
+        sampling: how tokens are chosen.
+        seed: of what is drawn.
+        watch: see `zippkit.generation.request.Watch`.
+        multimodal: whether rows pass the input projections.
+        packed: see `generate_batch`.
+        prefill_chunk: tokens of the prompts of added rows that are run before each step of the others.
+        max_rows: rows that are added wait while so many run; None: they begin at once.
 
     Example:
         >>> for piece in (generation := zippkit.stream(zipped, [prompt], ["text", "speech"])):
@@ -101,71 +116,27 @@ def stream(
     """
     if isinstance(outputs, str) and outputs != "auto":
         raise ZippkitError(f'outputs: expected a list such as [{outputs!r}], or "auto", got {outputs!r}')
-    auto = _choices(zipped, prompts) if outputs == "auto" else []
+    auto = choices(zipped, prompts) if outputs == "auto" else []
     outputs = [] if outputs == "auto" else outputs
     shared = not outputs or isinstance(outputs[0], str)
     wanted = [list(cast("Sequence[str]", outputs))] * len(prompts) if shared else [list(names) for names in outputs]
     if len(wanted) != len(prompts):
         raise ZippkitError(f"outputs: expected one list for each of {len(prompts)} prompts, got {len(wanted)}")
-    names = auto or list(dict.fromkeys(name for row in wanted for name in row))
-    _check_outputs(zipped, names)
+    same = list(cast("Sequence[str]", outputs)) if shared else []
+    names = auto or list(dict.fromkeys([*same, *(name for row in wanted for name in row)]))
+    check_outputs(zipped, names)
     for i, (prompt, row) in enumerate(zip(prompts, wanted, strict=True)):
-        _check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], row)
+        check_turns(zipped, f"prompt {i}", [segment.tower for segment in prompt], row)
     ways = sampling if isinstance(sampling, Mapping) else dict.fromkeys(names, sampling)
     limits = max_tokens if isinstance(max_tokens, Mapping) else dict.fromkeys(names, max_tokens)
-    _check_settings(zipped, names, ways, limits)
+    check_settings(zipped, names, ways, limits)
     seeds = list(seed) if isinstance(seed, Sequence) else [operator.index(seed) + i for i in range(len(prompts))]
     if len(seeds) != len(prompts):
         raise ZippkitError(f"seed: expected one for each of {len(prompts)} prompts, got {len(seeds)}")
     zipped.model.eval()
     ways = {name: ways.get(name, GREEDY) for name in names}
-    return Generation(Request(zipped, limits, ways, auto, watch, packed), prompts, wanted, seeds, multimodal)
-
-
-def _choices(zipped: Composition, prompts: Sequence[Prompt]) -> list[str]:
-    """Modalities that a model with `next` can choose from."""
-    if not zipped.graph.layout.tells_next:
-        raise ZippkitError(
-            'outputs "auto": the model was not trained to tell what comes next; put `next: {}` in its spec'
-        )
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise ZippkitError(
-                f'outputs "auto": prompt {i} is empty; expected a segment, whose end tells what comes next'
-            )
-    towers = zipped.graph.towers
-    return [n for n, m in zipped.graph.modalities.items() if m.frame is not None and towers[m.tower].causal]
-
-
-def _check_outputs(zipped: Composition, names: Sequence[str]) -> None:
-    modalities = zipped.graph.modalities
-    for name in names:
-        if name not in modalities:
-            raise ZippkitError(f"outputs: no tower is called {name!r}{did_you_mean(name, modalities)}")
-        if not zipped.graph.towers[modalities[name].tower].causal:
-            raise ZippkitError(f"outputs: {name!r} is not causal, so it cannot generate")
-        if modalities[name].frame is None:
-            raise ZippkitError(f"{name} has no begin and end ids, so it cannot generate")
-
-
-def _check_settings(
-    zipped: Composition, names: Sequence[str], ways: Mapping[str, Sampling], limits: Mapping[str, int]
-) -> None:
-    for what, given in (("sampling", ways), ("max_tokens", limits)):
-        for name in given:
-            if name not in zipped.graph.modalities:
-                raise ZippkitError(f"{what}: no tower is called {name!r}{did_you_mean(name, zipped.graph.modalities)}")
-    for name in names:
-        if name not in limits:
-            raise ZippkitError(f"max_tokens: nothing for {name!r}; expected a number for each output")
-        if type(limits[name]) is not int or limits[name] < 0:
-            raise ZippkitError(f"max_tokens: expected a whole number, 0 or more, got {limits[name]!r}")
-
-
-def _check_turns(zipped: Composition, where: str, given: Sequence[str], outputs: Sequence[str]) -> None:
-    layout = zipped.graph.layout
-    if outputs and turns([*given, *outputs], layout) != [*turns(given, layout), *turns(outputs, layout)]:
-        raise DataError(
-            f"{where} ends with a segment of {given[-1]!r}, and {outputs[0]!r} next to it would be simultaneous "
-            "(`clock: sync`); expected both in the prompt, or both in the outputs"
-        )
+    for what, number in (("prefill_chunk", prefill_chunk), ("max_rows", 1 if max_rows is None else max_rows)):
+        if number < 1:
+            raise ZippkitError(f"{what}: expected 1 or more, got {number}")
+    request = Request(zipped, limits, ways, auto, watch, packed, same, prefill_chunk, max_rows)
+    return Generation(request, prompts, wanted, seeds, multimodal)

@@ -34,8 +34,8 @@ def search_segment(batch: RowBatch, modality: str, rows: Sequence[Row]) -> list[
     pieces: list[Piece] = []
     for row, (tokens, score) in zip(rows, found, strict=True):
         row.found, number = [tokens], len(row.done)
-        pieces += [Piece(row.number, number, modality, token) for token in tokens]
-        pieces.append(Piece(row.number, number, modality, None, score))
+        pieces += [Piece(row.index, number, modality, token) for token in tokens]
+        pieces.append(Piece(row.index, number, modality, None, score))
     predicted = _run_best(batch, modality, rows)
     finish_turns(batch, rows, predicted)
     return pieces

@@ -58,7 +58,8 @@ def _choose(
     kind, sampling = request.modalities[modality], request.sampling[modality]
     of_tower = logits[kind.tower][:, -1]
     if request.watch is not None:
-        request.watch(modality, {row.number: (row.segment + number, row.step) for row in rows}, of_tower)
+        places = {row.index: (row.segment + number, row.step) for row in rows}
+        request.watch(modality, places, batch.by_index(of_tower, rows))
     draws = _draws(batch, rows) if sampling.temperature > 0 else None
     own, seen = batch.own_logits(modality, of_tower)
     return [token + kind.first_id for token in choose(own, sampling, seen, draws).tolist()]

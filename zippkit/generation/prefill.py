@@ -30,15 +30,15 @@ def prefill(batch: RowBatch, multimodal: bool | Sequence[bool]) -> None:
     if any(prompts) and towers:
         given = batch.request.zipped.collate(prompts, multimodal=multimodal).to(batch.request.device)
     inputs = given.towers if given else {}
-    _queue_inserts(batch, inputs)
-    _set_positions(batch.rows, inputs)
+    queue_inserts(batch, inputs)
+    set_positions(batch.rows, inputs)
     for tower in towers:
         _allocate(batch, tower, inputs[tower].tokens.shape[1] if tower in inputs else 0, advancing)
     if given is not None:
         _run(batch, given, towers)
 
 
-def _queue_inserts(batch: RowBatch, inputs: Mapping[str, TowerBatch]) -> None:
+def queue_inserts(batch: RowBatch, inputs: Mapping[str, TowerBatch]) -> None:
     """Remember the inserted places of the prompts' segments that no segment of their target follows."""
     segments = {name: tokens.segment.masked_fill(tokens.inserted, -1).tolist() for name, tokens in inputs.items()}
     for insert in batch.request.graph.layout.inserts:
@@ -54,7 +54,8 @@ def _places_after(insert: Insert, segments: Sequence[int], last: int) -> list[tu
     return [(number, insert.n_slots(size)) for number, size in Counter(segments).items() if number > last]
 
 
-def _set_positions(rows: Sequence[Row], inputs: Mapping[str, TowerBatch]) -> None:
+def set_positions(rows: Sequence[Row], inputs: Mapping[str, TowerBatch]) -> None:
+    """Set the rows behind their prompts."""
     for name, tokens in inputs.items():
         orders, counts = tokens.order.amax(dim=1).tolist(), (tokens.order >= 0).sum(dim=1).tolist()
         for row, order, count in zip(rows, orders, counts, strict=True):
@@ -64,11 +65,11 @@ def _set_positions(rows: Sequence[Row], inputs: Mapping[str, TowerBatch]) -> Non
 
 def _allocate(batch: RowBatch, tower: str, width: int, advancing: Sequence[Sequence[str]]) -> None:
     """Make a tower's KV cache for the prompts; it grows up to what its longest row can come to need."""
-    needed = [_slots(row, tower, names) for row, names in zip(batch.rows, advancing, strict=True)]
+    needed = [slots_needed(row, tower, names) for row, names in zip(batch.rows, advancing, strict=True)]
     batch.allocate(tower, width, max(width, *needed))
 
 
-def _slots(row: Row, tower: str, advancing: Sequence[str]) -> int:
+def slots_needed(row: Row, tower: str, advancing: Sequence[str]) -> int:
     """The most slots of a tower's cache that a row can come to need."""
     if tower not in advancing:
         return row.positions[tower]

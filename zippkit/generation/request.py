@@ -26,7 +26,7 @@ from zippkit.spec.sampling import Sampling
 Prompt: TypeAlias = Sequence[Segment]
 Watch: TypeAlias = Callable[[str, dict[int, tuple[int, int]], Tensor], None]
 """Called before a token is chosen: with a modality; for each row that it advances, the number of its segment and how
-many tokens of it there are, its begin included; and the logits (B, V) of its tower."""
+many tokens of it there are, its begin included; and the logits (N, V) of its tower, by the number of the row."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,12 @@ class Request:
     watch: Watch | None = None
     packed: bool = True
     """Whether steps of one token read a copy of the weights, laid out for that."""
+    outputs: Sequence[str] = ()
+    """What rows that are added generate, unless they say something else."""
+    prefill_chunk: int = 512
+    """Tokens of prompts of added rows that are run before each step of the others."""
+    max_rows: int | None = None
+    """Rows that are added wait while so many run."""
 
     @cached_property
     def graph(self) -> Graph:

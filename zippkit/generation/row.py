@@ -38,7 +38,9 @@ class Row(Progress):
 
     request: Request
     number: int
-    """Its place in the batch."""
+    """Its place in the batch, which is another row's once it has ended."""
+    index: int
+    """Its number in the generation, by which pieces tell of it."""
     prompt: Prompt
     turns: list[Turn]
     """Turns that are to come, the present one first; none once the row has ended or was cancelled."""
@@ -65,7 +67,7 @@ class Row(Progress):
     @property
     def segments(self) -> list[Segment]:
         """New segments so far; those of the present turn may not be complete."""
-        if not self.turns:
+        if not self.turns or not self.found:
             return list(self.done)
         return self.done + [Segment(n, list(found)) for n, found in zip(self.turns[0], self.found, strict=True)]
 
@@ -94,7 +96,7 @@ class Row(Progress):
         self.ending = not goes_on or self.step >= self.limit
         self.ahead = [list(chosen)] * goes_on + [ends] * self.ending
         if self.ending:
-            pieces += [Piece(self.number, len(self.done) + k, name, None) for k, name in enumerate(turn)]
+            pieces += [Piece(self.index, len(self.done) + k, name, None) for k, name in enumerate(turn)]
         return pieces
 
     def _append(self, chosen: Sequence[int]) -> list[Piece]:
@@ -103,7 +105,7 @@ class Row(Progress):
             own = token - self.request.modalities[name].first_id
             self.found[k].append(own)
             self.mark_seen(name, own)
-            pieces.append(Piece(self.number, len(self.done) + k, name, own))
+            pieces.append(Piece(self.index, len(self.done) + k, name, own))
         return pieces
 
     def skip_unread(self) -> None:

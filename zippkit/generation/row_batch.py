@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ class RowBatch:
         capacity: dict[str, int] | None = None,
         most: dict[str, int] | None = None,
     ) -> None:
-        self.request, self.rows, self.multimodal = request, rows, multimodal
+        self.request, self.rows, self.multimodal = request, list(rows), multimodal
         self.decoding = decoding or Decoding(len(rows))
         self.capacity = {} if capacity is None else capacity
         """Slots of each tower's KV cache."""
@@ -90,7 +91,9 @@ class RowBatch:
         for tower, new in inputs.items():
             for row in rows:
                 row.positions[tower] += counts[row.number] if counts else new.tokens.shape[1]
-            self.decoding.reserve(tower, max(row.positions[tower] for row in rows))
+            longest = max(row.positions[tower] for row in self.rows if row.turns)
+            # A row in which the tower advances no more may have more tokens of it than there are slots.
+            self.decoding.n_slots[tower] = min(longest, self.capacity[tower])
         self.decoding.rows = [row.number for row in rows]
         return self.request.run(plan, inputs, self.multimodal, self.decoding)
 
@@ -144,6 +147,68 @@ class RowBatch:
     def commit(self, rows: Sequence[Row]) -> None:
         """Let towers that advance in some rows from now on read the segments that are finished there."""
         self.request.model.commit(self.decoding, [row.number for row in rows])
+
+    @property
+    def moves(self) -> bool:
+        """Whether its rows can be handed on."""
+        return all(isinstance(cache, RowCache) for cache in self.decoding.caches.values())
+
+    def compact(self) -> None:
+        """Drop rows that have ended, once no more than half of all go on."""
+        live = [row.number for row in self.rows if row.turns]
+        if self.moves and live and 2 * len(live) <= len(self.rows):
+            index = torch.tensor(live, device=self.request.device)
+            caches = self.decoding.caches
+            caches.update({tower: cache.picked(index) for tower, cache in caches.items()})
+            self._renumber([self.rows[number] for number in live], live)
+
+    def adopt(self, other: RowBatch) -> None:
+        """Take over another batch's only row, in the place of one that has ended or in a new one."""
+        (row,), free = other.rows, [row.number for row in self.rows if not row.turns]
+        if not free:
+            n_rows = len(self.rows)
+            free = [n_rows]
+            for tower, cache in self.decoding.caches.items():
+                cache.grow(2 * n_rows, self.capacity[tower])
+            ended = [replace(row, turns=[], number=number) for number in range(n_rows, 2 * n_rows)]
+            self._renumber([*self.rows, *ended], [*range(n_rows), *[-1] * n_rows])
+        self._declare(free[0], other.multimodal)
+        self.rows[free[0]], row.number = row, free[0]
+        for tower, cache in other.decoding.caches.items():
+            n_slots, most = other.decoding.n_slots[tower], other.most[tower]
+            if tower not in self.decoding.caches:
+                self.allocate(tower, n_slots, most)
+            self.most[tower] = max(self.most[tower], most)
+            self.make_room(tower, n_slots)
+            self.decoding.caches[tower].put([row.number], cache, n_slots)
+            self.decoding.reserve(tower, n_slots)
+        self.decoding.adopt(row.number, other.decoding)
+
+    def _renumber(self, rows: list[Row], came_from: Sequence[int]) -> None:
+        """Have other rows, of which each was there under another number, or -1."""
+        self.decoding.select(came_from)
+        if isinstance(self.multimodal, Tensor):
+            self.multimodal = self.multimodal[torch.tensor(came_from, device=self.request.device)]
+        self.rows = rows
+        for number, row in enumerate(rows):
+            row.number = number
+
+    def _declare(self, row: int, multimodal: Tensor | bool) -> None:
+        """Declare a row as the only one of another batch is."""
+        declared = bool(multimodal)
+        if self.multimodal is not declared:
+            if isinstance(self.multimodal, bool):
+                self.multimodal = torch.full((len(self.rows),), self.multimodal, device=self.request.device)
+            self.multimodal = self.multimodal.clone()
+            self.multimodal[row] = declared
+
+    def by_index(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
+        """(N, V) logits of rows by their number in the generation, from (B, V) by their place in the batch."""
+        if all(row.index == row.number for row in rows):
+            return logits
+        found = logits.new_zeros(1 + max(row.index for row in rows), logits.shape[1])
+        found[[row.index for row in rows]] = logits[[row.number for row in rows]]
+        return found
 
     def branch(self, tower: str, parents: Sequence[int], same_rows: bool) -> RowBatch:
         """Some of the rows, each as often as it is named, as rows of their own in which one tower advances.

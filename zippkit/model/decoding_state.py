@@ -48,6 +48,18 @@ class Growing:
             self._order = _padded(self._order, more, -1)
             self._tensors = tuple(_padded(tensor, more, 0) for tensor in self._tensors)
 
+    def clear(self, row: int) -> None:
+        """Forget a row's entries."""
+        self.lengths[row] = 0
+        self._order[row] = -1
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; -1 is a new one, without entries."""
+        index = torch.tensor(rows, device=self._order.device)
+        self.lengths = [0 if row < 0 else self.lengths[row] for row in rows]
+        self._order = torch.where(index[:, None] < 0, -1, self._order[index])
+        self._tensors = tuple(tensor[index] for tensor in self._tensors)
+
     def memory(self) -> Memory:
         """Everything so far; a view."""
         n_slots = max(self.lengths)
@@ -80,6 +92,21 @@ class Pending:
         self.since.pop(row, None)
         if not self.since:
             self.steps.clear()
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; -1 is a new one, which has no segment that is not finished."""
+        new = {old: number for number, old in enumerate(rows) if old >= 0}
+        self.since = {new[row]: step for row, step in self.since.items() if row in new}
+        steps = self.steps if self.since else []
+        index = torch.tensor(rows, device=steps[0][0].device if steps else None)
+        self.steps = [
+            (
+                states[index],
+                tokens.mapped(lambda column: column[index]),
+                frozenset(new[row] for row in of if row in new),
+            )
+            for states, tokens, of in steps
+        ]
 
     def take(self, rows: Sequence[int]) -> tuple[Tensor, TowerBatch]:
         """The segments of ``rows``, which have advanced and ended together, whole and without gaps.
@@ -146,6 +173,30 @@ class Decoding:
     def reserve(self, tower: str, n_slots: int) -> None:
         """Use at least so many slots of a tower's cache."""
         self.n_slots[tower] = max(self.n_slots[tower], n_slots)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep the memories of these rows, in this order; -1 is a new one, which has none."""
+        self.n_rows, self.rows = len(rows), range(len(rows))
+        for pending in self.pending.values():
+            pending.select(rows)
+        for growing in self._growing.values():
+            growing.select(rows)
+        self._remember()
+
+    def adopt(self, row: int, other: Decoding) -> None:
+        """Give a row, which another one had, the memories of the only row of another generation."""
+        self.forget(row)
+        for growing in self._growing.values():
+            growing.clear(row)
+        for site, memory in other.memories.items():
+            self._growing.setdefault(site, Growing(memory, self.n_rows)).append(memory, [row])
+        self._remember()
+
+    def _remember(self) -> None:
+        """Show the memories of which some row has entries."""
+        self._growing = {site: growing for site, growing in self._growing.items() if any(growing.lengths)}
+        self.memories = {site: growing.memory() for site, growing in self._growing.items()}
+        self.prepared = Prepared()
 
     def forget(self, row: int) -> None:
         """Drop the unfinished segments of a row that goes no further."""
