@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest -n auto --dist worksteal
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test check lint format docs clean gpu xla test-xla
+.PHONY: demo test test-ranks check lint format docs clean gpu xla test-xla
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,7 +29,11 @@ test: lint
 	$(PYTEST)
 
 check: lint
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not ranks'
+
+# Every composition and every way of holding it, on 1, 2 and 4 processes.
+test-ranks: .venv/installed
+	$(BIN)/pytest -m ranks
 
 # The third device, in an environment of its own (6.5 GB): docs/tpu.md.
 XLA ?= .venv-xla

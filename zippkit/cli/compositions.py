@@ -188,16 +188,26 @@ def diff(
         raise typer.Exit(1)
 
 
-def verify(file: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def verify(
+    file: SpecFile,
+    overrides: Overrides = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Also prove that so many processes learn what one does (C6).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
 
-    Example: zippkit verify recipes/demo/spec.yaml
+    Example: zippkit verify recipes/demo/spec.yaml --ranks 2
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove
     from zippkit.loading import spec_at
+    from zippkit.system.ranks import ranks_of_environment
 
-    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())))
+    if not ranks_of_environment().leads:
+        return
+    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())), ranks=ranks)
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ CLIP (arXiv 2103.00020); CoCa (arXiv 2205.01917).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self, cast
 
 import torch
@@ -75,6 +75,9 @@ def contrast_loss(logits: Tensor) -> Tensor:
 class ContrastiveLosses(PartGroup):
     """Losses by name; each pools a state of two towers, and gives (B, B) logits under its name."""
 
+    across: Callable[[Tensor], Tensor] = staticmethod(lambda rows: rows)
+    """Brings a step's rows (B, ...) together where several processes have some, so that each is compared with all."""
+
     @classmethod
     def build(cls, group: str, spec: CompositionSpec, graph: Graph, towers: Mapping[str, Tower]) -> Self:
         """Draw the projections of every contrastive loss of the spec."""
@@ -90,7 +93,9 @@ class ContrastiveLosses(PartGroup):
         head, pooled = self.of(name), forward.scratch.setdefault(op.part, [])
         pooled.append(head.pool(op.tower, forward.hidden[op.tower], forward.inputs[op.tower]))
         if len(pooled) == 2:
-            forward.outputs[name] = head.compare(*pooled)
+            (one, has_one), (other, has_other) = pooled
+            there = self.across((has_one & has_other).to(one.dtype)) > 0
+            forward.outputs[name] = head.compare((self.across(one), there), (self.across(other), there))
 
     def losses(self, outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """The weighted loss of each pair whose logits are there."""

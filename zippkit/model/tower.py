@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, runtime_checkable
 
@@ -89,6 +90,14 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         """
         del inputs
         return states
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """For each layer a module that has its parameters, which are used in calls of that module alone.
+
+        Where attention is shared, they are used in calls of the module's ``project`` and ``close``. A tower that names
+        such modules can be held in parts that are brought together layer by layer; any other one as a whole.
+        """
+        return ()
 
     def check(self) -> None:
         """Check, once the tower is built and its weights are loaded, that it can be run as it should.

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from zippkit.spec.kinds import Strict
 from zippkit.spec.phase import Phase
-from zippkit.spec.shapes import WORD
 from zippkit.spec.validation import Complaint
-
-Place = Literal["replicate", "per_layer", "root"]
-"""Where weights are: whole on every rank; in parts, of which a layer is brought together as it runs; or in parts, all
-of which are brought together when the model runs."""
+from zippkit.spec.words import Place
 
 
 class Parallel(Strict):
@@ -25,7 +21,7 @@ class Parallel(Strict):
         description="What is held in parts, one on each rank: nothing; what is trained, with its gradients and the "
         "optimiser's state; or the frozen weights, too.",
     )
-    frozen: Annotated[Place, WORD] | None = Field(
+    frozen: Place | None = Field(
         None,
         description="Where frozen weights are: `replicate`, whole on every rank; `per_layer` or `root`, in parts that "
         "are brought together layer by layer or all at once. `per_layer` with `shard: all`, else `replicate`, if left "
@@ -50,6 +46,17 @@ class Parallel(Strict):
     def frozen_place(self) -> Place:
         """Where frozen weights are."""
         return self.frozen or ("per_layer" if self.shard == "all" else "replicate")
+
+    def place_of(self, placed: Place | None, *, trained: bool) -> Place:
+        """Where weights of a tower are.
+
+        Args:
+            placed: what the tower's section says.
+            trained: whether they are trained.
+        """
+        if self.shard == "none":
+            return "replicate"
+        return placed or ("per_layer" if trained else self.frozen_place)
 
     def misfits(self, phase: Phase) -> Iterator[Complaint]:
         """What of a phase does not go with weights in parts."""

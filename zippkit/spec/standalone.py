@@ -10,12 +10,13 @@ from zippkit.spec.composition_spec import CompositionSpec
 
 
 def standalone(spec: CompositionSpec) -> CompositionSpec:
-    """The spec with every tower's config written out and without paths to weights."""
+    """The spec with every tower's config written out, without paths to weights and without places on ranks."""
     towers = {
         name: tower.model_copy(
             update={
                 "config": tower.settings.model_dump(mode="json", exclude={"frame", "path"}),
                 "weights": None,
+                "place": None,
                 "frame": tower.settings.frame,
             }
         )

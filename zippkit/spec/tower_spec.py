@@ -16,7 +16,7 @@ from zippkit.spec.kinds import Frame, Strict, TowerConfig
 from zippkit.spec.part_sections import InputProjection, Lora, Vocabulary
 from zippkit.spec.validation import Complaint, complaints_of, validate
 from zippkit.spec.weights_file import weights_complaints
-from zippkit.spec.words import Action, Name
+from zippkit.spec.words import Action, Name, Place
 from zippkit.spec.yaml_document import dotted
 
 
@@ -54,6 +54,12 @@ class TowerSpec(Strict):
         "behind its own (the last two are begin and end), with trained rows of their own in embedding and head.",
     )
 
+    place: Place | None = Field(
+        None,
+        description="Where its weights are if several ranks train: `replicate`, whole on each, as suits small towers; "
+        "`per_layer` or `root`, in parts that are brought together layer by layer or all at once. As the recipe's "
+        "`parallel` says if left out.",
+    )
     parts: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Parts around the tower that other packages bring (entry points of `zippkit.parts`), by their "

@@ -25,3 +25,7 @@ TAKEN_NAMES = frozenset(
 """Attributes of `torch.nn.ModuleDict`, names of a step's own losses and metrics, and the task of whole documents."""
 PART_GROUPS = frozenset(("towers", "input_projections", "adapters", "vocabularies", "links", "contrastive", "next"))
 """Names of a model's own groups of parts."""
+
+Place = Literal["replicate", "per_layer", "root"]
+"""Where weights are: whole on every rank; in parts, of which a layer is brought together as it runs; or in parts, all
+of which are brought together when the model runs."""

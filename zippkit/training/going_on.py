@@ -23,9 +23,9 @@ SECTIONS = {"device", "parallel", "evaluate", "validation", "track"}
 """Of a recipe: those that say nothing about what is learnt."""
 OF_EVERY_PHASE = {
     *("log_every", "save_every", "compile", "pad_multiple"),
-    *("accumulate", "recompute", "logits_mib", "cache_sources", "pack", "pack_length"),
+    *("accumulate", "recompute", "logits_mib", "cache_sources", "pack", "pack_length", "place"),
 }
-"""Keys of a phase that say how a step is computed or kept, not what it learns."""
+"""Keys of a phase, or of a tower, that say how a step is computed or kept, not what it learns."""
 OF_MAIN_PHASES = {"steps", "batch_size"}
 """Keys that a phase of the whole composition may change as well."""
 

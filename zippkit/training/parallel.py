@@ -11,9 +11,11 @@ from contextlib import contextmanager, redirect_stderr
 from os import devnull
 from pathlib import Path
 from typing import Any, TypeVar
+from warnings import filterwarnings
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from zippkit.errors import ZippkitError
 from zippkit.system.ranks import Ranks, ranks_of_environment
@@ -23,6 +25,19 @@ T = TypeVar("T")
 
 class FollowedError(ZippkitError):
     """Another rank stopped, and says why."""
+
+
+class _Sum(torch.autograd.Function):
+    """A sum over ranks, of which each has a part of the loss."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.sum(own)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        return ctx.world.sum(outputs[0].contiguous()), None
 
 
 class World:
@@ -54,6 +69,15 @@ class World:
         total = numbers.detach().clone()
         dist.all_reduce(total)
         return total
+
+    def rows(self, own: Tensor) -> Tensor:
+        """The rows (B, ...) of all ranks, in the order of ranks; gradients go back to where a row came from."""
+        if self.size == 1:
+            return own
+        counts = self.sum(torch.eye(self.size, dtype=torch.int64)[self.rank] * len(own)).tolist()
+        before, behind = sum(counts[: self.rank]), sum(counts[self.rank + 1 :])
+        there: Tensor = _Sum.apply(pad(own, (0, 0) * (own.dim() - 1) + (before, behind)), self)  # type: ignore[no-untyped-call]
+        return there
 
     def sums(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Sum numbers over ranks, by the names that all of them have."""
@@ -149,6 +173,8 @@ def open_world(device: str) -> Iterator[World]:
     except (ValueError, RuntimeError) as error:
         raise ZippkitError(f"rank {ranks.rank} of {ranks.size} does not find the others: {error}") from error
     try:
+        # A link's memory is made of views, which nobody changes in place.
+        filterwarnings("ignore", message="FSDP2-wrapped module")
         if ranks.leads:
             yield World(ranks, device)
         else:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ class PhaseRun:
             self.source_cache = open_cache(phase, zipped, learnt.parts, device, run.path, run.fingerprints())
         rest.look(self.model, self.resting)
         self.feed = Feed(zipped, phase, learnt, seed, self.world, self.source_cache, device.static)
-        self.shards = Shards(self.model, self.world, parallel, narrow=phase.parameters == "bf16")
+        narrow, compiled = phase.parameters == "bf16", device.compile if phase.compile else None
+        self.shards = Shards(self.model, self.world, parallel, zipped.spec, narrow=narrow, compiled=compiled)
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.shards)
         if saved:
             self._restore_optimizer(saved)
@@ -162,7 +164,9 @@ class PhaseRun:
     def _evaluate(self, advance: Any) -> dict[str, float]:
         """Measure on the dev split; what is better than anything before is kept beside the last checkpoints."""
         given = self.source_cache.in_fp32().complete if self.source_cache is not None else lambda batch: batch
-        dev = self.watch.look(self.zipped, self.step, lambda said: advance(self.step - 1, f"evaluates: {said}"), given)
+        tell = partial(_tell_evaluation, advance, self.step)
+        with self.shards.together():
+            dev = self.watch.look(self.zipped, self.step, tell, given)
         if self.watch.standing.step == self.step and self.watch.best is not None:
             self._write(self.watch.best, self.checkpoint(with_optimizer=False))
         return dev
@@ -274,6 +278,10 @@ class PhaseRun:
         self.origins = Origins.from_manifest(checkpoint.extra)
         self.sources = checkpoint.sources
         return checkpoint
+
+
+def _tell_evaluation(advance: Any, step: int, said: str) -> None:
+    advance(step - 1, f"evaluates: {said}")
 
 
 def whole_numbers(world: World, steps: Sequence[Mapping[str, Tensor | float]]) -> list[dict[str, float]]:

@@ -1,7 +1,4 @@
-"""What FSDP2 splits among the ranks, and the weights, gradients and optimiser's state of this rank's parts.
-
-A unit is a module whose parameters are brought together for each of its calls: the whole model, for what is needed
-everywhere in it (embeddings, heads, norms, projections that sites share).
+"""This rank's parts of what FSDP2 splits: weights, gradients and the optimiser's state, in parts and whole.
 
 The optimiser never sees a DTensor. It is given this rank's part of each parameter, as a parameter of its own in the
 same memory, so that every optimiser of torch does what it does in one process, at its speed.
@@ -19,12 +16,13 @@ from torch import Tensor, nn
 
 from zippkit.checkpoint.checkpoint import Checkpoint
 from zippkit.checkpoint.filling import restore
-from zippkit.errors import ZippkitError
 from zippkit.model.build import build_model
+from zippkit.model.contrastive import ContrastiveLosses
 from zippkit.model.weights import is_split, module_state, whole
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.parallel import Parallel
+from zippkit.training.fsdp import Compile, brought_together, fsdp_units, split
 from zippkit.training.masters import Masters
 from zippkit.training.parallel import World
 
@@ -33,26 +31,39 @@ class Shards:
     """The parameters of a model as the ranks hold them; in one process, all of them as they are."""
 
     def __init__(
-        self, model: ZippedModel, world: World, parallel: Parallel | None = None, *, narrow: bool = False
+        self,
+        model: ZippedModel,
+        world: World,
+        parallel: Parallel | None = None,
+        spec: CompositionSpec | None = None,
+        *,
+        narrow: bool = False,
+        compiled: Compile | None = None,
     ) -> None:
-        """Split a model that holds its values.
+        """Split a model that holds its values, if there are several ranks and they are to hold parts.
 
         Args:
             model: on its device.
             world: the ranks.
             parallel: what each of them holds.
+            spec: of the model.
             narrow: run in bfloat16 what the optimiser keeps in float32.
+            compiled: compiles what runs inside a unit.
 
         Raises:
-            ZippkitError: as many replicas do not divide the ranks.
+            ZippkitError: as of `zippkit.training.fsdp.split`.
         """
         self.model, self.world = model, world
         self._parts: dict[nn.Parameter, nn.Parameter] = {}
         """This rank's part of each split parameter that is trained."""
-        several = world.size > 1 and parallel is not None and parallel.shard != "none"
-        self.masters = Masters(model if narrow and not several else None)
-        if several:
-            _split(model, world, cast("Parallel", parallel), narrow)
+        self.are_split = world.size > 1 and parallel is not None and parallel.shard != "none"
+        """Whether FSDP2 holds the model in parts."""
+        self._narrow = narrow
+        self.masters = Masters(model if narrow and not self.are_split else None)
+        if contrastive := model.groups.get("contrastive"):
+            cast("ContrastiveLosses", contrastive).across = world.rows
+        if self.are_split and parallel is not None and spec is not None:
+            split(model, spec, world, parallel, narrow=narrow, compiled=compiled)
             for parameter in model.parameters():
                 if parameter.requires_grad and is_split(parameter):
                     self._parts[parameter] = nn.Parameter(cast("Any", parameter.detach()).to_local())
@@ -108,6 +119,19 @@ class Shards:
         mesh = next((cast("Any", parameter).device_mesh for parameter in self._parts), None)
         return 1 if mesh is None or mesh.ndim == 1 else int(mesh.size(0))
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Hold the whole model on every rank, so that each may run what it likes: evaluation and generation.
+
+        Weights that steps run in bfloat16 are so here, too.
+        """
+        device = next(self.model.parameters()).device.type
+        with (
+            brought_together(fsdp_units(self.model) if self.are_split else ()),
+            torch.autocast(device, dtype=torch.bfloat16, enabled=self._narrow and self.are_split),
+        ):
+            yield
+
     def whole_state(self) -> dict[str, Tensor]:
         """The model's state with every tensor whole, on all ranks; each of them must ask for it."""
         return module_state(self.model)
@@ -144,26 +168,6 @@ class Shards:
             parameter = split.get(key.rpartition(":")[0])
             found[key] = value if parameter is None or value.shape != parameter.shape else _part(value, parameter)
         return found
-
-
-def _split(model: ZippedModel, world: World, parallel: Parallel, narrow: bool) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-    if world.size % parallel.replicas:
-        raise ZippkitError(f"parallel.replicas: {parallel.replicas} do not divide {world.size} ranks")
-    shape = (parallel.replicas, world.size // parallel.replicas)
-    mesh = init_device_mesh(world.device, shape if parallel.replicas > 1 else shape[1:])
-    # Autocast rounds what comes in by itself.
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if narrow else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    alone = {p for p in model.parameters() if p.dim() == 0 or not (p.requires_grad or parallel.shard == "all")}
-    how: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "ignored_params": alone}
-    unit = fully_shard(model, **how)
-    # Each rank's loss is its part of the whole step's, so gradients are sums.
-    unit.set_gradient_divide_factor(1.0)
-    unit.set_force_sum_reduction_for_comms(True)
 
 
 def _as_split(part: Tensor, like: nn.Parameter) -> Tensor:

@@ -44,7 +44,8 @@ def build_step(
             outputs = model(batch, economy)
             return loss(outputs, batch, model.added_losses(outputs, batch), share)
 
-    losses_of = backend.compile(forward) if phase.compile else forward
+    # What is held in parts is compiled in parts.
+    losses_of = backend.compile(forward) if phase.compile and not held.are_split else forward
 
     backend.ready(optimizer)
 

@@ -5,6 +5,7 @@ Parameters carry the names of a llama checkpoint without its leading ``model.``,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -160,6 +161,10 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         if mask is None:
             seen = own_visibility(inputs, config.causal) if cache is None else cache_visibility(inputs)
         return hidden, Context(angles, seen, cache, inputs.slots)
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """The layers."""
+        return list(self.layers)
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index`` on (B, T, D) states."""

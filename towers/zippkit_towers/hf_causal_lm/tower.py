@@ -8,11 +8,12 @@ the model's checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
@@ -117,6 +118,10 @@ class HfCausalLm(DecoderModules[Slots, Context]):
         at = inputs.position_ids + getattr(learned, "offset", 0)
         moved: Tensor = states + F.embedding(at.clamp(max=learned.num_embeddings - 1), learned.weight)
         return moved
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """The model's own layers."""
+        return list(self.part("layers"))
 
     def layer(self, index: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``index`` on (B, T, D) states."""

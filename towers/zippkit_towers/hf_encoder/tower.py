@@ -10,6 +10,7 @@ carry the names that transformers gives them inside the encoder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -70,6 +71,12 @@ class HfEncoder(Tower[None, Context | Tensor | None]):
         hidden = states_NLD[features.entry, inputs.offset] * (inputs.order >= 0)[:, :, None]
         seen = cast("Visibility", own_visibility(inputs, causal=False)).mask if mask is None else mask
         return hidden, None if seen is None else seen[:, None]
+
+    def layer_modules(self) -> Sequence[nn.Module]:
+        """The model's own layers, where its parts are known."""
+        if self.guessed is not None:
+            return ()
+        return list(cast("nn.ModuleList", self.get_submodule(self.parts.layers)))
 
     def layer(self, index: int, hidden: Tensor, context: Context | Tensor | None) -> Tensor:
         """Run a layer; the last one with the norm that follows it, so that its states are ``last_hidden_state``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 
@@ -16,6 +17,7 @@ from zippkit.evaluation.certificates.equation import computes_the_equation
 from zippkit.evaluation.certificates.frozen import frozen_tensors_rest
 from zippkit.evaluation.certificates.gradients import every_parameter_is_reached
 from zippkit.evaluation.certificates.packing import packed_equals_unpacked
+from zippkit.evaluation.certificates.ranks import CLAIM, ranks_equal_one
 from zippkit.evaluation.certificates.report import Certificate, RefutedError, Report
 from zippkit.evaluation.certificates.saved import frozen_towers_leave_as_they_came
 from zippkit.evaluation.certificates.unimodal import towers_alone_are_untouched
@@ -41,24 +43,28 @@ CERTIFICATES: dict[str, tuple[str, Prove]] = {
 }
 
 
-def verify(zipped: Composition, *, only: Collection[str] = ()) -> Report:
+def verify(zipped: Composition, *, only: Collection[str] = (), ranks: int | None = None) -> Report:
     """Prove the certificates of a composition, on copies: neither it nor the global random state changes.
 
     Args:
         zipped: the composition.
         only: names of certificates, such as ``C1``; all of them if empty.
+        ranks: also prove that so many processes learn what one does (C6), which takes longer than all the others.
 
     Raises:
         ZippkitError: there is no certificate of that name.
     """
+    known = dict(CERTIFICATES)
+    if ranks is not None:
+        known["C6"] = (CLAIM, partial(ranks_equal_one, size=ranks))
+        known = {name: known[name] for name in sorted(known, key=lambda name: int(name[1:]))}
     for name in only:
-        if name not in CERTIFICATES:
-            raise ZippkitError(f"no certificate is called {name!r}{did_you_mean(name, CERTIFICATES)}")
-    return Report(tuple(_certify(name, zipped) for name in CERTIFICATES if not only or name in only))
+        if name not in known:
+            raise ZippkitError(f"no certificate is called {name!r}{did_you_mean(name, known)}")
+    return Report(tuple(_certify(name, *known[name], zipped) for name in known if not only or name in only))
 
 
-def _certify(name: str, zipped: Composition) -> Certificate:
-    claim, prove = CERTIFICATES[name]
+def _certify(name: str, claim: str, prove: Prove, zipped: Composition) -> Certificate:
     devices = {p.device for p in zipped.model.parameters() if p.device.type == "cuda"}
     began = time.monotonic()
     with torch.random.fork_rng(devices=list(devices)):
