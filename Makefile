@@ -14,10 +14,7 @@ export TOKENIZERS_PARALLELISM = false
 	touch $@
 
 demo: .venv/installed
-	$(BIN)/zippkit train recipes/demo/recipe.yaml --out runs/demo
-	$(BIN)/zippkit eval runs/demo --examples 5
-	$(BIN)/zippkit report runs/demo
-	$(BIN)/zippkit generate runs/demo --text 'five one seven zero' --out runs/demo/spoken.wav --scorer moonshine
+	$(BIN)/zippkit demo --out runs/demo
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -61,6 +58,11 @@ docs: .venv/installed
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 gpu:
 	PYTHONPATH=.:towers $(GPU_PYTHON) benchmarks/gpu.py $(if $(PART),--part $(PART)) --out runs/gpu.json
+
+# Wheel and sdist, installed where nothing of this folder is, and tried.
+.PHONY: release-check
+release-check:
+	PYTHON=$(PYTHON) .ci/release_check.sh
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -456,6 +456,8 @@ ON_RUNS: dict[str, list[str | Path]] = {
 
 def test_every_command_that_takes_a_path_is_tried_below() -> None:
     assert COMMANDS.keys() - ON_FILES.keys() - ON_RUNS.keys() == {
+        "demo",
+        "recipes",
         "init",
         "prepare",
         "towers",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from zippkit.cli import compositions, datasets, kinds, runs
+from zippkit.cli import compositions, datasets, kinds, runs, shipped
 from zippkit.errors import ZippkitError
 from zippkit.system.files import FULL
 
@@ -19,6 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 COMMANDS: tuple[Callable[..., None], ...] = (
+    shipped.demo,
+    shipped.recipes,
     compositions.init,
     compositions.check,
     compositions.plan,
