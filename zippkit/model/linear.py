@@ -17,8 +17,10 @@ from torch.nn import functional as F
 LEAST = 1 << 22
 """Multiplications of a product from which oneDNN's calls are worth their cost."""
 
-FLOPS = {torch.ops.mkldnn._linear_pointwise: lambda x, weight, *_, **__: 2 * prod(x) * weight[0]}
+FLOPS: dict[Any, Any] = {}
 """For `torch.utils.flop_counter.FlopCounterMode`, which does not count it: operations by shapes."""
+if torch._C._has_mkldnn:
+    FLOPS[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * prod(x) * weight[0]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
