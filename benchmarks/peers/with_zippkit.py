@@ -1,8 +1,9 @@
-"""The work in zippkit, of `benchmarks/peers.yaml`: its own training step, and `zippkit.generate`."""
+"""The work in zippkit, of `benchmarks/peers.yaml`: its model and loss, and `zippkit.generate`, compiled if asked."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,8 @@ SPEC = Path(__file__).parents[1] / "peers.yaml"
 class Zippkit:
     """A composition, its batches made beforehand as a background worker does while the step before runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiled: bool) -> None:
+        self.ways = {"compile": True} if compiled else {}
         self.zipped = zippkit.compile(zippkit.load_spec(SPEC))
         self.zipped.model.train()
         self.batches: dict[tuple[int, int], object] = {}
@@ -44,9 +46,9 @@ class Zippkit:
 
     def decode(self, speech: Tensor) -> Tensor:
         prompts = [[Segment("speech", row)] for row in speech[:, 2:].tolist()]
-        answers = generate_batch(self.zipped, prompts, ["text"], TEXT)
+        answers = generate_batch(self.zipped, prompts, ["text"], TEXT, **self.ways)
         return torch.tensor([answer[0].tokens for answer in answers])
 
 
 if __name__ == "__main__":
-    serve(Zippkit, int(sys.argv[1]))
+    serve(partial(Zippkit, compiled="compiled" in sys.argv[2:]), int(sys.argv[1]))
