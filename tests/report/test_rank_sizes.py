@@ -17,7 +17,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 import zippkit
 from helpers.compositions import link, make_spec, tower
+from zippkit import cli
 from zippkit.errors import ZippkitError
+from zippkit.loading import load_recipe
 from zippkit.report.activations import saved_bytes
 from zippkit.report.division import Division, held, messages, units_of, uses
 from zippkit.report.hardware import KNOWN, known, recognised
@@ -25,6 +27,7 @@ from zippkit.report.prediction import predict
 from zippkit.report.rank_sizes import Step, rank_sizes
 from zippkit.report.sizes import example_batches
 from zippkit.spec.composition_spec import CompositionSpec
+from zippkit.spec.phase import Phase
 
 pytestmark = pytest.mark.slow
 
@@ -118,6 +121,29 @@ def test_settings_of_a_prediction() -> None:
     (cost,) = predict(spec(), None, [4], given, **LENGTHS)
     assert cost.compute == pytest.approx(cost.operations / (1e12 / 2 * 0.5))
     assert cost.casts == 0
+
+
+def test_a_recipe_says_how_it_is_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    demo = Path(__file__).parents[2] / "recipes" / "demo" / "recipe.yaml"
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"base: {demo}\nparallel: {{shard: all, replicas: 2}}\n")
+    recipe = load_recipe(file)
+    assert isinstance(recipe.train, Phase)
+    (cost,) = predict(recipe.spec, recipe, [4], (), ["speech -> text"], **LENGTHS)
+    rows = -(-recipe.train.batch_size // 4)
+    step = Step(rows=rows, precision=recipe.train.precision, logits_mib=recipe.train.logits_mib)
+    (same,) = rank_sizes(
+        recipe.spec, [Division(4, "all", replicas=2)], known("h100"), step, ["speech -> text"], **LENGTHS
+    )
+    assert cost == same
+    arguments = ["zippkit", "sizes", str(file), "--ranks", "4", "--json", "--task", "speech -> text"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--source-tokens", "12", "--target-tokens", "6"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps([cost.as_json()]))
 
 
 @pytest.mark.parametrize(
