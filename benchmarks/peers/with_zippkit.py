@@ -13,12 +13,15 @@ from work import TEXT, serve
 import zippkit
 from zippkit import Segment
 from zippkit.generation.api import generate_batch
+from zippkit.model.linear import FLOPS
 
 SPEC = Path(__file__).parents[1] / "peers.yaml"
 
 
 class Zippkit:
     """A composition, its batches made beforehand as a background worker does while the step before runs."""
+
+    flops = FLOPS
 
     def __init__(self, compiled: bool) -> None:
         self.ways = {"compile": True} if compiled else {}

@@ -96,7 +96,7 @@ def serve(make: Callable[[], Peer], n_threads: int) -> None:
         if asked == "memory":
             answer: float = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         elif asked == "flops":
-            answer = flops(work["train"])
+            answer = flops(work["train"], getattr(peer, "flops", {}))
         elif asked == "parameters":
             answer = sum(p.numel() for p in peer.parameters())
         elif asked == "decode_bytes":
@@ -108,10 +108,10 @@ def serve(make: Callable[[], Peer], n_threads: int) -> None:
         print(json.dumps(answer), flush=True)
 
 
-def flops(step: Callable[[], Any]) -> float:
-    """Operations of one training step, as torch counts them."""
+def flops(step: Callable[[], Any], rules: dict[Any, Any]) -> float:
+    """Operations of one training step, as torch counts them, with a peer's rules for what torch does not know."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=rules) as counter:
         step()
     return float(counter.get_total_flops())
