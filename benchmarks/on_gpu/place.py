@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from zippkit.report.hardware import recognised
-from zippkit.training.device import CPU, CUDA, Backend
+from zippkit.training.backends import CPU, Accelerator, Backend
 
 Row = dict[str, Any]
 """One line of a part's table: `case`, then figures; `problem` instead of figures where a case failed."""
@@ -36,7 +36,7 @@ class Place:
         """The device of a training step; its compiled functions run as CUDA graphs if asked."""
         if self.toy:
             return _Toy()
-        return _Graphed() if graphs else CUDA()
+        return _Graphed("cuda") if graphs else Accelerator("cuda")
 
     def sync(self) -> None:
         if not self.toy:
@@ -79,7 +79,7 @@ class _Toy(CPU):
         return compiled
 
 
-class _Graphed(CUDA):
+class _Graphed(Accelerator):
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(function, dynamic=False, fullgraph=True, mode="reduce-overhead")
         return compiled
