@@ -82,7 +82,10 @@ def evaluate(
     Example: zippkit eval runs/demo split=dev limit=100 beams=4
     """
     from zippkit.evaluation.evaluate import evaluate as score
+    from zippkit.system.ranks import ranks_of_environment
 
+    if not ranks_of_environment().leads:
+        return
     result = score(run, split, data, overrides or ())
     if as_json:
         print(json.dumps(asdict(result), indent=2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -22,15 +23,26 @@ class StopRequest:
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one ends the process at once."""
+def stop_signals(echo: float = 0.0) -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request to stop after the step; a second one ends the process at once.
+
+    Args:
+        echo: seconds in which further ones are the first one again; a launcher passes on what its ranks have heard.
+    """
     stop = StopRequest()
     earlier: dict[int, Any] = {}
+    first = [0.0]
 
     def ask(number: int, frame: FrameType | None) -> None:
         del frame
-        stop.asked = True
-        signal.signal(number, earlier[number])
+        if stop.asked and time.monotonic() - first[0] > echo:
+            signal.signal(number, earlier[number])
+            signal.raise_signal(number)
+        elif not stop.asked:
+            stop.asked = True
+            first[0] = time.monotonic()
+            if not echo:
+                signal.signal(number, earlier[number])
 
     for number in map(int, (signal.SIGINT, signal.SIGTERM)):
         earlier[number] = signal.getsignal(number)

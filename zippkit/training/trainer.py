@@ -60,7 +60,7 @@ def _train(recipe: Recipe, run: RunFolder, device: Backend, world: World) -> Non
     check_stages(recipe)
     dev = _dev_data(recipe, datasets)
     tracking = open_tracking(recipe, run.path) if world.leads else Tracking()
-    with ExitStack() as held, stop_signals() as stop:
+    with ExitStack() as held, stop_signals(echo=5.0 if world.size > 1 else 0.0) as stop:
         world.lead(lambda: _begin(recipe, run, datasets, held))
         training = _Training(recipe, run, learnt, dev, device, stop, tracking, world)
         with tracking.ending():
