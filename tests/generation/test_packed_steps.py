@@ -108,6 +108,9 @@ def test_steps_are_flat(monkeypatch: pytest.MonkeyPatch) -> None:
     zipped = two()
     n_steps = len(logits(zipped, True)[1])
     assert set(ran) == {"text", "speech"}
+    forms, model = zipped.model.forms, zipped.model
+    assert all(forms.tower(model.tower(name)) is not None for name in ran)
+    assert all(forms.link(model.link(site)) is not None for site in zipped.graph.sites)
     ran.clear()
     assert len(logits(zipped, False)[1]) == n_steps
     assert not ran

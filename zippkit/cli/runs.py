@@ -138,6 +138,9 @@ def generate(
     unimodal: Annotated[
         bool, typer.Option("--unimodal", help="A tower continues its own modality, around its input projection.")
     ] = False,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps: tens of seconds at first, for long answers.")
+    ] = False,
 ) -> None:
     """Continue sound or text in other modalities.
 
@@ -150,7 +153,7 @@ def generate(
         raise ZippkitError("generate: expected one of --audio, --text and --prompt")
     segments = given if prompt is None else read_prompt(prompt)
     for line in answer(
-        run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer, multimodal=not unimodal
+        run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer, not unimodal, compile
     ):
         print(line)
 

@@ -53,6 +53,7 @@ def answer(
     seed: int = 0,
     scorer: str | None = None,
     multimodal: bool = True,
+    compile: bool = False,
 ) -> Iterator[str]:
     """Continue a prompt, a line for each new segment; sound is written to ``out``, images are drawn.
 
@@ -67,6 +68,7 @@ def answer(
         scorer: recogniser that writes down what it hears in generated sound.
         multimodal: whether the row passes the input projections; False where a tower continues its own modality by
             itself.
+        compile: whether steps are compiled.
 
     Raises:
         ZippkitError: a prompt or file that cannot be used, no tower that could answer.
@@ -84,7 +86,7 @@ def answer(
     n_sounds = len(sounds)
     ear = open_scorer(scorer, {}) if scorer is not None else None
     n_written = 0
-    for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed, multimodal):
+    for segment in generate(zipped, segments, wanted, max_tokens, sampling, seed, multimodal, compile=compile):
         tokenizer = heard.tokenizers.get(segment.tower)
         if tokenizer is None:
             yield f"{segment.tower}: {' '.join(map(str, segment.tokens))}"

@@ -29,9 +29,10 @@ def generate(
     seed: int = 0,
     multimodal: bool = True,
     packed: bool = True,
+    compile: bool = False,
 ) -> list[Segment]:
     """Continue one prompt by a segment of each modality in ``outputs``; see `generate_batch`."""
-    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed, multimodal, packed)[0]
+    return generate_batch(zipped, [prompt], outputs, max_tokens, sampling, seed, multimodal, packed, compile)[0]
 
 
 def generate_batch(
@@ -43,6 +44,7 @@ def generate_batch(
     seed: int | Sequence[int] = 0,
     multimodal: bool | Sequence[bool] = True,
     packed: bool = True,
+    compile: bool = False,
 ) -> list[list[Segment]]:
     """Continue each prompt by one segment of each modality in ``outputs``, in that order.
 
@@ -65,6 +67,8 @@ def generate_batch(
         packed: whether steps of one token read a second copy of the weights, laid out for that: faster, and as much
             memory again as the weights of what generates. It is made where a generation first needs it, and kept until
             they change; False runs the modules themselves.
+        compile: whether these steps are compiled (torch.compile; CUDA graphs on a GPU), one graph for each number of
+            rows and size of the caches, which doubles: tens of seconds at first, so for long answers or many of them.
 
     Returns:
         For each row, its new segments.
@@ -74,7 +78,9 @@ def generate_batch(
         DataError: a prompt that a tower cannot take, or that leaves it no room to go on, or that ends with half of what
             two towers say at once; or a row of several modalities that is declared unimodal.
     """
-    generation = stream(zipped, prompts, outputs, max_tokens, sampling, seed, multimodal=multimodal, packed=packed)
+    generation = stream(
+        zipped, prompts, outputs, max_tokens, sampling, seed, multimodal=multimodal, packed=packed, compile=compile
+    )
     for _ in generation:
         pass
     return generation.segments
@@ -92,6 +98,7 @@ def stream(
     packed: bool = True,
     prefill_chunk: int = 512,
     max_rows: int | None = None,
+    compile: bool = False,
 ) -> Generation:
     """`generate_batch` token by token: iterate over what it returns, stop when you like, cancel rows or add some.
 
@@ -107,6 +114,7 @@ def stream(
         packed: see `generate_batch`.
         prefill_chunk: tokens of the prompts of added rows that are run before each step of the others.
         max_rows: rows that are added wait while so many run; None: they begin at once.
+        compile: see `generate_batch`.
 
     Example:
         >>> for piece in (generation := zippkit.stream(zipped, [prompt], ["text", "speech"])):
@@ -138,5 +146,5 @@ def stream(
     for what, number in (("prefill_chunk", prefill_chunk), ("max_rows", 1 if max_rows is None else max_rows)):
         if number < 1:
             raise ZippkitError(f"{what}: expected 1 or more, got {number}")
-    request = Request(zipped, limits, ways, auto, watch, packed, same, prefill_chunk, max_rows)
+    request = Request(zipped, limits, ways, auto, watch, packed, same, prefill_chunk, max_rows, compile)
     return Generation(request, prompts, wanted, seeds, multimodal)

@@ -48,6 +48,8 @@ class Request:
     """Tokens of prompts of added rows that are run before each step of the others."""
     max_rows: int | None = None
     """Rows that are added wait while so many run."""
+    compile: bool = False
+    """Whether these steps are compiled."""
 
     @cached_property
     def graph(self) -> Graph:
@@ -76,7 +78,7 @@ class Request:
 
     @cached_property
     def _steps(self) -> Steps | None:
-        return Steps(self.model.forms) if self.packed else None
+        return Steps(self.model.forms, self.compile) if self.packed or self.compile else None
 
     def run(
         self, plan: Plan, inputs: Mapping[str, TowerBatch], multimodal: Tensor | bool, decoding: Decoding

@@ -20,28 +20,32 @@ class Forms:
     """The twins of a model's towers and links, made anew where a module's weights have changed since."""
 
     def __init__(self) -> None:
-        self._made: dict[int, tuple[nn.Module, Hashable, Any]] = {}
+        self._made: dict[tuple[int, bool], tuple[nn.Module, Hashable, Any]] = {}
+        self.compiled: dict[Hashable, Any] = {}
+        """Compiled steps, by their operations."""
 
-    def tower(self, tower: nn.Module) -> TowerForm | None:
-        """A tower's twin, if it has one."""
-        made: TowerForm | None = self._get(tower) if isinstance(tower, HasTowerForm) else None
+    def tower(self, tower: nn.Module, blocked: bool = True) -> TowerForm | None:
+        """A tower's twin, if it has one; see `HasTowerForm.decoding_form`."""
+        made: TowerForm | None = self._get(tower, blocked) if isinstance(tower, HasTowerForm) else None
         return made
 
-    def link(self, link: nn.Module) -> LinkForm | None:
-        """A link's twin, if it has one."""
-        made: LinkForm | None = self._get(link) if isinstance(link, HasLinkForm) else None
+    def link(self, link: nn.Module, blocked: bool = True) -> LinkForm | None:
+        """A link's twin, if it has one; see `HasLinkForm.decoding_form`."""
+        made: LinkForm | None = self._get(link, blocked) if isinstance(link, HasLinkForm) else None
         return made
 
     def clear(self) -> None:
         """Give up all copies of weights."""
         self._made.clear()
+        self.compiled.clear()
 
-    def _get(self, module: Any) -> Any:
-        state = _state_of(module)
-        held = self._made.get(id(module))
+    def _get(self, module: Any, blocked: bool) -> Any:
+        state, key = _state_of(module), (id(module), blocked)
+        held = self._made.get(key)
         if held is None or held[0] is not module or state is None or held[1] != state:
             with torch.no_grad():
-                held = self._made[id(module)] = (module, state, None if module.training else module.decoding_form())
+                twin = None if module.training else module.decoding_form(blocked)
+                held = self._made[key] = (module, state, twin)
         return held[2]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Forms:

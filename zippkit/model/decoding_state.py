@@ -127,17 +127,21 @@ class Pending:
         return states, tokens.hidden_before(begun) if any(begun) else tokens
 
 
+Prepare = Callable[[Memory, int | None], Any]
+"""`zippkit.model.links.base.LinkForm.prepare`."""
+
+
 @dataclass
 class Prepared:
     """Memories as those who read them step by step have laid them out."""
 
     found: dict[LinkSite, tuple[Memory, Any]] = field(default_factory=dict)
 
-    def of(self, site: LinkSite, memory: Memory, prepare: Callable[[Memory], Any]) -> Any:
+    def of(self, site: LinkSite, memory: Memory, prepare: Prepare, n_slots: int | None = None) -> Any:
         """What ``prepare`` makes of a memory, once for as long as it is the same."""
         held = self.found.get(site)
         if held is None or held[0] is not memory:
-            held = self.found[site] = (memory, prepare(memory))
+            held = self.found[site] = (memory, prepare(memory, n_slots))
         return held[1]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.compiled_step import FLAT, CompiledStep
 from zippkit.model.decoding_form import Forms
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.forward import Forward, Modules
@@ -24,8 +25,6 @@ from zippkit.model.tower import TowerForm
 from zippkit.plan.graph import LinkSite
 from zippkit.plan.plan import Op, Plan
 
-FLAT = ("start", "layer", "read", "write", "head")
-"""Operations of a flat step; parts' own may follow."""
 Do = Callable[[Tensor, Forward], Tensor]
 """A state (B, D) to the next one."""
 ModulesOf = Callable[[Plan], Modules]
@@ -34,9 +33,9 @@ ModulesOf = Callable[[Plan], Modules]
 class Steps:
     """The flat steps of one generation, by their plans."""
 
-    def __init__(self, forms: Forms) -> None:
-        self._forms = forms
-        self._known: dict[int, tuple[Plan, FlatStep | None]] = {}
+    def __init__(self, forms: Forms, compile: bool = False) -> None:
+        self._forms, self._compile = forms, compile
+        self._known: dict[int, tuple[Plan, FlatStep | CompiledStep | None]] = {}
 
     def run(
         self,
@@ -58,10 +57,18 @@ class Steps:
         if len(inputs) != 1 or next(iter(inputs.values())).tokens.shape[1] != 1 or torch.is_autocast_enabled("cpu"):
             return None
         if id(plan) not in self._known:
-            flat = FlatStep(modules_of(plan), plan, self._forms) if _is_flat(plan) else None
-            self._known[id(plan)] = (plan, flat)
+            self._known[id(plan)] = (plan, self._step(modules_of(plan), plan) if _is_flat(plan) else None)
         step = self._known[id(plan)][1]
         return None if step is None else step.run(inputs, multimodal, decoding)
+
+    def _step(self, modules: Modules, plan: Plan) -> FlatStep | CompiledStep:
+        compiled = CompiledStep.of(modules, plan, self._forms) if self._compile else None
+        if compiled is None:
+            return FlatStep(modules, plan, self._forms)
+        held = self._forms.compiled.get(plan.ops)
+        if held is None or not compiled.has_twins_of(held):
+            held = self._forms.compiled[plan.ops] = compiled
+        return held
 
 
 def _is_flat(plan: Plan) -> bool:

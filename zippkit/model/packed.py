@@ -27,15 +27,18 @@ class Packed:
     the transposed matrix: a product of one row with a matrix that is read by columns runs on one thread.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, blocked: bool = True) -> None:
         """Copy a map.
 
         Args:
             weight: (D_out, D_in).
             bias: (D_out,)
+            blocked: whether it may be laid out as oneDNN has it, which cannot be compiled.
         """
-        self.blocked = weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else weight.t().contiguous()
+        self.blocked = blocked and weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_onednn()
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight) if self.blocked else stays(weight.t().contiguous())
+        )
         self.bias = bias
 
     def __call__(self, x_BD: Tensor) -> Tensor:
@@ -63,6 +66,13 @@ class Packed:
             out: Tensor = torch.ops.mkldnn._linear_pointwise(x_BD, self.weight, self.bias, "gelu", [], "none")
             return out
         return F.gelu(self(x_BD))
+
+
+def stays(tensor: Tensor) -> Tensor:
+    """Tell that a tensor keeps its address, so that a CUDA graph reads it where it is; the tensor itself."""
+    if tensor.is_cuda:
+        torch._dynamo.mark_static_address(tensor, guard=False)
+    return tensor
 
 
 def _has_onednn() -> bool:

@@ -209,5 +209,9 @@ class TowerForm(Protocol):
 class HasTowerForm(Protocol):
     """A tower that has a twin."""
 
-    def decoding_form(self) -> TowerForm | None:
-        """The twin, of the weights as they are now; None where it would compute something else."""
+    def decoding_form(self, blocked: bool) -> TowerForm | None:
+        """The twin, of the weights as they are now; None where it would compute something else.
+
+        Args:
+            blocked: whether weights may be laid out as oneDNN has them; False where the twin is to be compiled.
+        """

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,14 +33,14 @@ class LayerWeights(NamedTuple):
 class LayerForm:
     """One layer: two norms, four products and the attention between them."""
 
-    def __init__(self, weights: LayerWeights) -> None:
-        """Copy the weights."""
+    def __init__(self, weights: LayerWeights, blocked: bool) -> None:
+        """Copy the weights; see `zippkit.model.packed.Packed`."""
         self.n_heads, self.n_kv_heads = weights.heads
         self.norm, self.inner_norm = (Norm(norm, weights.mlp[0].dtype) for norm in weights.norms)
-        self.project = Packed(self.norm.after(weights.attention[:3]))
-        self.output = Packed(weights.attention[3])
-        self.gate_up = Packed(self.inner_norm.after(weights.mlp[:2]))
-        self.down = Packed(weights.mlp[2])
+        self.project = Packed(self.norm.after(weights.attention[:3]), blocked=blocked)
+        self.output = Packed(weights.attention[3], blocked=blocked)
+        self.gate_up = Packed(self.inner_norm.after(weights.mlp[:2]), blocked=blocked)
+        self.down = Packed(weights.mlp[2], blocked=blocked)
 
     def __call__(self, x_BD: Tensor, index: int, context: Any, remember: Remember) -> Tensor:
         """States (B, D) after the layer."""
@@ -59,7 +58,7 @@ class DecoderForm:
     """All layers and the head of a decoder."""
 
     def __init__(
-        self, layers: Sequence[LayerWeights], norm: nn.RMSNorm, head: Tensor, dtype: torch.dtype, remember: Remember
+        self, layers: Sequence[LayerWeights], norm: nn.RMSNorm, head: Tensor, remember: Remember, blocked: bool
     ) -> None:
         """Copy the weights.
 
@@ -67,13 +66,13 @@ class DecoderForm:
             layers: of each layer.
             norm: the last one.
             head: (V, D).
-            dtype: of the states inside a layer.
             remember: the tower's own.
+            blocked: see `zippkit.model.packed.Packed`.
         """
-        self.dtype, self.remember = dtype, remember
-        self.layers = [LayerForm(weights) for weights in layers]
-        self.norm = Norm(norm, dtype)
-        self.logits = Packed(self.norm.after([head]))
+        self.dtype, self.remember = head.dtype, remember
+        self.layers = [LayerForm(weights, blocked) for weights in layers]
+        self.norm = Norm(norm, self.dtype)
+        self.logits = Packed(self.norm.after([head]), blocked=blocked)
 
     def layer(self, index: int, hidden: Tensor, context: Any) -> Tensor:
         """Run layer ``index`` on (B, D) states."""

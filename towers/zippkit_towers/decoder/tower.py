@@ -193,14 +193,14 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
     def _head_weight(self) -> Tensor:
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
-    def decoding_form(self) -> TowerForm | None:
+    def decoding_form(self, blocked: bool) -> TowerForm | None:
         """The layers and the head for one token of each row; None where a part is not the decoder's own."""
         own, layers = type(self), [_weights_of(layer) for layer in self.layers]
         known = [layer for layer in layers if layer is not None]
         computes = own.layer is Decoder.layer and own.head is Decoder.head and own.remember is Decoder.remember
         if not computes or len(known) < len(layers) or len({p.dtype for p in self.parameters()}) > 1:
             return None
-        return DecoderForm(known, self.norm, self._head_weight, self.dtype, self.remember)
+        return DecoderForm(known, self.norm, self._head_weight, self.remember, blocked)
 
     def new_cache(self, batch_size: int, max_len: int) -> Cache:
         """An empty KV cache of ``max_len`` slots in each row."""

@@ -6,12 +6,13 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.layers import angles_of
 from zippkit.model.links.attending import Attending
 from zippkit.model.links.base import Memory
-from zippkit.model.packed import Norm, Packed, attend_once, is_wide, matrices_of, rotated
+from zippkit.model.packed import Norm, Packed, attend_once, is_wide, matrices_of, rotated, stays
 
 
 class Reading(NamedTuple):
@@ -30,28 +31,38 @@ class Reading(NamedTuple):
 class AttendingForm:
     """``a = u + tanh(g) W_O Attn(norm(u))``, and the identity in rows that see nothing."""
 
-    def __init__(self, link: Attending, gate: Tensor | None = None) -> None:
+    def __init__(self, link: Attending, gate: Tensor | None = None, blocked: bool = True) -> None:
         """Copy the weights.
 
         Args:
             link: whose they are.
             gate: () or (D,) what the attention's output is multiplied with; None is 1.
+            blocked: see `zippkit.model.packed.Packed`.
         """
         self.config, dtype = link.config, link.query.weight.dtype
         self.norm = Norm(link.attention_norm, dtype)
-        self.query = Packed(self.norm.after([link.query.weight]))
-        self.output = Packed(scaled(link.output.weight, gate))
+        self.query = Packed(self.norm.after([link.query.weight]), blocked=blocked)
+        self.output = Packed(scaled(link.output.weight, gate), blocked=blocked)
 
-    def prepare(self, memory: Memory) -> Reading:
+    def prepare(self, memory: Memory, n_slots: int | None) -> Reading:
         """Lay out keys and values; what a memory holds stands before every token that is still to come."""
         keys_BSHK, values_BSD = memory.tensors
         seen = memory.order >= 0
+        if n_slots is not None:
+            return self._fixed(keys_BSHK, values_BSD, seen, n_slots - seen.shape[1])
         ragged = not bool(seen.all())
         any_key = seen.any(dim=1, keepdim=True)
         mask = (seen | ~any_key)[:, None] if ragged else None
         values = values_BSD.view(*values_BSD.shape[:2], self.config.n_heads, -1)
         blind = seen.shape[1] == 0 or (ragged and not bool(any_key.all()))
         return Reading(_by_head(keys_BSHK), _by_head(values), mask, any_key if blind else None)
+
+    def _fixed(self, keys_BSHK: Tensor, values_BSD: Tensor, seen: Tensor, n_more: int) -> Reading:
+        """Filled up by ``n_more`` entries that nobody sees."""
+        values = values_BSD.view(*values_BSD.shape[:2], self.config.n_heads, -1)
+        keys, values = (_by_head(F.pad(x, (0, 0, 0, 0, 0, n_more))) for x in (keys_BSHK, values))
+        any_key, seen = seen.any(dim=1, keepdim=True), F.pad(seen, (0, n_more))
+        return Reading(stays(keys), stays(values), stays((seen | ~any_key)[:, None]), stays(any_key))
 
     def attend(self, target: Tensor, tokens: TowerBatch, found: Reading) -> Tensor:
         """The state (B, D) behind the attention."""
@@ -71,7 +82,12 @@ class GatedForm(AttendingForm):
     """`AttendingForm`, then ``h = a + tanh(g_f) W_2 gelu(W_1 norm(a))``."""
 
     def __init__(
-        self, link: Attending, norm: nn.RMSNorm, inner: nn.Sequential, gates: tuple[Tensor | None, Tensor | None]
+        self,
+        link: Attending,
+        norm: nn.RMSNorm,
+        inner: nn.Sequential,
+        gates: tuple[Tensor | None, Tensor | None],
+        blocked: bool = True,
     ) -> None:
         """Copy the weights.
 
@@ -80,12 +96,13 @@ class GatedForm(AttendingForm):
             norm: before the feed-forward.
             inner: the feed-forward, two maps around a GELU.
             gates: of attention and feed-forward, () or (D,) each; None is 1.
+            blocked: see `zippkit.model.packed.Packed`.
         """
-        super().__init__(link, gates[0])
+        super().__init__(link, gates[0], blocked)
         first, last = (cast("nn.Linear", inner[i]) for i in (0, 2))
         self.inner_norm = Norm(norm, last.weight.dtype)
-        self.up = Packed(self.inner_norm.after([first.weight]), first.bias)
-        self.down = Packed(scaled(last.weight, gates[1]), scaled(last.bias, gates[1]))
+        self.up = Packed(self.inner_norm.after([first.weight]), first.bias, blocked)
+        self.down = Packed(scaled(last.weight, gates[1]), scaled(last.bias, gates[1]), blocked)
 
     def read(self, target: Tensor, tokens: TowerBatch, prepared: Reading) -> Tensor:
         """Rewrite target states (B, D)."""

@@ -89,8 +89,13 @@ class Link(nn.Module, ABC):
 class LinkForm(Protocol):
     """A link's reading for one token of each row, behind everything that its memory holds."""
 
-    def prepare(self, memory: Memory) -> Any:
-        """Lay a memory out, once for all steps that read it."""
+    def prepare(self, memory: Memory, n_slots: int | None) -> Any:
+        """Lay a memory out, once for all steps that read it.
+
+        Args:
+            memory: what `Link.write` gave.
+            n_slots: fill it up to so many entries, and decide nothing by what it holds: for a compiled step.
+        """
 
     def read(self, target: Tensor, tokens: TowerBatch, prepared: Any) -> Tensor:
         """Rewrite target states (B, D)."""
@@ -100,5 +105,9 @@ class LinkForm(Protocol):
 class HasLinkForm(Protocol):
     """A link that has a twin."""
 
-    def decoding_form(self) -> LinkForm | None:
-        """The twin, of the weights as they are now; None where it would compute something else."""
+    def decoding_form(self, blocked: bool) -> LinkForm | None:
+        """The twin, of the weights as they are now; None where it would compute something else.
+
+        Args:
+            blocked: whether weights may be laid out as oneDNN has them; False where the twin is to be compiled.
+        """

@@ -34,7 +34,7 @@ class CrossAttention(Attending):
         found_BTD, sees_BT1 = self.attend_to_memory(target, tokens, memory)
         return where_seen(sees_BT1, target + found_BTD, target)
 
-    def decoding_form(self) -> LinkForm | None:
-        """The link for one token of each row; None where a part is not its own."""
+    def decoding_form(self, blocked: bool) -> LinkForm | None:
+        """The link for one token of each row; see `zippkit.model.links.base.HasLinkForm`."""
         own = type(self).read is CrossAttention.read and can_fold(self)
-        return AttendingForm(self) if own else None
+        return AttendingForm(self, blocked=blocked) if own else None

@@ -54,12 +54,12 @@ class GatedCrossAttention(Attending):
         h_BTD = a_BTD + _gated(self.feed_forward_gate, fed_BTD)
         return where_seen(sees_BT1, h_BTD, target)
 
-    def decoding_form(self) -> LinkForm | None:
-        """The link for one token of each row; None where a part is not its own."""
+    def decoding_form(self, blocked: bool) -> LinkForm | None:
+        """The link for one token of each row; see `zippkit.model.links.base.HasLinkForm`."""
         if type(self).read is not GatedCrossAttention.read or not can_fold(self):
             return None
         gates = [None if gate is None else gate.tanh() for gate in (self.attention_gate, self.feed_forward_gate)]
-        return GatedForm(self, self.feed_forward_norm, self.feed_forward, (gates[0], gates[1]))
+        return GatedForm(self, self.feed_forward_norm, self.feed_forward, (gates[0], gates[1]), blocked=blocked)
 
 
 def _gated(gate: Tensor | None, x_BTD: Tensor) -> Tensor:
