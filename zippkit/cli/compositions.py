@@ -194,11 +194,14 @@ def verify(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Also prove that so many processes learn what one does (C6).")
     ] = None,
+    exported: Annotated[
+        Path | None, typer.Option("--export", help="The run's exported model, of which C10 is proven too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
 
-    Example: zippkit verify recipes/demo/spec.yaml --ranks 2
+    Example: zippkit verify recipes/demo/spec.yaml --ranks 2, or zippkit verify runs/demo --export digits
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove
@@ -207,7 +210,10 @@ def verify(
 
     if not ranks_of_environment().leads:
         return
-    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())), ranks=ranks)
+    if exported is not None and not (exported / "config.json").is_file():
+        raise ZippkitError(f"{exported}: no exported model is there; write it, zippkit export {file} --hf {exported}")
+    zipped = load(file) if file.is_dir() else compile(spec_at(file, overrides or ()))
+    report = prove(zipped, ranks=ranks, exported=exported)
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)

@@ -20,7 +20,7 @@ from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.linear import linear
 from zippkit.model.packed import matrices_of
-from zippkit.model.tower import Projected, SharedAttention, Tower, TowerForm
+from zippkit.model.tower import Exported, Projected, SharedAttention, Tower, TowerForm
 from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
@@ -218,6 +218,17 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         """The ``config.json`` of the llama that computes the same; None for subclasses."""
         # What is built on a decoder computes something else.
         return config.as_llama() if cls is Decoder else None
+
+    def exported(self) -> Exported | None:
+        """The decoder part of an exported model; None for subclasses."""
+        return Exported("decoder", self.exported_settings()) if type(self) is Decoder else None
+
+    def exported_settings(self) -> dict[str, Any]:
+        """The config, with what follows from it written down."""
+        config = self.config
+        told = {"n_kv_heads": config.kv_heads, "head_dim": config.head_width, "ffn_dim": config.ffn_width}
+        same = ("vocab_size", "dim", "n_layers", "n_heads", "norm_eps", "rope_theta", "tied")
+        return {**{key: getattr(config, key) for key in same}, **told}
 
     def load_weights(self, path: Path) -> None:
         """Copy the weights of a llama-family checkpoint.
