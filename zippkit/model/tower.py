@@ -170,6 +170,17 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         """How an exported model computes the same without zippkit; None where nobody has written that down."""
         return None
 
+    def mapped_weights(self, path: Path) -> Mapping[str, Tensor] | None:
+        """The tensors that `load_weights` copies, mapped from the files and not read, under this tower's own names.
+
+        Ranks that share a tower read only their rows of them. None: only `load_weights` knows how it is read, so each
+        rank reads all of it.
+
+        Raises:
+            CheckpointError: cut short, or not safetensors.
+        """
+        return read_tensors(path, check=False) if type(self).load_weights is Tower.load_weights else None
+
     def load_weights(self, path: Path) -> None:
         """Copy pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.
 

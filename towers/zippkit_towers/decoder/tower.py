@@ -5,7 +5,7 @@ Parameters carry the names of a llama checkpoint without its leading ``model.``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -236,11 +236,18 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         Raises:
             CheckpointError: weights that do not fit, or a head of its own where the config ties it to the embedding.
         """
-        tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
+        load_into(self, self._own(read_tensors(path), path), str(path))
+
+    def mapped_weights(self, path: Path) -> Mapping[str, Tensor]:
+        """The tensors of a llama-family checkpoint, under this tower's names."""
+        return self._own(read_tensors(path, check=False), path)
+
+    def _own(self, found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in found.items()}
         if self.config.tied and "lm_head.weight" in tensors:
             head = tensors.pop("lm_head.weight")
             if "embed_tokens.weight" in tensors and not torch.equal(head, tensors["embed_tokens.weight"]):
                 raise CheckpointError(
                     f"{path}: lm_head differs from the embedding; expected `tied: false` in the config"
                 )
-        load_into(self, tensors, str(path))
+        return tensors
