@@ -135,10 +135,11 @@ def compile(
     if device == "meta":
         model, graph = meta_model(spec)
         return Composition(spec, graph, model)
-    found = {name: source_of(tower) for name, tower in spec.towers.items() if load_weights or name in bare}
-    sources = {name: source for name, source in found.items() if source is not None}
-    left = {name: source for name, source in sources.items() if name in bare}
+    there = {name: source_of(spec.towers[name]) for name in bare}
+    left = {name: source for name, source in there.items() if source is not None}
     model, graph = build_model(spec, seed=seed, load_weights=load_weights, sources=left, bare=left)
+    found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else there
+    sources = {name: source for name, source in found.items() if source is not None}
     origins = Origins().completed(spec, model, [f"towers.{name}" for name in sources])
     left = {name: source for name, source in left.items() if has_no_values(model.tower(name))}
     return Composition(spec, graph, model, sources, origins, bare=left)
