@@ -201,7 +201,7 @@ def verify(
 ) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
 
-    Example: zippkit verify recipes/demo/spec.yaml --ranks 2, or zippkit verify runs/demo --export digits
+    Example: zippkit verify recipes/demo/spec.yaml --ranks 2
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove

@@ -178,7 +178,7 @@ def export(
     A frozen tower that has a source is a copy of it, byte for byte. The folder of --hf is loaded by
     `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`, where zippkit is not installed.
 
-    Example: zippkit export runs/demo --tower text -o towers/text, or zippkit export runs/demo --hf digits
+    Example: zippkit export runs/demo --hf digits
     """
     if hf is not None:
         if tower is not None or out is not None or merge:
