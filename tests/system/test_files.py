@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -209,7 +213,7 @@ def test_a_lock_keeps_others_out_and_names_who_has_it(tmp_path: Path) -> None:
         pass
 
 
-def test_the_lock_of_a_killed_process_vanishes(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_vanishes_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path; from zippkit.system.files import locked\n"
         "with locked(Path(sys.argv[1]), 'trains'): os.kill(os.getpid(), signal.SIGKILL)"
@@ -220,6 +224,41 @@ def test_the_lock_of_a_killed_process_vanishes(tmp_path: Path) -> None:
     (tmp_path / f".a.12345678{SCRATCH}").mkdir()
     with locked(tmp_path, "trains"):
         assert _names(tmp_path) == [".lock"], "what it left half written is removed too"
+    told = rf"left by process \d+ of host {re.escape(socket.gethostname())}, which is not running; going on\n"
+    assert re.search(told, capsys.readouterr().err)
+    with locked(tmp_path, "trains"):
+        pass
+    assert not capsys.readouterr().err, "who ends by itself leaves nothing"
+
+
+def test_a_lock_of_another_host_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / ".lock").write_text("process 12 on far trains")
+    with (tmp_path / ".lock").open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with (
+            pytest.raises(ZippkitError, match="process 12 on far trains there, on another host"),
+            locked(tmp_path, "a"),
+        ):
+            pass
+    with locked(tmp_path, "trains"):
+        told = capsys.readouterr().err
+    assert "left by process 12 of host far, which is not running; going on (it holds no lock any more" in told
+
+
+@pytest.mark.parametrize(
+    ("process", "host", "told"),
+    [(12, "far", "remove .*lock"), (os.getppid(), socket.gethostname(), "wait for it"), (0, "", "")],
+)
+def test_without_locks_what_the_file_says_counts(
+    process: int, host: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*given: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    (tmp_path / ".lock").write_text(f"process {process} on {host} trains" if host else "")
+    with pytest.raises(ZippkitError, match=told) if told else nullcontext(), locked(tmp_path, "trains"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["", ".", "/etc/passwd", "../a", "a/../../b", "a/..", "a\0b"])

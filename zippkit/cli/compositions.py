@@ -194,13 +194,6 @@ def verify(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Also prove that so many processes learn what one does (C6).")
     ] = None,
-    exported: Annotated[
-        Path | None, typer.Option("--export", help="The run's exported model, of which C10 is proven too.")
-    ] = None,
-    device_safe: Annotated[
-        bool,
-        typer.Option("--device-safe", help="Prove instead that devices which compile wait for nothing, on the CPU."),
-    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
@@ -209,16 +202,12 @@ def verify(
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove
-    from zippkit.evaluation.certificates.device_safe import device_safe as prove_safe
     from zippkit.loading import spec_at
     from zippkit.system.ranks import ranks_of_environment
 
     if not ranks_of_environment().leads:
         return
-    if exported is not None and not (exported / "config.json").is_file():
-        raise ZippkitError(f"{exported}: no exported model is there; write it, zippkit export {file} --hf {exported}")
-    zipped = load(file) if file.is_dir() else compile(spec_at(file, overrides or ()))
-    report = prove_safe(zipped) if device_safe else prove(zipped, ranks=ranks, exported=exported)
+    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())), ranks=ranks)
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)

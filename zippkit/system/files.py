@@ -13,6 +13,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from zippkit.errors import WriteError, ZippkitError
 
@@ -238,36 +239,105 @@ def _swap() -> Any:
 
 @contextmanager
 def locked(folder: Path, doing: str) -> Iterator[None]:
-    """Keep other processes from working in a folder; the system lets go of a killed one's lock.
+    """Keep other processes from working in a folder; the system lets go of a killed one's lock, which is told.
 
     Args:
         folder: it is made if it is not there.
         doing: what others are told, as in "trains".
 
     Raises:
-        ZippkitError: another process is at work there.
+        ZippkitError: another process is at work there, or, where the file system has no locks, may be.
         WriteError: the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("ab+", buffering=0)
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            who = file.read(500).decode(errors="replace").strip() or "another process"
-            raise ZippkitError(f"{folder}: {who} there; wait for it, or choose another folder") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-            told = "its file system has no locks; see to it that no other process works there"
+        if told := _lock(file.fileno(), folder):
             print(f"{folder}: {told}", file=sys.stderr)
         with writing(folder / LOCK):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} {doing}".encode())
         remove_abandoned(folder)
         yield
+        # What a process leaves in it when it is killed tells the next one so.
+        with suppress(OSError):
+            file.truncate(0)
+
+
+class _Holder(NamedTuple):
+    """Whom a lock file names."""
+
+    said: str
+    """As it is written there; empty where nobody is named."""
+    process: str
+    host: str
+
+    @classmethod
+    def of(cls, file: int) -> Self:
+        said = os.pread(file, 500, 0).decode(errors="replace").strip()
+        found = re.match(r"process (\d+) on (\S+) ", said)
+        return cls(said, *(found.groups() if found else ("", "")))
+
+    @property
+    def is_here(self) -> bool:
+        return self.host == socket.gethostname()
+
+    @property
+    def runs(self) -> bool:
+        """Whether a process of its number runs on this host."""
+        try:
+            os.kill(int(self.process), 0)
+        except PermissionError:
+            return True
+        except (ProcessLookupError, OverflowError):
+            return False
+        return True
+
+
+def _lock(file: int, folder: Path) -> str:
+    """Take the lock of a folder, and return what is to be told of who had it before.
+
+    Raises:
+        ZippkitError: somebody has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _Holder.of(file)
+        where = "" if holder.is_here or not holder.host else f", on another host than this one ({socket.gethostname()})"
+        who = (holder.said or "another process") + " there"
+        raise ZippkitError(f"{folder}: {who}{where}; wait for it, or choose another folder") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return _without_locks(folder, _Holder.of(file))
+    # Not before: who had it may have ended in between.
+    holder = _Holder.of(file)
+    if not holder.process:
+        return ""
+    left = f"left by process {holder.process} of host {holder.host}, which is not running; going on"
+    other = " (it holds no lock any more, as far as the file system tells; see to it that it does not work here)"
+    return left if holder.is_here else left + other
+
+
+def _without_locks(folder: Path, holder: _Holder) -> str:
+    """What is to be told where the file system knows no locks, so that only the file's words say who works there.
+
+    Raises:
+        ZippkitError: who is named there runs, or may run on another host.
+    """
+    none = "its file system has no locks; see to it that no other process works there"
+    if not holder.process:
+        return none
+    if not holder.is_here:
+        raise ZippkitError(
+            f"{folder}: {holder.said} there, it says, and its file system has no locks that would tell whether it "
+            f"still runs on that host; if it does not, remove {folder / LOCK}"
+        )
+    if holder.runs and int(holder.process) != os.getpid():
+        raise ZippkitError(f"{folder}: {holder.said} there; wait for it, or choose another folder")
+    return f"left by process {holder.process} of host {holder.host}, which is not running; going on"
 
 
 def inside(folder: Path, name: str, *, follow: bool = False) -> Path:

@@ -65,8 +65,8 @@ def split(
     if narrow:
         # Norms and gates compute in float32, as they do beside weights in bfloat16 in one process.
         whole |= {p for p in model.parameters() if p.dim() < 2 and p.requires_grad}
-    how: dict[str, Any] = {"mesh": init_device_mesh(world.device, shape if shape[0] > 1 else shape[1:])}
-    how |= {"mp_policy": policy}
+    sizes, names = (shape, ("replicas", "parts")) if shape[0] > 1 else (shape[1:], ("parts",))
+    how: dict[str, Any] = {"mesh": init_device_mesh(world.device, sizes, mesh_dim_names=names), "mp_policy": policy}
     if not getattr(Memory, "is_known_to_torch", False):
         register_dataclass(Memory)
         Memory.is_known_to_torch = True  # type: ignore[attr-defined]

@@ -8,11 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from zippkit.batch.batch import Batch
-from zippkit.composition import Composition
+from zippkit.composition import Composition, compile
 from zippkit.errors import ZippkitError
-from zippkit.spec.phase import Phase
-from zippkit.training.device import Backend
+from zippkit.spec.phase import Phase, Stage
+from zippkit.spec.recipe import Recipe
+from zippkit.spec.yaml_document import dotted
+from zippkit.training.device import CPU, Backend
+from zippkit.training.mixture import Mixture
 from zippkit.training.source_cache import Entry, SourceCache
+from zippkit.training.stage import Rest
 from zippkit.training.state_store import DTYPES, StateStore, tell
 from zippkit.training.task_data import TaskData
 
@@ -70,6 +74,44 @@ def open_cache(
     )
     _check_room(store, whole, missing, settings.limit)
     return cache
+
+
+def check_places(recipe: Recipe, learnt: Mapping[str, Mixture]) -> None:
+    """Refuse to keep the states of towers that several ranks hold in parts.
+
+    Each rank computes the entries that its own rows lack, so that a tower must run on one rank without the others.
+
+    Args:
+        recipe: of a run on several ranks.
+        learnt: what each phase learns from, by its label.
+
+    Raises:
+        ZippkitError: names each phase and tower.
+    """
+    wrong: list[str] = []
+    for label, key_path, phase in recipe.main_phases:
+        if phase.cache_sources is None or recipe.parallel.shard != "all":
+            continue
+        for name in _kept_towers(recipe, phase, learnt[label].parts):
+            if (place := recipe.parallel.place_of(recipe.spec.towers[name].place, trained=False)) != "replicate":
+                wrong.append(
+                    f"{dotted((*key_path, 'cache_sources'))}: the states of tower {name!r} are computed by each rank "
+                    f"for its own rows, and it is held in parts ({place}), which all ranks must bring together at "
+                    f"once; expected `towers.{name}.place: replicate` in the spec, or no cache_sources"
+                )
+    if wrong:
+        raise ZippkitError("\n".join(wrong))
+
+
+def _kept_towers(recipe: Recipe, phase: Phase, tasks: Sequence[TaskData]) -> list[str]:
+    """The towers whose states a phase keeps, found on a model without values; named by their owners."""
+    zipped = compile(recipe.spec, device="meta")
+    rest = Rest(phase.freeze) if isinstance(phase, Stage) else Rest()
+    rest.begin(zipped.model)
+    zipped.model.train()
+    cache = SourceCache(zipped, StateStore(Path(), DTYPES["fp32"]), CPU(), phase.precision)
+    batches = (batch for task in tasks for batch in _looked_at(zipped, task))
+    return sorted({zipped.model.owner(name) for batch in batches for name in cache.kept(batch)})
 
 
 def _looked_at(zipped: Composition, task: TaskData) -> list[Batch]:

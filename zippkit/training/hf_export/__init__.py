@@ -1,1 +1,0 @@
-"""A whole composition as a folder that transformers loads without zippkit."""
