@@ -23,6 +23,10 @@ class Shared:
         self._visible = visible
         self._made: dict[Hashable, list[tuple[tuple[Tensor, ...], object]]] = {}
 
+    def apart(self) -> Shared:
+        """The same pass, of which nothing is made yet: for what is compiled by itself, and must not ask what was."""
+        return Shared(self._visible)
+
     def tower_of(self, visible: Tensor) -> str | None:
         """The tower of which this very tensor is the column; None: of none that is described."""
         return next((name for name, column in self._visible.items() if column is visible), None)

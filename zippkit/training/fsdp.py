@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from zippkit.batch.batch import TowerBatch
 from zippkit.errors import ZippkitError
 from zippkit.model.links.base import Memory
 from zippkit.model.zipped_model import ZippedModel
@@ -76,7 +78,7 @@ def split(
     for unit, methods in units.items():
         if compiled is not None:
             for name in methods or ("forward",):
-                setattr(unit, name, compiled(getattr(unit, name)))
+                setattr(unit, name, _apart(compiled(getattr(unit, name))))
         if any(p not in whole and p not in shared for p in unit.parameters()):
             fully_shard(unit, ignored_params=whole | shared, **how)
             for name in methods:
@@ -90,6 +92,19 @@ def split(
         for tower in map(model.tower, model.towers):
             if any(p.requires_grad for p in tower.parameters()):
                 tower.computes = torch.float32
+
+
+def _apart(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a compiled call make its own masks and angles: others' are other tensors in each step, and compiled anew."""
+
+    def alone(value: Any) -> Any:
+        there = isinstance(value, TowerBatch) and value.shared is not None
+        return replace(value, shared=value.shared.apart()) if there else value
+
+    def call(*given: Any, **named: Any) -> Any:
+        return run(*map(alone, given), **{name: alone(value) for name, value in named.items()})
+
+    return call
 
 
 def _placed(model: ZippedModel, spec: CompositionSpec, parallel: Parallel, name: str) -> tuple[Place, Place]:
