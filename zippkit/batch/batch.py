@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from zippkit.batch.shared import Made, Shared
+from zippkit.batch.shared import Made, MadeBefore, Shared
 from zippkit.batch.staircase import Staircase
 
 IGNORE = -100
@@ -115,7 +115,7 @@ class TowerBatch:
     """Slots of the tower's KV cache that are in use, these tokens' included; 0 where there is no cache."""
     branches: Branches | None = None
     """Where the tokens are continuations of one row in several ways; only of a tower that `takes_branches`."""
-    shared: Shared | None = None
+    shared: Shared | MadeBefore | None = None
     """Masks and angles of the forward pass that these tokens are part of."""
     places: Tensor | None = None
     """(N,) where the targets are, as ``b * T + t``, and -1 behind the last one; None: nobody has looked for them."""
@@ -167,6 +167,11 @@ class TowerBatch:
     def once(self, kind: Hashable, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
         """As `Shared.once`; by itself, outside a forward pass, made anew at each call."""
         return make() if self.shared is None else self.shared.once(kind, of, make)
+
+    @property
+    def static(self) -> bool:
+        """As `Shared.static`."""
+        return self.shared is not None and self.shared.static
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply ``change`` to every (B, T) column; what was described no longer is."""

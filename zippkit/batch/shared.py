@@ -14,18 +14,20 @@ Made = TypeVar("Made")
 class Shared:
     """Masks and rotary angles of one forward pass: it begins empty and ends with the pass."""
 
-    def __init__(self, visible: Mapping[str, Tensor]) -> None:
+    static: bool
+    """Whether layers and sites are compiled by themselves, so that what is made must be of one form for all batches of
+    a shape."""
+
+    def __init__(self, visible: Mapping[str, Tensor], static: bool = False) -> None:
         """Begin a pass.
 
         Args:
             visible: by tower, the column `TowerBatch.visible` that other towers' staircases describe.
+            static: see ``static``.
         """
-        self._visible = visible
+        self._visible, self.static = visible, static
+        self._asked: dict[Hashable, object] | None = None
         self._made: dict[Hashable, list[tuple[tuple[Tensor, ...], object]]] = {}
-
-    def apart(self) -> Shared:
-        """The same pass, of which nothing is made yet: for what is compiled by itself, and must not ask what was."""
-        return Shared(self._visible)
 
     def tower_of(self, visible: Tensor) -> str | None:
         """The tower of which this very tensor is the column; None: of none that is described."""
@@ -43,7 +45,41 @@ class Shared:
         known = self._made.setdefault(kind if torch.compiler.is_compiling() else (kind, *map(id, of)), [])
         for tensors, made in known:
             if all(one is other for one, other in zip(tensors, of, strict=True)):
-                return cast("Made", made)
+                return self._noted(kind, cast("Made", made))
         new = make()
         known.append((of, new))
-        return new
+        return self._noted(kind, new)
+
+    def _noted(self, kind: Hashable, made: Made) -> Made:
+        if self._asked is not None:
+            self._asked[kind] = made
+        return made
+
+    def asked(self, ask: Callable[[], object]) -> MadeBefore:
+        """What ``ask`` asks for, made if need be: all that one compiled operation needs of the pass."""
+        found: dict[Hashable, object] = {}
+        self._asked = found
+        try:
+            ask()
+        finally:
+            self._asked = None
+        return MadeBefore(found)
+
+
+class MadeBefore:
+    """What one compiled operation is given of a forward pass, in which only its own values differ between calls."""
+
+    static = True
+
+    def __init__(self, made: Mapping[Hashable, object]) -> None:
+        self._made = made
+
+    def tower_of(self, visible: Tensor) -> str | None:
+        """None: nothing is described inside a compiled operation."""
+        del visible
+        return None
+
+    def once(self, kind: Hashable, of: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
+        """What was made before; anything else is made inside the operation."""
+        del of
+        return cast("Made", self._made[kind]) if kind in self._made else make()

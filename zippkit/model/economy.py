@@ -29,6 +29,9 @@ class Economy:
     """Most logits of a tower to hold at once; where all would be more, the tower's loss is given instead of them."""
     recompute: frozenset[str] = frozenset()
     """Towers whose layers, and the links into them, are run a second time in the backward pass instead of kept."""
+    regions: bool = False
+    """Layers and sites are compiled by themselves: what they share is made before them, in one form for all batches of
+    a shape."""
 
     def run(self, tower: str, operation: Callable[..., Result], *given: Any) -> Result:
         """Run an operation of a tower; where it is to be recomputed, keep nothing of it but its inputs."""

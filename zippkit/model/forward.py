@@ -25,7 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from zippkit.batch.batch import TowerBatch
+from zippkit.batch.batch import UNDESCRIBED, TowerBatch
 from zippkit.batch.masks import cache_mask
 from zippkit.batch.shared import Shared
 from zippkit.model.decoding_state import Decoding
@@ -103,7 +103,9 @@ class Forward:
         economy: Economy = SPENDS,
     ) -> None:
         self.modules, self.multimodal, self.decoding = modules, multimodal, decoding
-        shared = Shared({name: tokens.visible for name, tokens in inputs.items() if tokens.own_stairs is not None})
+        shared = Shared(
+            {name: tokens.visible for name, tokens in inputs.items() if tokens.own_stairs is not None}, economy.regions
+        )
         n_slots = {name: decoding.n_slots[name] for name in decoding.caches} if decoding else {}
         self.inputs = {
             name: replace(tokens, shared=shared, n_slots=n_slots.get(name, 0)) for name, tokens in inputs.items()
@@ -190,7 +192,7 @@ class Forward:
 
     def write(self, op: Op) -> None:
         """Put a source's state into a link's memory; while decoding, for whoever reads it now or later."""
-        site, tokens = _site_of(op), self.inputs[op.tower]
+        site, tokens = _site_of(op), self._tokens(op)
         states = _keys_and_values(self.projected[op.tower]) if op.inside else self.hidden[op.tower]
         if self.decoding is None:
             self.memories[site] = self.economy.run(site.target, self.modules.links[site].write, states, tokens)
@@ -206,8 +208,17 @@ class Forward:
         if op.inside:
             self.joined.setdefault(name, []).append(self.memories[site])
         else:
-            given = (self.hidden[name], self.inputs[name], self.memories[site])
+            given = (self.hidden[name], self._tokens(op), self.memories[site])
             self.hidden[name] = at_least_float32(self.economy.run(name, self.modules.links[site].read, *given))
+
+    def _tokens(self, op: Op) -> TowerBatch:
+        """A tower's tokens as one of its sites is given them; where that is compiled, with what it shares made."""
+        tokens, site = self.inputs[op.tower], _site_of(op)
+        if not self.economy.regions or op.inside or not isinstance(tokens.shared, Shared):
+            return tokens
+        memory = self.memories[site] if op.kind == "read" else None
+        made = tokens.shared.asked(partial(self.modules.links[site].ask, tokens, memory))
+        return replace(tokens, shared=made, **UNDESCRIBED)
 
     def head(self, op: Op) -> None:
         """A tower's logits; or its loss, where they are too many (`Economy.logits`)."""

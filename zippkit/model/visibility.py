@@ -53,35 +53,39 @@ Rendering = Literal["nothing", "row", "table", "blocks", "flex"]
 class Visibility:
     """What queries see of keys, in one run or in several behind each other, and attention over them."""
 
-    def __init__(self, sights: Sequence[Sight], largest_table: int | None = None) -> None:
+    def __init__(self, sights: Sequence[Sight], largest_table: int | None = None, static: bool = False) -> None:
         """Keep what is compared.
 
         Args:
             sights: one for each run of keys.
             largest_table: most entries of a table; `LARGEST_TABLE` if left out.
+            static: render in one way for all batches of a shape, and at once: for compiled layers and sites.
         """
         self.sights = tuple(sights)
         self.largest_table = LARGEST_TABLE if largest_table is None else largest_table
         n_rows, n_queries = self.sights[0].order.shape
         self.shape = n_rows, n_queries, sum(sight.key.shape[1] for sight in self.sights)
         self.stairs = self.sights[0].stairs if len(self.sights) == 1 else None
-        self.rendering = self._chosen()
+        self.rendering = self._chosen(static)
         """How attention renders it."""
         self._mask: Tensor | None = None
         self._sees: Tensor | None = None
         self._blocks: list[Block] = []
         self._block_mask: BlockMask | None = None
+        if static:
+            _ = self.block_mask if self.rendering == "flex" else self.mask
+            _ = self.sees
 
-    def _chosen(self) -> Rendering:
+    def _chosen(self, static: bool) -> Rendering:
         # A compiled step never asks for what differs between batches of one shape.
         compiling, stairs, device = torch.compiler.is_compiling(), self.stairs, self.sights[0].order.device.type
-        if stairs is not None and stairs.alike:
+        if stairs is not None and stairs.alike and not static:
             return "nothing" if not compiling and stairs.whole else "row"
         _, n_queries, n_keys = self.shape
         if device == "cuda" and n_queries * n_keys >= FLEX_FROM:
             return "flex"
         large = prod(self.shape) > self.largest_table
-        return "blocks" if device == "cpu" and large and not compiling else "table"
+        return "blocks" if device == "cpu" and large and not compiling and not static else "table"
 
     def table(self, rows: slice = ALL, queries: slice = ALL, keys: slice = ALL) -> Tensor:
         """(B, T, S) bool, or a part of it, whatever it costs."""
@@ -173,7 +177,8 @@ def visibility_of(tokens: TowerBatch, key_order: Tensor) -> Visibility:
     """
 
     def make() -> Visibility:
-        return Visibility([Sight(tokens.order, key_order, tokens.document_start, _stairs(tokens, key_order))])
+        sight = Sight(tokens.order, key_order, tokens.document_start, _stairs(tokens, key_order))
+        return Visibility([sight], static=tokens.static)
 
     return tokens.once("visibility", (tokens.order, tokens.start, key_order), make)
 
@@ -190,8 +195,9 @@ def own_visibility(tokens: TowerBatch, causal: bool) -> Visibility | None:
 
     def make() -> Visibility:
         if causal:
-            return Visibility([slots(tokens)])
-        return Visibility([Sight(tokens.segment + 1, tokens.segment, tokens.segment, tokens.own_stairs)])
+            return Visibility([slots(tokens)], static=tokens.static)
+        sight = Sight(tokens.segment + 1, tokens.segment, tokens.segment, tokens.own_stairs)
+        return Visibility([sight], static=tokens.static)
 
     return tokens.once("own visibility", (tokens.segment, tokens.start), make)
 

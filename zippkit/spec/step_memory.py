@@ -39,7 +39,10 @@ class StepMemory(Strict):
         description="bf16 holds trained weights of linear maps in bfloat16 while a step runs; the optimiser changes "
         "their fp32 masters, which are saved.",
     )
-    compile: bool = Field(False, description="Compile forward and loss (torch.compile, a shape once); for long runs.")
+    compile: bool = Field(
+        False,
+        description="Compile layers and links' sites (torch.compile), equal ones and each shape once; for long runs.",
+    )
 
     @field_validator("recompute", mode="plain", json_schema_input_type=bool | list[str])
     @classmethod

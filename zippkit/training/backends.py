@@ -22,6 +22,8 @@ class Backend(ABC):
     name: str
     static = False
     """Whether every new shape is compiled, so that few shapes are wanted."""
+    compiles: Literal["regions", "whole"] = "regions"
+    """What `compile: true` compiles: layers and sites by themselves, or forward pass and loss as one graph."""
 
     def device(self) -> torch.device:
         """The torch device of that name; where there are several, the process's current one."""
@@ -80,6 +82,7 @@ class Accelerator(Backend):
     def __init__(self, name: str) -> None:
         self.name = name
         self.static = name == "tpu"
+        self.compiles = "whole" if name == "tpu" else "regions"
 
     def sync(self) -> None:
         torch.accelerator.synchronize()

@@ -8,15 +8,13 @@ what several of its operations use: embeddings, heads, norms, adapters, projecti
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from zippkit.batch.batch import TowerBatch
 from zippkit.errors import ZippkitError
 from zippkit.model.links.base import Memory
 from zippkit.model.zipped_model import ZippedModel
@@ -24,8 +22,6 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.parallel import Parallel
 from zippkit.spec.words import Place
 from zippkit.training.parallel import World
-
-Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def split(
@@ -35,7 +31,6 @@ def split(
     parallel: Parallel,
     *,
     narrow: bool = False,
-    compiled: Compile | None = None,
 ) -> None:
     """Split a model that holds its values.
 
@@ -45,7 +40,6 @@ def split(
         world: the ranks.
         parallel: what each of them holds.
         narrow: run in bfloat16 what is kept in float32; gradients are added up in float32.
-        compiled: compiles what runs inside a unit.
 
     Raises:
         ZippkitError: as many replicas do not divide the ranks, or a tower that cannot be split as the spec says.
@@ -76,9 +70,6 @@ def split(
     often = Counter(p for unit in units for p in dict.fromkeys(unit.parameters()))
     shared = {p for p, n in often.items() if n > 1}
     for unit, methods in units.items():
-        if compiled is not None:
-            for name in methods or ("forward",):
-                setattr(unit, name, _apart(compiled(getattr(unit, name))))
         if any(p not in whole and p not in shared for p in unit.parameters()):
             fully_shard(unit, ignored_params=whole | shared, **how)
             for name in methods:
@@ -92,19 +83,6 @@ def split(
         for tower in map(model.tower, model.towers):
             if any(p.requires_grad for p in tower.parameters()):
                 tower.computes = torch.float32
-
-
-def _apart(run: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a compiled call make its own masks and angles: others' are other tensors in each step, and compiled anew."""
-
-    def alone(value: Any) -> Any:
-        there = isinstance(value, TowerBatch) and value.shared is not None
-        return replace(value, shared=value.shared.apart()) if there else value
-
-    def call(*given: Any, **named: Any) -> Any:
-        return run(*map(alone, given), **{name: alone(value) for name, value in named.items()})
-
-    return call
 
 
 def _placed(model: ZippedModel, spec: CompositionSpec, parallel: Parallel, name: str) -> tuple[Place, Place]:

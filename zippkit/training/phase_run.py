@@ -38,6 +38,7 @@ from zippkit.training.packing_check import check_packing
 from zippkit.training.parallel import World
 from zippkit.training.prefetch import Prefetch
 from zippkit.training.randomness import drawn_for
+from zippkit.training.regions import Regions
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.sharding import Shards
 from zippkit.training.source_plan import open_cache
@@ -101,8 +102,9 @@ class PhaseRun:
             self.source_cache = open_cache(phase, zipped, learnt.parts, device, run.path, run.fingerprints())
         rest.look(self.model, self.resting)
         self.feed = Feed(zipped, phase, learnt, seed, self.world, self.source_cache, device.static)
-        narrow, compiled = phase.parameters == "bf16", device.compile if phase.compile else None
-        self.shards = Shards(self.model, self.world, parallel, zipped.spec, narrow=narrow, compiled=compiled)
+        regional = phase.compile and device.compiles == "regions"
+        self.regions = Regions(self.model, device.compile) if regional else None
+        self.shards = Shards(self.model, self.world, parallel, zipped.spec, narrow=phase.parameters == "bf16")
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.shards)
         if saved:
             self._restore_optimizer(saved)
@@ -125,7 +127,7 @@ class PhaseRun:
             print(f"{self.label}: stopped after step {self.step} of {self.phase.steps}; {self.watch}", file=sys.stderr)
 
     def _train(self, metrics: Metrics, advance: Any, ahead: Prefetch[list[Batch | None]]) -> None:
-        train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.shards)
+        train_on = build_step(self.model, self.optimizer, self.phase, self.device, self.shards, self.regions)
         n_tokens, began = 0, time.monotonic()
         while not self.over:
             batches, shares, asked = self.feed.take(ahead, self.stop.asked)

@@ -22,7 +22,7 @@ from zippkit.model.weights import is_split, module_state, whole
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.parallel import Parallel
-from zippkit.training.fsdp import Compile, brought_together, fsdp_units, split
+from zippkit.training.fsdp import brought_together, fsdp_units, split
 from zippkit.training.masters import Masters
 from zippkit.training.parallel import World
 
@@ -38,7 +38,6 @@ class Shards:
         spec: CompositionSpec | None = None,
         *,
         narrow: bool = False,
-        compiled: Compile | None = None,
     ) -> None:
         """Split a model that holds its values, if there are several ranks and they are to hold parts.
 
@@ -48,7 +47,6 @@ class Shards:
             parallel: what each of them holds.
             spec: of the model.
             narrow: run in bfloat16 what the optimiser keeps in float32.
-            compiled: compiles what runs inside a unit.
 
         Raises:
             ZippkitError: as of `zippkit.training.fsdp.split`.
@@ -63,7 +61,7 @@ class Shards:
         if contrastive := model.groups.get("contrastive"):
             cast("ContrastiveLosses", contrastive).across = world.rows
         if self.are_split and parallel is not None and spec is not None:
-            split(model, spec, world, parallel, narrow=narrow, compiled=compiled)
+            split(model, spec, world, parallel, narrow=narrow)
             for parameter in model.parameters():
                 if parameter.requires_grad and is_split(parameter):
                     self._parts[parameter] = nn.Parameter(cast("Any", parameter.detach()).to_local())

@@ -20,6 +20,7 @@ class XLA(Backend):
 
     name = "xla"
     static = True
+    compiles = "whole"
 
     def __init__(self) -> None:
         try:

@@ -44,10 +44,25 @@ class Attending(Link):
         """Project and norm the source's states, and keep their keys and values: (B, S, H, K) and (B, S, D)."""
         projected_BSD = self.projection(self.source_norm(source))
         key_BHSK = split_heads(self.key(projected_BSD), self.config.n_heads)
-        if self.config.positions != "none":
-            rotary = self.config.positions == "rotary"
-            key_BHSK = self._rotated(key_BHSK, tokens, tokens.positions if rotary else tokens.offset, self.config.pace)
+        if (at := self._positions(tokens, writes=True)) is not None:
+            key_BHSK = self._rotated(key_BHSK, tokens, at, self.config.pace)
         return Memory(tokens.visible, (key_BHSK.transpose(1, 2), self.value(projected_BSD)))
+
+    def ask(self, tokens: TowerBatch, memory: Memory | None) -> None:
+        """What is seen, and rotary angles."""
+        if memory is not None:
+            visibility_of(tokens, memory.order)
+        at = self._positions(tokens, writes=memory is None)
+        if at is not None:
+            config, width = self.config, self.target_dim // self.config.n_heads
+            pace = config.pace if memory is None else 1
+            angles_of(tokens, at, width, config.rope_theta, self.query.weight.dtype, pace)
+
+    def _positions(self, tokens: TowerBatch, *, writes: bool) -> Tensor | None:
+        """(B, T) by which keys (``writes``) or queries are rotated."""
+        if self.config.positions == "rotary":
+            return tokens.positions
+        return tokens.offset if writes and self.config.positions != "none" else None
 
     def attend_to_memory(self, target: Tensor, tokens: TowerBatch, memory: Memory) -> tuple[Tensor, Tensor]:
         """Attend from each target state to the memory's earlier tokens.
@@ -58,8 +73,8 @@ class Attending(Link):
         visibility = visibility_of(tokens, memory.order)
         key_BSHK, value_BSD = memory.tensors
         query_BHTK = split_heads(self.query(self.attention_norm(target)), self.config.n_heads)
-        if self.config.positions == "rotary":
-            query_BHTK = self._rotated(query_BHTK, tokens, tokens.positions)
+        if (at := self._positions(tokens, writes=False)) is not None:
+            query_BHTK = self._rotated(query_BHTK, tokens, at)
         value_BHSK = split_heads(value_BSD, self.config.n_heads)
         out: Tensor = self.dropout(self.output(visibility.attend(query_BHTK, key_BSHK.transpose(1, 2), value_BHSK)))
         return out, visibility.sees

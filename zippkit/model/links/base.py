@@ -85,6 +85,17 @@ class Link(nn.Module, ABC):
                 (`zippkit.batch.masks.cross_mask`), and of a packed row only those of the token's own document.
         """
 
+    def ask(self, tokens: TowerBatch, memory: Memory | None) -> None:
+        """Ask for what `read` (or, without a memory, `write`) shares with other sites (`TowerBatch.once`).
+
+        It is called before a compiled `read` or `write`, which then finds it; what is not asked for here is made
+        inside, once for each site.
+
+        Args:
+            tokens: as given to `read` or `write`.
+            memory: as given to `read`.
+        """
+
 
 class LinkForm(Protocol):
     """A link's reading for one token of each row, behind everything that its memory holds."""
