@@ -17,6 +17,7 @@ import zippkit
 from helpers.compositions import bucketed, link, make, randomise, tower
 from zippkit.evaluation.certificates.causality import sees_no_future
 from zippkit.evaluation.certificates.equation import computes_the_equation
+from zippkit.model import linear
 from zippkit.model.economy import SPENDS, Economy
 from zippkit.model.weights import whole as whole_tensor
 from zippkit.model.zipped_model import ZippedModel
@@ -139,6 +140,19 @@ def test_certificates_hold_for_a_compiled_model(certificate: Any, monkeypatch: p
     monkeypatch.setattr(ZippedModel, "run", compiled)
     assert certificate(zipped)
     assert {"Layer.forward", "Attending.write", "GatedCrossAttention.read"} <= set(device.graphs)
+
+
+def test_the_default_compiler_takes_products_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inductor would take oneDNN's operation for one of frozen weights."""
+    monkeypatch.setattr(linear, "LEAST", 0)
+    numbers = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=numbers, requires_grad=True) for shape in ((2, 3, 8), (5, 8)))
+    results = []
+    for run in (torch.compile(linear.linear, dynamic=False, fullgraph=True), torch.nn.functional.linear):
+        out = run(x, weight)
+        results.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
+    for found, expected in zip(*results, strict=True):
+        assert torch.allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")

@@ -60,8 +60,26 @@ def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # Inductor takes oneDNN's own operation for one of frozen weights, so it is given one that it does not know.
+    run = torch.ops.zippkit.product if torch.compiler.is_compiling() else _by_onednn
+    out: Tensor = run(x, weight, bias)
+    return out
+
+
+def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return out
+
+
+_LIBRARY = torch.library.Library("zippkit", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("product(Tensor x, Tensor weight, Tensor? bias) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("product", _by_onednn, "CPU")  # type: ignore[no-untyped-call]
+
+
+@torch.library.register_fake("zippkit::product", lib=_LIBRARY)  # type: ignore[untyped-decorator]
+def _shaped(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    del bias
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
