@@ -142,6 +142,7 @@ def test_certificates_hold_for_a_compiled_model(certificate: Any, monkeypatch: p
     assert {"Layer.forward", "Attending.write", "GatedCrossAttention.read"} <= set(device.graphs)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_the_default_compiler_takes_products_of_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inductor would take oneDNN's operation for one of frozen weights."""
     monkeypatch.setattr(linear, "LEAST", 0)
