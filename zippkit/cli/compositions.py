@@ -194,6 +194,10 @@ def verify(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Also prove that so many processes learn what one does (C6).")
     ] = None,
+    device_safe: Annotated[
+        bool,
+        typer.Option("--device-safe", help="Prove instead that devices which compile wait for nothing, on the CPU."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prove the certificates on a spec or on a finished run; exit code 1 if one fails.
@@ -202,12 +206,14 @@ def verify(
     """
     from zippkit.composition import compile, load
     from zippkit.evaluation.certificates import verify as prove
+    from zippkit.evaluation.certificates.device_safe import device_safe as prove_safe
     from zippkit.loading import spec_at
     from zippkit.system.ranks import ranks_of_environment
 
     if not ranks_of_environment().leads:
         return
-    report = prove(load(file) if file.is_dir() else compile(spec_at(file, overrides or ())), ranks=ranks)
+    zipped = load(file) if file.is_dir() else compile(spec_at(file, overrides or ()))
+    report = prove_safe(zipped) if device_safe else prove(zipped, ranks=ranks)
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)

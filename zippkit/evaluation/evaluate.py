@@ -21,6 +21,7 @@ from zippkit.evaluation.next_modality_scores import score_next
 from zippkit.evaluation.overrides import as_told, explanation, overridden, place_of_scores
 from zippkit.evaluation.recognisers.base import MissingScorerError, Scorer, open_scorer
 from zippkit.evaluation.speech_scores import ends_in_speech, score_speech, transcript_of
+from zippkit.model.inference import inference
 from zippkit.model.run_tower import tower_logits
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
@@ -168,7 +169,7 @@ def _own_data(name: str, dataset: Dataset, split: str, preferred: str | None) ->
     return TaskData(Task((), name), dataset, dataset.split(split))
 
 
-@torch.inference_mode()
+@inference()
 def _retention(
     name: str, before: Composition, after: Composition, dataset: Dataset, split: str, recipe: Recipe
 ) -> Retention:

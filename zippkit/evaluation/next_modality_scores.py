@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
 from zippkit.batch.batch import IGNORE
 from zippkit.composition import Composition
 from zippkit.data.dataset import Dataset
 from zippkit.evaluation.evaluation_file import NextScore
+from zippkit.model.inference import inference
 from zippkit.model.next_modality import PREFIX
 from zippkit.spec.recipe import Recipe
 from zippkit.spec.task import Task
 from zippkit.training.task_data import TaskData
 
 
-@torch.inference_mode()
+@inference()
 def score_next(task: Task, zipped: Composition, dataset: Dataset, split: str, recipe: Recipe) -> NextScore:
     """Compare what is told at the end of each segment of whole examples with what comes there."""
     data = TaskData(task, dataset, dataset.split(split), zipped.graph.readers)

@@ -26,6 +26,7 @@ from zippkit.generation.request import Prompt, Request
 from zippkit.generation.row import MAX_SEGMENTS, Piece, Row
 from zippkit.generation.row_batch import RowBatch
 from zippkit.generation.turn_changes import begin_turns
+from zippkit.model.inference import inference
 from zippkit.plan.sequence_layout import turns
 
 
@@ -53,7 +54,7 @@ class Generation(Iterator[Piece]):
         """Rows that run side by side. There is more than one batch only where a tower's cache cannot hand rows on."""
         self._waiting: deque[PromptPieces] = deque()
         self._pieces: Iterator[Piece] = iter(())
-        with torch.inference_mode():
+        with inference():
             prefill(batch, multimodal)
             begin_turns(batch, self.rows)
 
@@ -139,7 +140,7 @@ class Generation(Iterator[Piece]):
                 if rows:
                     yield from self._advance(batch, turn, rows)
 
-    @torch.inference_mode()
+    @inference()
     def _take_in(self) -> None:
         """Run as many tokens of prompts as are allowed between two steps; rows behind their prompts join the others."""
         left, most = self.request.prefill_chunk, self.request.max_rows
@@ -164,7 +165,7 @@ class Generation(Iterator[Piece]):
                 return
         self.batches.append(new)
 
-    @torch.inference_mode()
+    @inference()
     def _advance(self, batch: RowBatch, turn: Turn, rows: Sequence[Row]) -> list[Piece]:
         if self.request.sampling[turn[0]].beams > 1:
             return search_segment(batch, turn[0], rows)

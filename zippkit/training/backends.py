@@ -34,11 +34,8 @@ class Backend(ABC):
         return module.to(self.device())
 
     def put(self, batch: Batch) -> Batch:
-        """Move a batch here; where shapes are compiled, without the staircases, which differ within one shape."""
-        if self.static:
-            towers = {name: replace(tower, stairs={}, own_stairs=None) for name, tower in batch.towers.items()}
-            batch = replace(batch, towers=towers)
-        return batch.to(self.device())
+        """Move a batch here; `undescribed`, where every new shape is compiled."""
+        return (undescribed(batch) if self.static else batch).to(self.device())
 
     @abstractmethod
     def sync(self) -> None:
@@ -98,3 +95,9 @@ class Accelerator(Backend):
         with torch.random.fork_rng([torch.accelerator.current_device_index()], device_type=self.name):
             torch.manual_seed(seed)
             yield
+
+
+def undescribed(batch: Batch) -> Batch:
+    """A batch without the staircases of its masks, which differ between batches of one shape."""
+    towers = {name: replace(tower, stairs={}, own_stairs=None) for name, tower in batch.towers.items()}
+    return replace(batch, towers=towers)

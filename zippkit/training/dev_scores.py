@@ -11,6 +11,7 @@ from zippkit.batch.batch import Batch
 from zippkit.composition import Composition
 from zippkit.data.normalize import word_error_rate
 from zippkit.model.economy import SCORES
+from zippkit.model.inference import inference
 from zippkit.training.answers import answers
 from zippkit.training.dev_data import DevData, DevTask
 
@@ -68,7 +69,7 @@ class _Means:
         return {name: total / count for name, (total, count) in self._sums.items() if count}
 
 
-@torch.inference_mode()
+@inference()
 def _losses(zipped: Composition, dev: DevData, tell: Tell, given: Given) -> dict[str, float]:
     means, device = _Means(), next(zipped.model.parameters()).device
     for each in dev.tasks:
@@ -103,7 +104,7 @@ def _word_errors(zipped: Composition, dev: DevData, tell: Tell) -> dict[str, flo
     return {name: word_error_rate(*pairs) for name, pairs in words.items()}
 
 
-@torch.inference_mode()
+@inference()
 def _retention(zipped: Composition, dev: DevData, tell: Tell) -> dict[str, float]:
     """Each tower's loss on its own modality, inside the composition and among its own ids."""
     means, device = _Means(), next(zipped.model.parameters()).device
