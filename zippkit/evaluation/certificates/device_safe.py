@@ -20,6 +20,7 @@ from zippkit.composition import Composition
 from zippkit.evaluation.certificates.probe import draws_for, orders
 from zippkit.evaluation.certificates.report import Certificate, RefutedError, Report
 from zippkit.model.loss import loss
+from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.phase import Phase
 from zippkit.training.backends import CPU, undescribed
@@ -94,10 +95,8 @@ def _runs_without_values(zipped: Composition, batches: list[Batch]) -> str:
     with mode:
         given = _mapped(batches[0], mode.from_tensor)
         try:
-            if not any(parameter.requires_grad for parameter in model.parameters()):
-                outputs = model(given)
-                loss(outputs, given, model.added_losses(outputs, given))
-                return "nothing is trained: forward pass and loss"
+            if not _total(model, given).requires_grad:
+                return "such rows train nothing: forward pass and loss"
             optimizer = build_optimizer(model, learning_rates(zipped.spec, phase), phase)
             build_step(model, optimizer, phase, CPU())(given)
         except Exception as error:
@@ -113,26 +112,27 @@ def _is_one_graph(zipped: Composition, batches: list[Batch]) -> str:
     """
     model = copy.deepcopy(zipped.model).train()
 
-    def learn(batch: Batch) -> Tensor:
-        outputs = model(batch)
-        return loss(outputs, batch, model.added_losses(outputs, batch))["total"]
-
     by_shape: dict[object, list[Batch]] = {}
     for batch in batches:
         by_shape.setdefault(_shapes(batch), []).append(batch)
     for alike in by_shape.values():
         torch._dynamo.reset()
-        compiled = torch.compile(learn, fullgraph=True, dynamic=False, backend="aot_eager")
+        compiled = torch.compile(_total, fullgraph=True, dynamic=False, backend="aot_eager")
         for batch in alike:
             try:
                 with torch._dynamo.config.patch(error_on_recompile=True):
-                    total = compiled(batch)
+                    total = compiled(model, batch)
                 if total.requires_grad:
                     total.backward()  # type: ignore[no-untyped-call]
             except Exception as error:
                 raise RefutedError(f"{_place(error)}: {_said(error)}") from error
     torch._dynamo.reset()
     return f"{len(batches)} batches of {len(by_shape)} shape{'s' if len(by_shape) > 1 else ''}"
+
+
+def _total(model: ZippedModel, batch: Batch) -> Tensor:
+    outputs = model(batch)
+    return loss(outputs, batch, model.added_losses(outputs, batch))["total"]
 
 
 def _shapes(batch: Batch) -> object:
