@@ -1,4 +1,4 @@
-"""The third device: steps on xla are those of the CPU, and compiled once for a shape.
+"""The third device: steps, runs, scores and generation on xla are those of the CPU, and compiled once for a shape.
 
 They run where torch_xla is installed, which is an environment of its own: `make test-xla`.
 """
@@ -17,6 +17,8 @@ import torch
 
 import zippkit
 from helpers.compositions import link, make, tower
+from helpers.tiny_runs import tiny_recipe
+from helpers.tiny_runs import zippkit as command
 from zippkit.batch.batch import Batch, Segment
 from zippkit.model.weights import identity, module_state
 from zippkit.spec.derived_recipe import learning_rates
@@ -25,6 +27,7 @@ from zippkit.system.extras import is_installed
 from zippkit.training.device import Backend, backend
 from zippkit.training.optimizer import build_optimizer
 from zippkit.training.step import build_step
+from zippkit.training.trainer import train
 
 pytestmark = [
     pytest.mark.xla,
@@ -100,6 +103,49 @@ def tied(zipped: zippkit.Composition) -> set[tuple[str, str]]:
     first: dict[int, str] = {}
     named = zipped.model.named_parameters(remove_duplicate=False)
     return {(first.setdefault(id(p), name), name) for name, p in named} - {(name, name) for name in first.values()}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same short run on the CPU and on xla, which was stopped once and went on from its checkpoint."""
+    backend("xla")  # before any backward pass on the host, as in a process of its own
+    folder = tmp_path_factory.mktemp("runs")
+    phase = {"steps": 4, "save_every": 2, "log_every": 1, "pad_multiple": 32}
+    train(tiny_recipe(folder, phase), folder / "cpu")
+    train(tiny_recipe(folder, phase | {"steps": 2}, device="xla"), folder / "xla")
+    train(tiny_recipe(folder, phase, device="xla"), folder / "xla")
+    return {name: folder / name for name in ("cpu", "xla")}
+
+
+def test_a_run_and_its_checkpoints_are_those_of_the_cpu(runs: dict[str, Path]) -> None:
+    one, other = (zippkit.load(runs[name]).model.state_dict() for name in ("cpu", "xla"))
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    assert losses(runs["xla"]) == pytest.approx(losses(runs["cpu"]), rel=1e-4)
+
+
+def losses(run: Path) -> list[float]:
+    """Of each step, from its metrics."""
+    return [json.loads(line)["losses"]["total"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_is_scored(runs: dict[str, Path]) -> None:
+    scores = [json.loads(command("eval", run, "--split", "test", "--json").stdout) for run in runs.values()]
+    assert scores[0].keys() == scores[1].keys()
+
+
+def test_generation_is_that_of_the_cpu_and_compiled_for_few_lengths() -> None:
+    from torch_xla.debug import metrics
+
+    zipped, device = made(), backend("xla")
+    prompts = [[Segment("speech", [1, 2, 3])], [Segment("speech", [4])]]
+    expected = zippkit.generate_batch(zipped, prompts, ["text"], 12)
+    device.place(zipped.model)
+    metrics.clear_all()
+    found = zippkit.generate_batch(zipped, prompts, ["text"], 12)
+    assert [[list(s.tokens) for s in row] for row in found] == [[list(s.tokens) for s in row] for row in expected]
+    compiled = metrics.metric_data("CompileTime")
+    assert compiled is not None and compiled[0] <= 8, compiled
 
 
 def test_four_devices_as_one_are_the_cpu() -> None:

@@ -16,6 +16,7 @@ from zippkit.errors import ZippkitError
 from zippkit.generation.length_limits import LengthLimits, Turn
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.decoding_steps import Steps
+from zippkit.model.inference import is_recorded, run_recorded
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
 from zippkit.plan.plan import Plan
@@ -78,7 +79,8 @@ class Request:
 
     @cached_property
     def _steps(self) -> Steps | None:
-        return Steps(self.model.forms, self.compile) if self.packed or self.compile else None
+        compile = self.compile or is_recorded(self.device)
+        return Steps(self.model.forms, compile) if self.packed or compile else None
 
     def run(
         self, plan: Plan, inputs: Mapping[str, TowerBatch], multimodal: Tensor | bool, decoding: Decoding
@@ -87,7 +89,10 @@ class Request:
         model, found = self.model, None
         if self._steps is not None:
             found = self._steps.run(model.modules_of, plan, inputs, multimodal, decoding)
-        return model.run(plan, inputs, multimodal, decoding) if found is None else found
+        if found is None:
+            found = model.run(plan, inputs, multimodal, decoding)
+        run_recorded(self.device)
+        return found
 
     def frame(self, modality: str) -> Frame:
         """Begin and end in the modality's own ids."""

@@ -17,6 +17,7 @@ from zippkit.batch.batch import TowerBatch
 from zippkit.model.decoding_form import Forms
 from zippkit.model.decoding_state import Decoding
 from zippkit.model.forward import Forward, Modules
+from zippkit.model.inference import is_recorded
 from zippkit.model.kv_cache import KeyValues, capacity_for
 from zippkit.model.layers import at_least_float32
 from zippkit.model.links.base import LinkForm
@@ -81,6 +82,8 @@ class CompiledStep:
 
     def _call(self, *given: Any) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         hidden: Tensor = given[0]
+        if is_recorded(hidden.device):
+            return self._chain(*given)
         if self._run is None:
             mode = "reduce-overhead" if hidden.is_cuda else None
             self._run = torch.compile(self._chain, dynamic=False, fullgraph=True, mode=mode)
