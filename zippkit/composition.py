@@ -20,6 +20,7 @@ from zippkit.checkpoint.references import check_references, find_references, sou
 from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.errors import CheckpointError, DataError
 from zippkit.model import loss as _loss
+from zippkit.model.bare import has_no_values
 from zippkit.model.build import build_model
 from zippkit.model.dtypes import concrete
 from zippkit.model.meta_device import meta_model
@@ -46,6 +47,8 @@ class Composition:
     """Hashes of each frozen tensor in the first source of its tower; only of towers that have a source."""
     transfer: Transfer | None = None
     """The parts that were taken from the checkpoint that it was grown from (`load`)."""
+    bare: Mapping[str, Path] = field(default_factory=dict)
+    """Towers that have no values yet, and the weights of which ranks that share them will read their rows."""
 
     @property
     def plan(self) -> Plan:
@@ -105,11 +108,24 @@ class Composition:
 
 
 def compile(
-    spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True, device: Literal["cpu", "meta"] = "cpu"
+    spec: CompositionSpec,
+    *,
+    seed: int = 0,
+    load_weights: bool = True,
+    device: Literal["cpu", "meta"] = "cpu",
+    bare: Collection[str] = (),
 ) -> Composition:
     """Build the model of a spec; new parameters depend on ``seed`` alone.
 
     On the ``meta`` device there are modules and shapes and no values; no weights are read, and none need to be there.
+
+    Args:
+        spec: the composition.
+        seed: of new parameters.
+        load_weights: load those that the spec names.
+        device: where it is built.
+        bare: towers with weights that are left without values, where that can be, until ranks know which rows each
+            keeps (`Composition.bare`).
 
     Raises:
         SpecError: everything that is wrong with the spec.
@@ -119,11 +135,14 @@ def compile(
     if device == "meta":
         model, graph = meta_model(spec)
         return Composition(spec, graph, model)
-    model, graph = build_model(spec, seed=seed, load_weights=load_weights)
-    found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else {}
+    there = {name: source_of(spec.towers[name]) for name in bare}
+    left = {name: source for name, source in there.items() if source is not None}
+    model, graph = build_model(spec, seed=seed, load_weights=load_weights, sources=left, bare=left)
+    found = {name: source_of(tower) for name, tower in spec.towers.items()} if load_weights else there
     sources = {name: source for name, source in found.items() if source is not None}
     origins = Origins().completed(spec, model, [f"towers.{name}" for name in sources])
-    return Composition(spec, graph, model, sources, origins)
+    left = {name: source for name, source in left.items() if has_no_values(model.tower(name))}
+    return Composition(spec, graph, model, sources, origins, bare=left)
 
 
 def load(

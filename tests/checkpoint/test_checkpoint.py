@@ -218,7 +218,7 @@ def test_a_write_that_fails_leaves_the_earlier_checkpoint(folder: Path, monkeypa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("zippkit.checkpoint.tower_folder.write_tensors", full)
+    monkeypatch.setattr("zippkit.checkpoint.shards.write_tensors", full)
     with pytest.raises(WriteError, match=f"{folder.name}: cannot be written: No space left"):
         make({"text": tower(1, 8)}).save(folder)
     assert (folder / CHECKPOINT_MANIFEST).read_text() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def environments(size: int) -> list[dict[str, str]]:
     return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-def start(size: int, arguments: Sequence[str]) -> list[subprocess.Popen[str]]:
+def start(size: int, arguments: Sequence[str | Path]) -> list[subprocess.Popen[str]]:
     """Start a command line once for each rank."""
     pipe = subprocess.PIPE
     return [subprocess.Popen(arguments, env=each, stdout=pipe, stderr=pipe, text=True) for each in environments(size)]
@@ -50,3 +51,13 @@ def wait(ranks: Sequence[subprocess.Popen[str]]) -> list[subprocess.CompletedPro
 def zippkit_on(size: int, *arguments: str | Path) -> list[subprocess.CompletedProcess[str]]:
     """The command line, on so many ranks."""
     return wait(start(size, command(*arguments)))
+
+
+def on_ranks(size: int, function: str, *arguments: str | Path) -> None:
+    """Call ``module.function`` of the helpers on each rank; its arguments are words. Fails where any rank fails."""
+    module, _, name = function.rpartition(".")
+    root = Path(__file__).parents[2]
+    words = [f"sys.path.insert(0, {str(root / 'tests')!r})", f"from {module} import {name}", f"{name}(*sys.argv[1:])"]
+    started = start(size, [sys.executable, "-c", "; ".join(["import sys", *words]), *arguments])
+    for rank, told in enumerate(wait(started)):
+        assert told.returncode == 0, f"rank {rank}: {told.stderr[-3000:]}"

@@ -17,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import Any, TypeVar
 
 from zippkit.checkpoint.references import TOWERS, Reference
+from zippkit.model.pieces import Held
 from zippkit.spec.composition_spec import CompositionSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class Checkpoint:
 
     spec: CompositionSpec
     """With every config written out and no path to weights."""
-    tensors: Mapping[str, Tensor]
-    """The model's state; once it is read, without the towers that are ``references``."""
-    optimizer: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Held]
+    """The model's state, or this rank's pieces of it; once it is read, without the towers that are ``references``."""
+    optimizer: Mapping[str, Held] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Plain data of whoever wrote it: step, tokenizer fingerprints, hashes of frozen tensors."""
     references: Mapping[str, Reference] = field(default_factory=dict)
@@ -42,7 +43,7 @@ class Checkpoint:
     """Where every tower's weights came from; once it is read, where they are, inside the checkpoint or elsewhere."""
 
 
-def tower_state(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def tower_state(tensors: Mapping[str, T], name: str) -> dict[str, T]:
     """Select one tower's tensors, under its own names."""
     prefix = f"{TOWERS}.{name}."
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

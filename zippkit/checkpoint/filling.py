@@ -8,6 +8,7 @@ from pathlib import Path
 from zippkit.checkpoint.checkpoint import Checkpoint
 from zippkit.checkpoint.references import TOWERS, check_references
 from zippkit.errors import CheckpointError
+from zippkit.model.pieces import is_split
 from zippkit.model.weights import filled_in_place, load_into, state_hash
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import part_of
@@ -44,6 +45,10 @@ def fill(model: ZippedModel, checkpoint: Checkpoint, source: Path, parts: Collec
     kept = {key: t for key, t in model.state_dict().items() if part_of(key) in referred or not wanted(part_of(key))}
     load_into(model, kept | {key: t for key, t in checkpoint.tensors.items() if wanted(part_of(key))}, str(source))
     for name, reference in references.items():
+        # Ranks come to share a frozen tower only once it holds the values, and each proves that its rows rest; one that
+        # has none yet is filled then, from files that were just checked.
+        if any(is_split(each) or each.is_meta for each in model.tower(name).parameters()):
+            continue
         # A tower that holds the values already is not read a second time, which may take twice its memory.
         if state_hash(model.tower(name).state_dict()) == reference.tensors:
             continue

@@ -11,6 +11,7 @@ from typing import Any
 from zippkit.checkpoint.checkpoint import Checkpoint
 from zippkit.checkpoint.manifest import check_files, read_checkpoint_manifest
 from zippkit.checkpoint.references import TOWERS, Reference, from_json
+from zippkit.checkpoint.together import ALONE, Together
 from zippkit.errors import CheckpointError, SpecError, did_you_mean
 from zippkit.loading import load_spec
 from zippkit.model.weights import read_tensors
@@ -19,18 +20,22 @@ from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.system.files import inside
 
 
-def read_checkpoint(folder: Path, locations: Mapping[str, str | Path] | None = None) -> Checkpoint:
-    """Read everything that a checkpoint itself holds.
+def read_checkpoint(
+    folder: Path, locations: Mapping[str, str | Path] | None = None, together: Together = ALONE
+) -> Checkpoint:
+    """Read everything that a checkpoint itself holds; tensors are mapped from the files, and read where they are used.
 
     Args:
         folder: the checkpoint.
         locations: of towers that the checkpoint only names, if not where it says.
+        together: the ranks that read it, between which its hashes are divided.
 
     Raises:
         CheckpointError: not a checkpoint, cut short, or changed since it was written.
     """
     manifest = read_checkpoint_manifest(folder)
-    check_files(manifest["files"], folder)
+    mine = sorted(manifest["files"])[together.rank :: together.size]
+    together.each(lambda: check_files({name: manifest["files"][name] for name in mine}, folder))
     try:
         spec = load_spec(folder / SPEC)
     except SpecError as error:

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from zippkit.checkpoint.together import ALONE, Together
 from zippkit.errors import CheckpointError
+from zippkit.model.bare import has_no_values, mapped_weights
 from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.new_tower import new_tower
 from zippkit.model.tower import Tower
-from zippkit.model.weights import file_hash, state_hash, weight_files
+from zippkit.model.weights import file_hash, fingerprint, hash_of, state_hash, weight_files
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec import registry
@@ -60,10 +62,13 @@ def source_of(spec: TowerSpec) -> Path | None:
 
 
 def find_references(spec: CompositionSpec, model: ZippedModel, sources: Mapping[str, Path]) -> dict[str, Reference]:
-    """The wholly frozen towers whose tensors are, bit for bit, what their sources hold."""
+    """The wholly frozen towers whose tensors are, bit for bit, what their sources hold.
+
+    A tower that has no values yet is none of them (`mapped_reference`).
+    """
     found: dict[str, Reference] = {}
     for name in frozen_towers(spec):
-        if name in sources:
+        if name in sources and not has_no_values(model.tower(name)):
             reference = refer(spec.towers[name], sources[name])
             if reference is not None and reference.tensors == state_hash(model.tower(name).state_dict()):
                 found[name] = reference
@@ -80,6 +85,26 @@ def refer(spec: TowerSpec, source: Path) -> Reference | None:
     except (CheckpointError, OSError):
         return None
     return Reference(source, {Path(path).name: _known_hash(path, *rest) for path, *rest in stamps}, tensors)
+
+
+def mapped_reference(tower: Tower, source: Path, together: Together = ALONE) -> tuple[Reference, dict[str, str]]:
+    """A reference to what a tower without values will be filled with, and the hash of each of its tensors.
+
+    Ranks divide the reading among them, and none holds more than one tensor.
+    """
+    found, own = mapped_weights(tower, source), tower.state_dict()
+    if found is None:
+        raise CheckpointError(f"{source}: other tensors than when the tower was built")
+    names, files = sorted(found), weight_files(source)
+
+    def mine() -> tuple[dict[str, str], dict[str, str]]:
+        tensors = ((name, found[name].to(own[name].dtype)) for name in names[together.rank :: together.size])
+        return fingerprint(tensors), {file.name: known_hash(file) for file in files[together.rank :: together.size]}
+
+    parts = together.each(mine)
+    tensors = {name: digest for part, _ in parts for name, digest in part.items()}
+    hashes = {name: digest for _, part in parts for name, digest in part.items()}
+    return Reference(source, {file.name: hashes[file.name] for file in files}, hash_of(tensors)), tensors
 
 
 def _stamp(file: Path) -> tuple[str, int, int]:

@@ -7,11 +7,13 @@ from functools import reduce
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from zippkit.checkpoint.references import copy_companions
+from zippkit.checkpoint.shards import write_files
+from zippkit.checkpoint.together import ALONE, Together
+from zippkit.model.pieces import Held
 from zippkit.model.tower import Tower
-from zippkit.model.weights import file_hash, weight_files, write_tensors
+from zippkit.model.weights import file_hash, weight_files
 from zippkit.spec import registry
 from zippkit.spec.kinds import TOWER_FILE, TowerConfig
 from zippkit.system.files import write_json
@@ -32,14 +34,27 @@ def write_tower(folder: Path, tower: Tower, kind: str, source: Path | None = Non
 
 
 def write_tower_state(
-    folder: Path, state: Mapping[str, Tensor], kind: str, config: TowerConfig, source: Path | None = None
+    folder: Path,
+    state: Mapping[str, Held],
+    kind: str,
+    config: TowerConfig,
+    source: Path | None = None,
+    together: Together = ALONE,
 ) -> None:
-    """Write a tower's folder, as `write_tower` does, from its tensors."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", state)
+    """Write a tower's folder, as `write_tower` does, from its tensors or, with other ranks, pieces of them."""
+    together.first(lambda: folder.mkdir(parents=True, exist_ok=True))
+    write_files(folder, {"model.safetensors": state}, together)
+    dtypes = [tensor.dtype for tensor in state.values()]
+    together.first(lambda: describe_tower(folder, dtypes, kind, config, source))
+
+
+def describe_tower(
+    folder: Path, dtypes: Iterable[torch.dtype], kind: str, config: TowerConfig, source: Path | None = None
+) -> None:
+    """Write what stands beside a tower's weights in its folder, once these are there; ``dtypes`` are theirs."""
     if source is not None:
         copy_companions(source, folder)
-    write_hugging_face(folder, kind, config, (tensor.dtype for tensor in state.values()))
+    write_hugging_face(folder, kind, config, dtypes)
     # Last, because whoever finds it takes the folder for whole.
     write_tower_json(folder, kind, config)
 

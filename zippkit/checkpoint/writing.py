@@ -3,58 +3,75 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zippkit.checkpoint.checkpoint import Checkpoint, tower_state
 from zippkit.checkpoint.manifest import FORMAT, read_checkpoint_manifest
 from zippkit.checkpoint.references import TOWERS, Reference, as_json, copy_source, in_a_checkpoint
-from zippkit.checkpoint.tower_folder import write_tower_state
+from zippkit.checkpoint.shards import Files, write_files
+from zippkit.checkpoint.together import ALONE, Together
+from zippkit.checkpoint.tower_folder import describe_tower
 from zippkit.errors import CheckpointError
-from zippkit.model.weights import file_hash, identity, weight_files, write_tensors
+from zippkit.model.pieces import Held
+from zippkit.model.weights import file_hash, identity, weight_files
 from zippkit.plan.parts import CHECKPOINT_MANIFEST, SPEC
 from zippkit.spec.standalone import spec_text
-from zippkit.system.files import appearing, write_json, write_text
+from zippkit.system.files import write_json, write_text
 
 
 def write_checkpoint(
-    folder: Path, checkpoint: Checkpoint, *, root: Path | None = None, copy_towers: bool = False
+    folder: Path,
+    checkpoint: Checkpoint,
+    *,
+    root: Path | None = None,
+    copy_towers: bool = False,
+    together: Together = ALONE,
 ) -> None:
     """Write a checkpoint, whole or not at all; an earlier one is exchanged with it in the end.
+
+    Several ranks call it together, each with its pieces of the tensors. They write the same files as one process.
 
     Args:
         folder: where to write.
         checkpoint: what to write.
         root: a folder that is moved as a whole; sources inside are named relatively.
         copy_towers: copy the sources' files, byte for byte, so that the checkpoint stands alone.
+        together: the ranks that write.
 
     Raises:
         CheckpointError: something else is there, or a source is gone.
         WriteError: the disk is full or read-only.
+        ZippkitError: it failed on another rank.
     """
+    together.first(lambda: _make_room(folder))
+    with together.appearing(folder) as new:
+        towers = together.first(lambda: _entries(Destination(new, folder, root, copy_towers), checkpoint))
+        files = _tensors_by_file(checkpoint, [name for name, entry in towers.items() if "folder" in entry])
+        write_files(new, files, together)
+        together.first(lambda: _describe_towers(new, checkpoint, towers))
+        together.first(lambda: write_text(new / SPEC, spec_text(checkpoint.spec)))
+        hashes = _hashes(new, towers, together)
+        manifest = {"format": FORMAT, "files": hashes, "towers": towers, **checkpoint.extra}
+        together.first(lambda: write_json(new / CHECKPOINT_MANIFEST, manifest))
+
+
+def _make_room(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         read_checkpoint_manifest(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with appearing(folder) as new:
-        new.mkdir()
-        towers = _write_towers(Destination(new, folder, root, copy_towers), checkpoint)
-        for name, tensors in _other_tensors(checkpoint).items():
-            if tensors:
-                write_tensors(new / f"{name}.safetensors", tensors)
-        write_text(new / SPEC, spec_text(checkpoint.spec))
-        manifest = {"format": FORMAT, "files": _hashes(new, towers), "towers": towers, **checkpoint.extra}
-        write_json(new / CHECKPOINT_MANIFEST, manifest)
 
 
-def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Hashes of all files; those of copied sources stand in the entries of their towers."""
+def _hashes(folder: Path, towers: Mapping[str, Mapping[str, Any]], together: Together) -> dict[str, str]:
+    """Hashes of all files, which ranks read in turns; those of copied sources stand in the entries of their towers."""
     copied = {folder / TOWERS / name for name, entry in towers.items() if "source" in entry}
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.parent not in copied)
-    return {file.relative_to(folder).as_posix(): file_hash(file) for file in files}
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.parent not in copied]
+    mine = files[together.rank :: together.size]
+    parts = together.each(lambda: {file.relative_to(folder).as_posix(): file_hash(file) for file in mine})
+    found = {name: digest for part in parts for name, digest in part.items()}
+    return {name: found[name] for name in (file.relative_to(folder).as_posix() for file in files)}
 
 
 @dataclass(frozen=True)
@@ -84,11 +101,12 @@ class Destination:
         return as_json(replace(reference, files=files), f"{TOWERS}/{name}")
 
 
-def _write_towers(destination: Destination, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
-    """Write what has no source, copy what is to be copied; the manifest's entry of each tower."""
+def _entries(destination: Destination, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """The manifest's entry of each tower: named, the same as another, or to be written; copies what is to be copied."""
+    destination.temporary.mkdir()
     entries: dict[str, dict[str, Any]] = {}
     known: dict[object, str] = {}
-    for name, spec in checkpoint.spec.towers.items():
+    for name in checkpoint.spec.towers:
         state = tower_state(checkpoint.tensors, name)
         same = tuple((key, identity(tensor)) for key, tensor in state.items() if tensor.numel())
         first = known.setdefault(same, name) if same else name
@@ -97,16 +115,25 @@ def _write_towers(destination: Destination, checkpoint: Checkpoint) -> dict[str,
         elif name in checkpoint.references:
             entries[name] = destination.refer(name, checkpoint.references[name])
         else:
-            write_tower_state(
-                destination.temporary / TOWERS / name, state, spec.kind, spec.settings, checkpoint.sources.get(name)
-            )
+            (destination.temporary / TOWERS / name).mkdir(parents=True)
             entries[name] = {"folder": f"{TOWERS}/{name}"}
     return entries
 
 
-def _other_tensors(checkpoint: Checkpoint) -> dict[str, Mapping[str, Tensor]]:
-    """Group the tensors that belong to no tower by file."""
+def _tensors_by_file(checkpoint: Checkpoint, towers: Sequence[str]) -> Files[Held]:
+    """All tensors by the file that holds them; of these towers, and of what belongs to no tower."""
+    files: dict[str, Mapping[str, Held]] = {
+        f"{TOWERS}/{name}/model.safetensors": tower_state(checkpoint.tensors, name) for name in towers
+    }
     rest = {key: tensor for key, tensor in checkpoint.tensors.items() if not key.startswith(f"{TOWERS}.")}
     adapters = {key: tensor for key, tensor in rest.items() if key.startswith("adapters.")}
     links = {key: tensor for key, tensor in rest.items() if key not in adapters}
-    return {"links": links, "adapters": adapters, "optimizer": checkpoint.optimizer}
+    others = {"links": links, "adapters": adapters, "optimizer": checkpoint.optimizer}
+    return files | {f"{name}.safetensors": tensors for name, tensors in others.items() if tensors}
+
+
+def _describe_towers(folder: Path, checkpoint: Checkpoint, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Say beside the towers that were written what they are."""
+    for name in (name for name, entry in entries.items() if "folder" in entry):
+        spec, dtypes = checkpoint.spec.towers[name], [t.dtype for t in tower_state(checkpoint.tensors, name).values()]
+        describe_tower(folder / TOWERS / name, dtypes, spec.kind, spec.settings, checkpoint.sources.get(name))

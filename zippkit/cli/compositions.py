@@ -194,6 +194,9 @@ def verify(
     ranks: Annotated[
         int | None, typer.Option(min=1, help="Also prove that so many processes learn what one does (C6).")
     ] = None,
+    exported: Annotated[
+        Path | None, typer.Option("--export", help="The run's exported model, of which C10 is proven too.")
+    ] = None,
     device_safe: Annotated[
         bool,
         typer.Option("--device-safe", help="Prove instead that devices which compile wait for nothing, on the CPU."),
@@ -212,8 +215,10 @@ def verify(
 
     if not ranks_of_environment().leads:
         return
+    if exported is not None and not (exported / "config.json").is_file():
+        raise ZippkitError(f"{exported}: no exported model is there; write it, zippkit export {file} --hf {exported}")
     zipped = load(file) if file.is_dir() else compile(spec_at(file, overrides or ()))
-    report = prove_safe(zipped) if device_safe else prove(zipped, ranks=ranks)
+    report = prove_safe(zipped) if device_safe else prove(zipped, ranks=ranks, exported=exported)
     print(json.dumps(report.as_json(), indent=2) if as_json else report)
     if not report.passed:
         raise typer.Exit(1)

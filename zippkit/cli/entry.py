@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from zippkit.cli import compositions, datasets, kinds, runs, shipped
+from zippkit.cli import compositions, datasets, hub, kinds, runs, shipped
 from zippkit.errors import ZippkitError
 from zippkit.system.files import FULL
 
@@ -35,6 +35,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     runs.report,
     runs.generate,
     runs.export,
+    hub.push,
+    hub.pull,
     datasets.prepare,
     kinds.towers,
     kinds.links,

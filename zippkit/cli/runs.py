@@ -160,14 +160,35 @@ def generate(
 
 def export(
     run: Annotated[Path, typer.Argument(help="Run folder or checkpoint.")],
-    tower: Annotated[str, typer.Option(help="The tower to take out.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; a spec's `weights` can name it.")],
+    tower: Annotated[str | None, typer.Option(help="The tower to take out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write; a spec's `weights` can name it.")
+    ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Add the tower's adapters (LoRA) into its weights.")] = False,
+    hf: Annotated[
+        Path | None, typer.Option(help="Folder to write the whole model into, for transformers without zippkit.")
+    ] = None,
+    reference_frozen: Annotated[
+        bool,
+        typer.Option("--reference-frozen", help="With --hf: name frozen towers by hub id or place, not copy them."),
+    ] = False,
 ) -> None:
-    """Take one tower out of a run; a frozen one that has a source is a copy of it, byte for byte.
+    """Take one tower out of a run, or write the whole model for transformers.
 
-    Example: zippkit export runs/demo --tower text -o towers/text
+    A frozen tower that has a source is a copy of it, byte for byte. The folder of --hf is loaded by
+    `AutoModel.from_pretrained(FOLDER, trust_remote_code=True)`, where zippkit is not installed.
+
+    Example: zippkit export runs/demo --hf digits
     """
+    if hf is not None:
+        if tower is not None or out is not None or merge:
+            raise ZippkitError("export: --hf writes the whole model; leave out --tower, --out and --merge")
+        from zippkit.training.hf_export.writing import export_model
+
+        print(*export_model(run, hf, reference_frozen=reference_frozen), hf, sep="\n")
+        return
+    if tower is None or out is None:
+        raise ZippkitError("export: expected --tower NAME and --out FOLDER, or --hf FOLDER")
     from zippkit.training.export import export_tower
 
     print(*export_tower(run, tower, out, merge=merge), out, sep="\n")

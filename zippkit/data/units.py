@@ -22,6 +22,8 @@ from zippkit.errors import DataError
 from zippkit.spec.kinds import Strict
 from zippkit.system.files import appearing
 
+LEAST_STD = 1e-3
+"""Keeps digital silence, where nothing varies, at zero instead of dividing by nothing."""
 _METADATA_KEY = "zippkit_units"
 """One key only: safetensors writes several in no fixed order, and equal tokenizers should be equal files."""
 
@@ -236,8 +238,7 @@ class UnitTokenizer(SpeechTokenizer):
         """(T, n_mels) to (U, window * n_mels); the last frame is repeated so that every frame is in a window."""
         window, stride = self.config.window, self.config.stride
         if self.config.normalize == "utterance":
-            # The floor keeps digital silence, where nothing varies, at zero instead of dividing by nothing.
-            mel = (mel - mel.mean(axis=0)) / np.maximum(mel.std(axis=0), 1e-3)
+            mel = (mel - mel.mean(axis=0)) / np.maximum(mel.std(axis=0), LEAST_STD)
         return windows(mel, window, stride)
 
 

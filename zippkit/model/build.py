@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
 from zippkit.errors import Problem, SpecError
 from zippkit.model.added_vocabulary import Vocabularies
+from zippkit.model.bare import bare_tower
 from zippkit.model.contrastive import ContrastiveLosses
 from zippkit.model.dtypes import DTYPES, dtype_of
 from zippkit.model.fused import quicken
@@ -39,7 +40,9 @@ GROUPS: dict[str, type[PartGroup]] = {
 every version."""
 
 
-def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True, source: Path | None = None) -> Tower:
+def build_tower(
+    spec: TowerSpec, key_path: str, load_weights: bool = True, source: Path | None = None, bare: bool = False
+) -> Tower:
     """One tower by itself, with its weights loaded and its parameters frozen as the spec says.
 
     Args:
@@ -47,6 +50,7 @@ def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True, sourc
         key_path: where it stands, for messages.
         load_weights: load those that the spec names.
         source: other weights to load, whatever the spec names.
+        bare: leave it without values where its weights can be mapped (`zippkit.model.bare`).
 
     Raises:
         SpecError: freeze rules that do not fit the parameters.
@@ -59,7 +63,9 @@ def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True, sourc
         raise SpecError([Problem(key_path, 0, "config.path", str(error))]) from error
     if weights is not None and not weights.exists():
         raise SpecError([Problem(key_path, 0, "weights", f"{str(weights)!r} does not exist")])
-    tower = new_tower(cls, spec.settings, DTYPES[dtype_of(spec, weights)], weights)
+    how = cls, spec.settings, DTYPES[dtype_of(spec, weights)]
+    without = bare_tower(*how, weights) if bare and weights is not None else None
+    tower = new_tower(*how, weights) if without is None else without
     tower.check()
     parameters = dict(tower.named_parameters())
     try:
@@ -72,7 +78,12 @@ def build_tower(spec: TowerSpec, key_path: str, load_weights: bool = True, sourc
 
 
 def build_model(
-    spec: CompositionSpec, *, seed: int = 0, load_weights: bool = True, sources: Mapping[str, Path] | None = None
+    spec: CompositionSpec,
+    *,
+    seed: int = 0,
+    load_weights: bool = True,
+    sources: Mapping[str, Path] | None = None,
+    bare: Collection[str] = (),
 ) -> tuple[ZippedModel, Graph]:
     """Build the whole model; new parameters depend on ``seed`` alone.
 
@@ -81,6 +92,7 @@ def build_model(
         seed: of new parameters.
         load_weights: load those that the spec names.
         sources: towers' weights that are loaded in any case, by tower.
+        bare: towers that are left without values, to be filled later, where that can be.
 
     Raises:
         SpecError: everything that is wrong with the spec.
@@ -93,7 +105,8 @@ def build_model(
         owners = {name: tower for name, tower in spec.towers.items() if tower.share_with is None}
         at = sources or {}
         towers = {
-            name: build_tower(tower, f"towers.{name}", load_weights, at.get(name)) for name, tower in owners.items()
+            name: build_tower(tower, f"towers.{name}", load_weights, at.get(name), name in bare)
+            for name, tower in owners.items()
         }
         towers |= {name: towers[tower.share_with] for name, tower in spec.towers.items() if tower.share_with}
         kinds = [kind.group for kind in part_kinds(spec)]

@@ -8,17 +8,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from zippkit.model.bare import SET_VALUES
 from zippkit.model.build import build_model
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.graph import Graph
 from zippkit.spec.composition_spec import CompositionSpec
 
-_SET_VALUES = frozenset(
-    """
-    constant_ copy_ dirac_ eye_ fill_ kaiming_normal_ kaiming_uniform_ normal_ ones_ orthogonal_ trunc_normal_ uniform_
-    xavier_normal_ xavier_uniform_ zero_ zeros_
-    """.split()  # noqa: SIM905
-)
 _MAKE = (torch.zeros, torch.ones)
 
 
@@ -27,7 +22,7 @@ class _NoValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        if getattr(func, "__name__", "") in _SET_VALUES:
+        if getattr(func, "__name__", "") in SET_VALUES:
             changed: Tensor = args[0] if args else kwargs["tensor"]
             return changed
         return (torch.empty if func in _MAKE else func)(*args, **(kwargs or {}))

@@ -22,7 +22,7 @@ def new_tower(cls: type[Tower], config: TowerConfig, dtype: torch.dtype, weights
         CheckpointError: weights that do not fit.
         ZippkitError: its ``load_weights`` replaces what it should fill, or it is made in float32 whatever is asked.
     """
-    with _default_dtype(dtype):
+    with default_dtype(dtype):
         meta = cls.made_by_weights and weights is not None
         with torch.device("meta") if meta else nullcontext():
             tower = cls(config)
@@ -44,7 +44,7 @@ def _words(dtypes: Iterable[torch.dtype]) -> str:
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Set the dtype of new parameters, so that none is ever held in a wider one on the way."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

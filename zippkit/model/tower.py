@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, runtime_checkable
 
@@ -24,6 +24,19 @@ Cache = TypeVar("Cache", default=Any)
 """A tower's own KV cache (`Tower.new_cache`)."""
 Context = TypeVar("Context", default=Any)
 """Whatever a tower's layers need besides the states (`Tower.start`)."""
+
+
+class Exported(NamedTuple):
+    """A tower as an exported model has it (`zippkit.training.hf_export`)."""
+
+    kind: str
+    """The part of the modeling file that computes it: a module of `zippkit.training.hf_parts`."""
+    settings: dict[str, Any]
+    """What that part is built from, as plain data."""
+    prefix: str = ""
+    """Stands before the names of its tensors there."""
+    tensors: Mapping[str, Tensor] = {}
+    """Tensors that it has there besides this tower's own."""
 
 
 class Tower(nn.Module, ABC, Generic[Cache, Context]):
@@ -152,6 +165,21 @@ class Tower(nn.Module, ABC, Generic[Cache, Context]):
         """
         del config
         return None
+
+    def exported(self) -> Exported | None:
+        """How an exported model computes the same without zippkit; None where nobody has written that down."""
+        return None
+
+    def mapped_weights(self, path: Path) -> Mapping[str, Tensor] | None:
+        """The tensors that `load_weights` copies, mapped from the files and not read, under this tower's own names.
+
+        Ranks that share a tower read only their rows of them. None: only `load_weights` knows how it is read, so each
+        rank reads all of it.
+
+        Raises:
+            CheckpointError: cut short, or not safetensors.
+        """
+        return read_tensors(path, check=False) if type(self).load_weights is Tower.load_weights else None
 
     def load_weights(self, path: Path) -> None:
         """Copy pre-trained weights from a safetensors file, or a folder of them, under this tower's own names.

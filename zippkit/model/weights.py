@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.pieces import Held, fill_rows, is_split, rows_of
 from zippkit.spec.kinds import TOWER_FILE, read_json
 from zippkit.system.files import appearing, inside, parse_json
 
@@ -125,7 +125,7 @@ def float_dtypes(path: Path) -> set[torch.dtype]:
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``tensors`` into ``module``; every name and shape must fit.
+    """Copy ``tensors`` into ``module``; every name and shape must fit. Of what ranks share, each copies its own rows.
 
     Raises:
         CheckpointError: names what is missing, unknown or of another shape; nothing has been copied then.
@@ -141,7 +141,11 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> 
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise CheckpointError(f"{source}: does not fit {type(module).__name__}: {'; '.join(wrong[:5])}{more}")
-    module.load_state_dict(dict(tensors), assign=False)
+    dealt = {name for name, value in own.items() if is_split(value)}
+    with torch.no_grad():
+        for name in dealt:
+            fill_rows(own[name], tensors[name])
+    module.load_state_dict({n: t for n, t in tensors.items() if n not in dealt}, strict=not dealt, assign=False)
 
 
 @contextmanager
@@ -183,15 +187,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     A tensor that goes by several names (tied weights, a projection that sites share) is written once.
     """
-    known: dict[object, str] = {}
     storages: set[int] = set()
     written: dict[str, Tensor] = {}
-    same: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        first = known.setdefault(identity(tensor), name) if tensor.numel() else name
-        if first != name:
-            same[name] = first
-            continue
+    names, same = distinct(tensors)
+    for name in names:
+        tensor = tensors[name]
         own = tensor.detach().cpu().contiguous()
         storage = own.untyped_storage()
         # What only overlaps with another tensor gets memory of its own, and so does a part of a larger one.
@@ -202,23 +202,26 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(written, new, {SAME: json.dumps(same)} if same else None)
 
 
-def is_split(tensor: Tensor) -> bool:
-    """Whether each rank holds a part of a tensor (a DTensor, told without torch.distributed)."""
-    return hasattr(tensor, "full_tensor")
+def distinct(tensors: Mapping[str, Held]) -> tuple[list[str], dict[str, str]]:
+    """The names of tensors without those that are another one under a second name; and whose name that is."""
+    known: dict[object, str] = {}
+    names: list[str] = []
+    same: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        first = known.setdefault(identity(tensor), name) if tensor.numel() else name
+        if first == name:
+            names.append(name)
+        else:
+            same[name] = first
+    return names, same
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each rank holds a part, brought together; all of them must ask. Others are given back."""
-    parts: Any = tensor
-    found: Tensor = parts.full_tensor() if is_split(tensor) else tensor
-    return found
-
-
-def identity(tensor: Tensor) -> object:
-    """Equal for two tensors that are the same numbers in the same memory, while both are alive.
+def identity(held: Held) -> object:
+    """Equal for two tensors, or pieces of them, that are the same numbers in the same memory, while both are alive.
 
     Where memory has no address (every ``data_ptr()`` is 0 on xla), only a tensor itself is the same.
     """
+    tensor = rows_of(held)
     if not _addressed(tensor):
         return tensor.device, id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
@@ -227,40 +230,50 @@ def identity(tensor: Tensor) -> object:
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """The module's state dict, by whose tensors `identity` tells which names are one parameter on every device.
 
-    Where memory has no address, these are copies on the host, one for each parameter and buffer; so are those of which
-    each rank holds a part (all of them must ask).
+    Where memory has no address, these are copies on the host, one for each parameter and buffer. What ranks share stays
+    shared.
     """
     copies: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if is_split(tensor) or not (tensor.is_meta or _addressed(tensor)):
-            if id(tensor) not in copies:
-                copies[id(tensor)] = whole(tensor.detach()).cpu()
-            state[name] = copies[id(tensor)]
-        else:
+        if _addressed(tensor) or tensor.is_meta:
             state[name] = tensor.detach()
+        else:
+            copies[id(tensor)] = state[name] = copies[id(tensor)] if id(tensor) in copies else tensor.detach().cpu()
     return state
 
 
-def _addressed(tensor: Tensor) -> bool:
+def _addressed(held: Tensor) -> bool:
+    tensor = rows_of(held)
     return tensor.data_ptr() != 0 or tensor.numel() == 0
 
 
 def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """SHA-256 of each tensor's bytes, dtype and shape, by name."""
+    """SHA-256 of each tensor's bytes, dtype and shape, by name; of what ranks share, that of this one's rows."""
     hashes = {}
     for name, tensor in tensors:
-        flat = whole(tensor.detach()).cpu().contiguous().flatten()
-        digest = hashlib.sha256(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        own = rows_of(tensor.detach())
+        flat = own.cpu().contiguous().flatten()
+        digest = hashlib.sha256(f"{own.dtype}{tuple(own.shape)}".encode())
         if flat.numel():
             digest.update(flat.view(torch.uint8).numpy().data)
         hashes[name] = digest.hexdigest()
     return hashes
 
 
+def hashes_here(known: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Known hashes of whole tensors; for those that ranks have come to share, of this rank's rows as they are now."""
+    return {**known, **fingerprint((name, each) for name, each in tensors.items() if name in known and is_split(each))}
+
+
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """One SHA-256 for all tensors of a module, their names among it."""
-    lines = (f"{name} {digest}\n" for name, digest in sorted(fingerprint(state.items()).items()))
+    return hash_of(fingerprint(state.items()))
+
+
+def hash_of(hashes: Mapping[str, str]) -> str:
+    """One SHA-256 for the hashes of all tensors of a module."""
+    lines = (f"{name} {digest}\n" for name, digest in sorted(hashes.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

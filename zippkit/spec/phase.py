@@ -44,6 +44,11 @@ class Phase(Optimization, StepMemory, Packing):
     )
     log_every: int = Field(10, gt=0, description="Steps between lines of metrics.")
     save_every: int = Field(200, gt=0, description="Steps between checkpoints; the last step is always saved.")
+    save_async: bool = Field(
+        False,
+        description="Checkpoints are written in the background, from a copy in the host's memory, while steps go on; "
+        "the next one, and the end, waits for it.",
+    )
 
     @property
     def datasets(self) -> list[Name] | None:

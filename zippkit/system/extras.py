@@ -17,6 +17,7 @@ EXTRAS = {
     "scipy": ("statistics", "tests of significance"),
     "tensorboard": ("tensorboard", "TensorBoard's files"),
     "torch_xla": ("xla", "device: xla"),
+    "huggingface_hub": ("hub", "push and pull"),
     "wandb": ("wandb", "logging to Weights & Biases"),
     "mlflow": ("mlflow", "logging to MLflow"),
     "onnxruntime": ("speech-eval", "scoring speech"),

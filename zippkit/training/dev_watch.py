@@ -92,12 +92,12 @@ class DevWatch:
         since = f"{it.since} evaluations since then" if it.since != 1 else "one evaluation since then"
         return f"{best.metric} was best after step {it.step} ({it.value}), with {since}"
 
-    def drop_others(self) -> None:
-        """Remove earlier best checkpoints, once a saved checkpoint says which is the best, and what a kill left."""
+    def drop_others(self, best: Path | None) -> None:
+        """Remove other best checkpoints, once a saved checkpoint says which is the best, and what a kill left."""
         if self._folder is not None and self._folder.exists():
             remove_abandoned(self._folder)
             for folder in self._folder.glob("step-*"):
-                if folder != self.best:
+                if folder != best:
                     shutil.rmtree(folder)
 
     def as_manifest(self) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from zippkit.model.weights import file_hash, float_dtypes, weight_files
 from zippkit.spec import registry
 from zippkit.spec.kinds import TowerConfig
 from zippkit.spec.tower_spec import TowerSpec
-from zippkit.system.files import appearing, write_json
+from zippkit.system.files import appearing
+from zippkit.training.hf_export.tokenizers import write_text_tokenizer
 from zippkit.training.run_folder import RunFolder
 
 
@@ -115,10 +116,7 @@ def _keep_tokenizer(run: Path, name: str, folder: Path) -> None:
     tokenizer = RunFolder(run).tokenizer(name)
     if not isinstance(tokenizer, FileTokenizer):
         return
-    tokenizer.save(folder / "tokenizer.json")
-    begin, end = (tokenizer.tokenizer.id_to_token(each) for each in (tokenizer.begin, tokenizer.end))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end}
-    write_json(folder / "tokenizer_config.json", told)
+    write_text_tokenizer(tokenizer, folder)
 
 
 def _left_out(zipped: Composition, name: str, out: Path, merge: bool) -> Iterator[str]:

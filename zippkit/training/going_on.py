@@ -22,7 +22,7 @@ HISTORY = "history.jsonl"
 SECTIONS = {"device", "parallel", "evaluate", "validation", "track"}
 """Of a recipe: those that say nothing about what is learnt."""
 OF_EVERY_PHASE = {
-    *("log_every", "save_every", "compile", "pad_multiple"),
+    *("log_every", "save_every", "save_async", "compile", "pad_multiple"),
     *("accumulate", "recompute", "logits_mib", "cache_sources", "pack", "pack_length", "place"),
 }
 """Keys of a phase, or of a tower, that say how a step is computed or kept, not what it learns."""

@@ -14,15 +14,19 @@ from typing import Any
 from torch import Tensor
 
 from zippkit.batch.batch import Batch
-from zippkit.checkpoint.checkpoint import Checkpoint
+from zippkit.checkpoint.checkpoint import Checkpoint, tower_state
 from zippkit.checkpoint.filling import restore
-from zippkit.checkpoint.frozen_hashes import Origins, check_frozen
+from zippkit.checkpoint.frozen_hashes import Origins, check_frozen, frozen_here
 from zippkit.checkpoint.reading import read_checkpoint
-from zippkit.checkpoint.references import TOWERS, Reference, find_references
-from zippkit.checkpoint.writing import write_checkpoint
+from zippkit.checkpoint.references import TOWERS, Reference, find_references, mapped_reference
+from zippkit.checkpoint.saver import Saver
+from zippkit.checkpoint.together import Together
+from zippkit.checkpoint.tower_folder import write_tower_state
 from zippkit.composition import Composition
 from zippkit.errors import CheckpointError, ZippkitError
+from zippkit.model.bare import fill_bare, moved
 from zippkit.model.layers import set_dropout
+from zippkit.model.weights import module_state
 from zippkit.plan.parts import CHECKPOINT_MANIFEST
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.parallel import Parallel
@@ -73,7 +77,7 @@ class PhaseRun:
         self.label, self.zipped, self.phase, self.run, self.device, self.stop = label, zipped, phase, run, device, stop
         self.rest, self.seed = rest, seed
         rest.begin(zipped.model)
-        self.model = device.place(zipped.model).train()
+        self.model = (moved(zipped.model, device.device()) if zipped.bare else device.place(zipped.model)).train()
         set_dropout(self.model, phase.dropout)
         self.fingerprints = {name: print_ for name, print_ in run.fingerprints().items() if name in zipped.graph.towers}
         self.step = 0
@@ -85,6 +89,7 @@ class PhaseRun:
         self.origins = zipped.origins
         self.sources = zipped.sources
         self.resting: Mapping[str, str] | None = None
+        self.saver = Saver(run.path, Together.of_all(), in_background=phase.save_async)
         saved = run.checkpoints(label)
         # Once is enough: that frozen tensors rest is checked at every save.
         if saved:
@@ -93,6 +98,7 @@ class PhaseRun:
             self.references = self._restored(before).references
         else:
             self.references = find_references(zipped.spec, self.model, zipped.sources)
+            self._refer_to_bare()
         files = {name: reference.files for name, reference in self.references.items()}
         self.origins = self.origins.completed(zipped.spec, self.model, files=files)
         check_frozen(self.origins.tensors, zipped.spec, self.model)
@@ -105,9 +111,23 @@ class PhaseRun:
         regional = phase.compile and device.compiles == "regions"
         self.regions = Regions(self.model, device.compile) if regional else None
         self.shards = Shards(self.model, self.world, parallel, zipped.spec, narrow=phase.parameters == "bf16")
+        for name in zipped.bare:
+            fill_bare(self.model.tower(name), self.references[name].source, device.device())
+        rest.share(self.model)
+        self.frozen = frozen_here(self.origins.tensors, zipped.spec, self.model)
+        """Hashes of what the spec freezes, as this rank holds it."""
         self.optimizer = build_optimizer(self.model, learning_rates(zipped.spec, phase), phase, self.shards)
         if saved:
             self._restore_optimizer(saved)
+
+    def _refer_to_bare(self) -> None:
+        """Name the towers that have no values yet by what they will be filled with."""
+        hashes: dict[str, str] = {}
+        for name, source in self.zipped.bare.items():
+            reference, tensors = mapped_reference(self.model.tower(name), source, self.saver.together)
+            self.references = {**self.references, name: reference}
+            hashes |= {f"towers.{name}.{key}": digest for key, digest in tensors.items()}
+        self.origins = replace(self.origins, tensors={**self.origins.tensors, **hashes})
 
     def finish(self) -> None:
         """Run the steps that are left.
@@ -119,7 +139,11 @@ class PhaseRun:
         metrics = Metrics(self.run.path, self.label, self.step, self.tracking, keeps=self.world.leads)
         try:
             steps = range(self.step, self.phase.steps)
-            with progress(self.label, self.phase.steps) as advance, Prefetch(self.feed.make, steps) as ahead:
+            with (
+                progress(self.label, self.phase.steps) as advance,
+                Prefetch(self.feed.make, steps) as ahead,
+                self.saver.finishing(),
+            ):
                 self._train(metrics, advance, ahead)
         finally:
             metrics.close()
@@ -170,7 +194,7 @@ class PhaseRun:
         with self.shards.together():
             dev = self.watch.look(self.zipped, self.step, tell, given)
         if self.watch.standing.step == self.step and self.watch.best is not None:
-            self._write(self.watch.best, self.checkpoint(with_optimizer=False))
+            self.saver.save(self.watch.best, self.checkpoint(with_optimizer=False))
         return dev
 
     def _numbers(self) -> list[dict[str, float]]:
@@ -208,20 +232,25 @@ class PhaseRun:
         Raises:
             CheckpointError: a frozen tensor moved.
         """
-        check_frozen(self.origins.tensors, self.zipped.spec, self.model)
-        self.rest.check(self.model)
+        self.saver.wait()
+        self.saver.together.each(self._check_resting)
+        self._take_along()
         extra = {"phase": self.label, "step": self.step, "tokenizers": self.fingerprints, **self.origins.as_manifest()}
         extra |= self.watch.as_manifest()
         if self.unlogged:
             extra["waiting"] = self.unlogged
         if self.rest.hashes:
             extra["resting"] = dict(self.rest.hashes)
-        optimizer = self.shards.gathered(optimizer_tensors(self.optimizer)) if with_optimizer else {}
-        state = self.shards.whole_state()
+        optimizer = self.shards.dealt(optimizer_tensors(self.optimizer)) if with_optimizer else {}
+        state = module_state(self.model)
         return Checkpoint(self.zipped.spec, state, optimizer, extra, self.references, self.sources)
 
-    def finished(self, planned: Mapping[str, Any]) -> Checkpoint:
-        """Return what becomes the finished model: the state after the last step, or the best one.
+    def _check_resting(self) -> None:
+        check_frozen(self.frozen, self.zipped.spec, self.model)
+        self.rest.check(self.model)
+
+    def write_model(self, planned: Mapping[str, Any]) -> None:
+        """Write the finished model: the state after the last step, or the best one.
 
         Args:
             planned: what decides that the run is finished (`zippkit.training.going_on.planned`); is kept with it.
@@ -229,29 +258,37 @@ class PhaseRun:
         Raises:
             CheckpointError: the best checkpoint was damaged, or a frozen tensor moved.
         """
-        self.world.lead(self.watch.drop_others)
+        self.world.lead(lambda: self.watch.drop_others(self.watch.best))
         if self.watch.wants_best and self.watch.best is not None:
-            best = read_checkpoint(self.watch.best)
-            self.shards.restore(best, self.zipped.spec, self.watch.best)
+            best = read_checkpoint(self.watch.best, together=self.saver.together)
+            restore(self.model, best, self.zipped.spec, self.watch.best)
             self.step, self.unlogged = int(best.extra["step"]), []
         last = self.checkpoint(with_optimizer=False)
-        return replace(last, extra={**last.extra, "planned": planned})
+        with self.saver.finishing():
+            self.saver.save(self.run.model, replace(last, extra={**last.extra, "planned": planned}))
+
+    def write_tower(self, name: str, folder: Path) -> None:
+        """Write a tower by itself, as a folder that a spec's ``weights`` can name."""
+        state, spec = tower_state(module_state(self.model), name), self.zipped.spec.towers[name]
+        write_tower_state(
+            folder, state, spec.kind, spec.settings, self.zipped.sources.get(name), together=self.saver.together
+        )
 
     def _save(self) -> None:
-        folder = self.run.checkpoint(self.label, self.step)
-        if not folder.exists():
-            self._write(folder, self.checkpoint())
-            # What stands beside a trained tower's weights is taken along from save to save: older ones are dropped.
-            inside = {name: folder / TOWERS / name for name in self.zipped.spec.towers}
-            self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
-            self.world.lead(self._drop_older)
+        self.saver.wait()
+        folder, best = self.run.checkpoint(self.label, self.step), self.watch.best
+        if not self.saver.together.first(folder.exists):
+            self.saver.save(folder, self.checkpoint(), lambda: self._drop_older(best))
 
-    def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        self.world.lead(lambda: write_checkpoint(folder, checkpoint, root=self.run.path))
-
-    def _drop_older(self) -> None:
+    def _drop_older(self, best: Path | None) -> None:
         self.run.drop_old_checkpoints(self.label)
-        self.watch.drop_others()
+        self.watch.drop_others(best)
+
+    def _take_along(self) -> None:
+        """What stands beside a trained tower's weights goes from save to save: older ones are dropped."""
+        for last in self.run.checkpoints(self.label)[-1:]:
+            inside = {name: last / TOWERS / name for name in self.zipped.spec.towers}
+            self.sources = {**self.sources, **{name: place for name, place in inside.items() if place.is_dir()}}
 
     def _resume(self, saved: Sequence[Path]) -> Mapping[str, Reference]:
         """Go on from the newest checkpoint, and return its references."""
@@ -267,12 +304,12 @@ class PhaseRun:
     def _restore_optimizer(self, saved: Sequence[Path]) -> None:
         folder = saved[-1]
         with advising_older(saved):
-            state = self.shards.scattered(read_checkpoint(folder).optimizer)
+            state = self.shards.taken(read_checkpoint(folder, together=self.saver.together).optimizer)
             restore_optimizer(self.optimizer, state, str(folder))
 
     def _restored(self, folder: Path) -> Checkpoint:
         """Take over the model of a checkpoint, of this phase or of the stage before it."""
-        checkpoint = read_checkpoint(folder)
+        checkpoint = read_checkpoint(folder, together=self.saver.together)
         restore(self.model, checkpoint, self.zipped.spec, folder)
         if not {"step", "frozen"} <= checkpoint.extra.keys():
             raise CheckpointError(f"{folder}: not a checkpoint of a run; its {CHECKPOINT_MANIFEST} tells no step")

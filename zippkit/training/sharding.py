@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from zippkit.checkpoint.checkpoint import Checkpoint
-from zippkit.checkpoint.filling import restore
-from zippkit.model.build import build_model
 from zippkit.model.contrastive import ContrastiveLosses
-from zippkit.model.weights import is_split, module_state, whole
+from zippkit.model.pieces import Held, is_split, piece
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.parallel import Parallel
@@ -65,6 +61,7 @@ class Shards:
             for parameter in model.parameters():
                 if parameter.requires_grad and is_split(parameter):
                     self._parts[parameter] = nn.Parameter(cast("Any", parameter.detach()).to_local())
+        self._names = {name: p for name, p in model.named_parameters() if p in self._parts}
 
     def of(self, parameter: nn.Parameter) -> nn.Parameter:
         """What the optimiser changes instead of a parameter: this rank's part, its master, or itself."""
@@ -130,42 +127,24 @@ class Shards:
         ):
             yield
 
-    def whole_state(self) -> dict[str, Tensor]:
-        """The model's state with every tensor whole, on all ranks; each of them must ask for it."""
-        return module_state(self.model)
+    def dealt(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The optimiser's state (``<parameter>:<state>``), of which each rank has its part, as tensors they share."""
+        return {
+            key: _as_split(value, like) if (like := self._like(key, value.dim())) is not None else value
+            for key, value in states.items()
+        }
 
-    def restore(self, checkpoint: Checkpoint, spec: CompositionSpec, source: Path) -> None:
-        """Load a checkpoint, of which each rank takes its parts (`zippkit.checkpoint.filling.restore`)."""
-        if not self._parts:
-            restore(self.model, checkpoint, spec, source)
-            return
-        fresh, _ = build_model(spec, load_weights=False)
-        restore(fresh, checkpoint, spec, source)
-        found = fresh.state_dict()
-        with torch.no_grad():
-            for name, tensor in self.model.state_dict().items():
-                if is_split(tensor):
-                    cast("Any", tensor).to_local().copy_(_part(found[name].to(tensor.device), tensor))
-                else:
-                    tensor.copy_(found[name])
+    def taken(self, states: Mapping[str, Held]) -> dict[str, Tensor]:
+        """This rank's parts of an optimiser's whole state, which may be mapped from a file: only they are read."""
+        whole = cast("Mapping[str, Tensor]", states)
+        return {
+            key: piece(like).of(value).clone() if (like := self._like(key, value.dim())) is not None else value
+            for key, value in whole.items()
+        }
 
-    def gathered(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The optimiser's state (``<parameter>:<state>``) with every tensor whole, on all ranks."""
-        split = {name: p for name, p in self.model.named_parameters() if p in self._parts}
-        found: dict[str, Tensor] = {}
-        for key, value in states.items():
-            parameter = split.get(key.rpartition(":")[0])
-            found[key] = value if parameter is None or not value.dim() else whole(_as_split(value, parameter))
-        return found
-
-    def scattered(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """This rank's parts of an optimiser's whole state."""
-        split = {name: p for name, p in self.model.named_parameters() if p in self._parts}
-        found: dict[str, Tensor] = {}
-        for key, value in states.items():
-            parameter = split.get(key.rpartition(":")[0])
-            found[key] = value if parameter is None or value.shape != parameter.shape else _part(value, parameter)
-        return found
+    def _like(self, key: str, n_dims: int) -> nn.Parameter | None:
+        """The split parameter as which a state is split; None where it is whole."""
+        return self._names.get(key.rpartition(":")[0]) if n_dims else None
 
 
 def _as_split(part: Tensor, like: nn.Parameter) -> Tensor:
@@ -174,11 +153,3 @@ def _as_split(part: Tensor, like: nn.Parameter) -> Tensor:
 
     given = cast("DTensor", like)
     return DTensor.from_local(part, given.device_mesh, given.placements, shape=like.shape, stride=like.stride())
-
-
-def _part(tensor: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor of a parameter's shape."""
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    given = cast("DTensor", like)
-    return distribute_tensor(tensor, given.device_mesh, given.placements, src_data_rank=None).to_local().clone()

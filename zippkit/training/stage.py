@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zippkit.composition import compile
 from zippkit.errors import ZippkitError
-from zippkit.model.weights import fingerprint
+from zippkit.model.weights import fingerprint, hashes_here
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.plan.parts import part_of
 from zippkit.spec.freeze_rules import frozen_by
@@ -75,6 +75,8 @@ class Rest:
 
     freeze: Freeze = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
+    here: Mapping[str, str] = field(default_factory=dict)
+    """What they are compared with: of what ranks share, this one's rows."""
 
     def begin(self, model: ZippedModel) -> None:
         """Let the parts rest.
@@ -87,8 +89,17 @@ class Rest:
 
     def look(self, model: ZippedModel, known: Mapping[str, str] | None = None) -> None:
         """Note how the parts are now that the phase begins; ``known`` is what was noted at an earlier start."""
-        self.hashes = known if known is not None else fingerprint(resting(model, self.freeze).items())
+        self.hashes = known if known is not None else fingerprint(self._values(model).items())
+        self.here = self.hashes
         self.check(model)
+
+    def share(self, model: ZippedModel) -> None:
+        """From now on, ranks share the model, which was looked at just before."""
+        self.here = hashes_here(self.hashes, resting(model, self.freeze))
+
+    def _values(self, model: ZippedModel) -> dict[str, Tensor]:
+        """What rests, but for towers that have no values yet, which the spec freezes, and which are proved with it."""
+        return {name: tensor for name, tensor in resting(model, self.freeze).items() if not tensor.is_meta}
 
     def check(self, model: ZippedModel) -> None:
         """Compare what rests with what it was when the phase began.
@@ -96,8 +107,8 @@ class Rest:
         Raises:
             ZippkitError: names what moved.
         """
-        after = fingerprint(resting(model, self.freeze).items())
-        moved = [name for name, digest in self.hashes.items() if after.get(name) != digest]
+        after = fingerprint(self._values(model).items())
+        moved = [name for name, digest in self.here.items() if name in after and after[name] != digest]
         if moved:
             shown = ", ".join(moved[:5]) + (f" and {len(moved) - 5} more" if len(moved) > 5 else "")
             raise ZippkitError(f"what a stage freezes must not change in it: {shown} moved")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +34,20 @@ def trained_spec(recipe: Recipe, run: RunFolder) -> CompositionSpec:
     )
 
 
-def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
+def bare_towers(recipe: Recipe, n_ranks: int) -> list[str]:
+    """The frozen towers of which several ranks read their rows alone, and never the whole.
+
+    Packing, and a cache of states, run them before they are shared; what another run has learnt is taken over whole.
+    """
+    phases = [each.phase for each in recipe.main_phases]
+    whole = recipe.start_from or any(phase.pack or phase.cache_sources for phase in phases)
+    if n_ranks == 1 or recipe.parallel.shard != "all" or whole:
+        return []
+    towers = recipe.spec.towers
+    return [name for name in frozen_towers(recipe.spec) if towers[name].has_weights and not towers[name].share_with]
+
+
+def starting_point(recipe: Recipe, run: RunFolder, bare: Collection[str] = ()) -> Composition:
     """The composition as it is before the main phase's first step.
 
     Raises:
@@ -42,7 +55,7 @@ def starting_point(recipe: Recipe, run: RunFolder) -> Composition:
     """
     spec = trained_spec(recipe, run)
     if recipe.start_from is None:
-        return compile(spec, seed=recipe.seed)
+        return compile(spec, seed=recipe.seed, bare=bare)
     return load(recipe.start_from, spec=spec, seed=recipe.seed)
 
 
@@ -52,11 +65,11 @@ def begun(recipe: Recipe, run: RunFolder) -> int:
     return max((i for i, label in enumerate(labels) if run.checkpoints(label)), default=0)
 
 
-def composition_to_train(recipe: Recipe, run: RunFolder) -> Composition:
-    """The composition to train, or to load a checkpoint of a main phase into."""
+def composition_to_train(recipe: Recipe, run: RunFolder, bare: Collection[str] = ()) -> Composition:
+    """The composition to train, or to load a checkpoint of a main phase into; towers may be left ``bare``."""
     if run.checkpoints(recipe.main_phases[begun(recipe, run)].label):
-        return compile(trained_spec(recipe, run), seed=recipe.seed, load_weights=False)
-    zipped = starting_point(recipe, run)
+        return compile(trained_spec(recipe, run), seed=recipe.seed, load_weights=False, bare=bare)
+    zipped = starting_point(recipe, run, bare)
     if zipped.transfer is not None:
         print(f"started from {recipe.start_from}", zipped.transfer, sep="\n", file=sys.stderr)
     return _with_own_towers(zipped, run)
@@ -73,7 +86,7 @@ def _with_own_towers(zipped: Composition, run: RunFolder) -> Composition:
     check_frozen(zipped.origins.completed(zipped.spec, zipped.model).tensors, zipped.spec, zipped.model)
     references = find_references(zipped.spec, zipped.model, zipped.sources)
     sources = dict(zipped.sources)
-    for name in frozen_towers(zipped.spec):
+    for name in (name for name in frozen_towers(zipped.spec) if name not in zipped.bare):
         taken = zipped.transfer is not None and f"towers.{name}" in zipped.transfer.taken
         if name in sources and name not in references:
             raise CheckpointError(f"tower {name!r} is frozen, but its source {sources[name]} is gone or has changed")

@@ -9,9 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zippkit.checkpoint.checkpoint import tower_state
-from zippkit.checkpoint.tower_folder import write_tower_state
-from zippkit.checkpoint.writing import write_checkpoint
 from zippkit.composition import Composition, compile
 from zippkit.data.dataset import Dataset
 from zippkit.errors import ZippkitError
@@ -34,7 +31,7 @@ from zippkit.training.run_data import dev_sources, mixtures, open_datasets
 from zippkit.training.run_folder import RunFolder
 from zippkit.training.source_plan import check_places
 from zippkit.training.stage import Rest, check_stages
-from zippkit.training.starting_point import begun, check_start_from, composition_to_train
+from zippkit.training.starting_point import bare_towers, begun, check_start_from, composition_to_train
 from zippkit.training.stop_signals import InterruptedRunError, StopRequest, stop_signals
 from zippkit.training.trackers.tracking import Tracking, open_tracking
 from zippkit.training.whole_checkpoints import check_model, check_tower, is_finished
@@ -125,9 +122,7 @@ class _Training:
             alone = compile(single_tower(self.recipe.spec, name), seed=self.recipe.seed)
             trained = self._phase_run(f"pretrain.{name}", alone, phase)
             trained.finish()
-            state = tower_state(trained.shards.whole_state(), name)
-            kind, config = self.recipe.spec.towers[name].kind, alone.model.tower(name).config
-            self.world.lead(lambda: write_tower_state(folder, state, kind, config, alone.sources.get(name)))
+            trained.write_tower(name, folder)
 
     def train_together(self) -> None:
         """Train the whole composition, stage after stage, and write the finished model."""
@@ -140,14 +135,13 @@ class _Training:
         for i, each in enumerate(phases[first:], first):
             with self._timed(each.label):
                 with self.world.leader_first():
-                    zipped = composition_to_train(self.recipe, self.run)
+                    zipped = composition_to_train(self.recipe, self.run, bare_towers(self.recipe, self.world.size))
                 rest = Rest(each.phase.freeze) if isinstance(each.phase, Stage) else Rest()
                 before = self.run.checkpoints(phases[i - 1].label)[-1] if i else None
                 watch = DevWatch(self.dev, self.run.best(each.label))
                 last = self._phase_run(each.label, zipped, each.phase, rest, before, watch)
                 last.finish()
-        model = last.finished(planned(self.recipe))
-        self.world.lead(lambda: write_checkpoint(self.run.model, model, root=self.run.path))
+        last.write_model(planned(self.recipe))
 
     def _phase_run(
         self,

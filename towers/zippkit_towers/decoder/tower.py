@@ -5,7 +5,7 @@ Parameters carry the names of a llama checkpoint without its leading ``model.``,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from zippkit.model.kv_cache import KeyValues
 from zippkit.model.layers import Dropout, angles_of, rotate, split_heads
 from zippkit.model.linear import linear
 from zippkit.model.packed import matrices_of
-from zippkit.model.tower import Projected, SharedAttention, Tower, TowerForm
+from zippkit.model.tower import Exported, Projected, SharedAttention, Tower, TowerForm
 from zippkit.model.visibility import Mask, attend_seen, cache_visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.decoder.config import DecoderConfig
@@ -219,17 +219,35 @@ class Decoder(Tower[Cache, Context], SharedAttention[Context]):
         # What is built on a decoder computes something else.
         return config.as_llama() if cls is Decoder else None
 
+    def exported(self) -> Exported | None:
+        """The decoder part of an exported model; None for subclasses."""
+        return Exported("decoder", self.exported_settings()) if type(self) is Decoder else None
+
+    def exported_settings(self) -> dict[str, Any]:
+        """The config, with what follows from it written down."""
+        config = self.config
+        told = {"n_kv_heads": config.kv_heads, "head_dim": config.head_width, "ffn_dim": config.ffn_width}
+        same = ("vocab_size", "dim", "n_layers", "n_heads", "norm_eps", "rope_theta", "tied")
+        return {**{key: getattr(config, key) for key in same}, **told}
+
     def load_weights(self, path: Path) -> None:
         """Copy the weights of a llama-family checkpoint.
 
         Raises:
             CheckpointError: weights that do not fit, or a head of its own where the config ties it to the embedding.
         """
-        tensors = {name.removeprefix("model."): tensor for name, tensor in read_tensors(path).items()}
+        load_into(self, self._own(read_tensors(path), path), str(path))
+
+    def mapped_weights(self, path: Path) -> Mapping[str, Tensor]:
+        """The tensors of a llama-family checkpoint, under this tower's names."""
+        return self._own(read_tensors(path, check=False), path)
+
+    def _own(self, found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in found.items()}
         if self.config.tied and "lm_head.weight" in tensors:
             head = tensors.pop("lm_head.weight")
             if "embed_tokens.weight" in tensors and not torch.equal(head, tensors["embed_tokens.weight"]):
                 raise CheckpointError(
                     f"{path}: lm_head differs from the embedding; expected `tied: false` in the config"
                 )
-        load_into(self, tensors, str(path))
+        return tensors

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zippkit.model.tower import Cache, Context, Tower
 from zippkit.model.weights import load_into, read_tensors
@@ -62,6 +63,12 @@ class DecoderModules(Tower[Cache, Context]):
         told = {"architectures": [architecture(config.model_type)], **config.model}
         frame = config.frame
         return told if frame is None else {"bos_token_id": frame.begin, "eos_token_id": frame.end} | told
+
+    def mapped_weights(self, path: Path) -> Mapping[str, Tensor]:
+        """The tensors of a folder that holds them by the names that they have here, as those of most families are."""
+        if (path / "config.json").is_file():
+            self.folder = path
+        return read_tensors(path, check=False)
 
     def load_weights(self, path: Path) -> None:
         """Fill in the values of a Hugging Face folder (through transformers, so that older names fit), or zippkit's.

@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from zippkit.batch.batch import TowerBatch
 from zippkit.model.linear import linear
+from zippkit.model.tower import Exported
 from zippkit_towers.hf_causal_lm.cache import Slots, empty_slots
 from zippkit_towers.hf_causal_lm.config import HfCausalLmConfig
 from zippkit_towers.hf_causal_lm.modules import DecoderModules
 from zippkit_towers.hf_causal_lm.parity import check_parity
 from zippkit_towers.hf_causal_lm.routing import recorded
 from zippkit_towers.hf_causal_lm.settings import layer_kinds, scale_of
+from zippkit_towers.hf_causal_lm.transformers_model import quiet_settings
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,26 @@ class HfCausalLm(DecoderModules[Slots, Context]):
         logits = logits * scale_of(self.hf, "logit_scale") / scale_of(self.hf, "logits_scaling")
         cap = getattr(self.hf, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def exported(self) -> Exported | None:
+        """The same modules of transformers, run by the same rules; None for subclasses."""
+        if type(self) is not HfCausalLm:
+            return None
+        parts = ("embedding", "layers", "norm", "head", "rotary", "positions", "embedding_norm")
+        settings = {
+            "model": quiet_settings(self.config),
+            "attention": self.hf._attn_implementation,
+            "parts": {name: getattr(self.parts, name) for name in parts},
+            "takes": sorted(self.parts.takes),
+            "cache": self.parts.cache,
+            "tied": self.tied,
+            "windows": self.windows,
+            "kinds": self._kinds(),
+            "embedding_scale": scale_of(self.hf, "embedding_multiplier"),
+            "logit_scale": scale_of(self.hf, "logit_scale") / scale_of(self.hf, "logits_scaling"),
+            "logit_cap": getattr(self.hf, "final_logit_softcapping", None),
+        }
+        return Exported("hf_causal_lm", settings)
 
     def new_cache(self, batch_size: int, max_len: int) -> Slots:
         """An empty cache of ``max_len`` slots in each row."""

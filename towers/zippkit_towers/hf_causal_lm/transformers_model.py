@@ -48,10 +48,21 @@ def hf_config(config: HfCausalLmConfig) -> Any:
     """
     with _told_as_one(config):
         hf = _for_model(config)
-    for key, value in vars(hf).items():
-        if (value is None or type(value) in (int, float)) and any(part in key for part in _RANDOM):
-            setattr(hf, key, 0.0)
+    for key in _random(hf):
+        setattr(hf, key, 0.0)
     return hf
+
+
+def quiet_settings(config: HfCausalLmConfig) -> dict[str, Any]:
+    """Settings of which transformers makes what `hf_config` gives."""
+    with _told_as_one(config):
+        return {**config.model, **dict.fromkeys(_random(_for_model(config)), 0.0)}
+
+
+def _random(hf: Any) -> list[str]:
+    """The settings that make training random."""
+    plain = {key: value for key, value in vars(hf).items() if value is None or type(value) in (int, float)}
+    return [key for key in plain if any(part in key for part in _RANDOM)]
 
 
 def own_config(config: HfCausalLmConfig, folder: Path | None) -> Any:

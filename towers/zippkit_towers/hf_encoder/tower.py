@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from zippkit.batch.batch import Features, TowerBatch
 from zippkit.errors import ZippkitError
-from zippkit.model.tower import Tower
+from zippkit.model.tower import Exported, Tower
 from zippkit.model.visibility import Visibility, own_visibility
 from zippkit.model.weights import load_into, read_tensors
 from zippkit_towers.hf_encoder.config import HfEncoderConfig
+from zippkit_towers.hf_encoder.exported import exported_settings, zeros_for
 from zippkit_towers.hf_encoder.guessed import Context, Guessed, n_image_states
 from zippkit_towers.hf_encoder.guessed_parity import check_parity as check_guess
 from zippkit_towers.hf_encoder.guessed_parity import own_encoder, read_folder
@@ -105,6 +106,13 @@ class HfEncoder(Tower[None, Context | Tensor | None]):
             ZippkitError: always.
         """
         raise ZippkitError(f"a {self.config.model_type!r} tower has states but no logits: it is a source for links")
+
+    def exported(self) -> Exported | None:
+        """Transformers' own encoder, run as a whole; None for subclasses."""
+        if type(self) is not HfEncoder:
+            return None
+        unused = zeros_for(self.config, self.state_dict())
+        return Exported("hf_encoder", exported_settings(self.config), "encoder.", unused)
 
     def load_weights(self, path: Path) -> None:
         """Copy an encoder's weights, alone or inside a whole model; then compare with transformers' own forward.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from zippkit.batch.batch import TowerBatch
+from zippkit.model.tower import Exported
 from zippkit_towers.decoder.tower import Cache, Context, Decoder
 from zippkit_towers.image_units.config import ImageUnitsConfig
 
@@ -32,3 +33,9 @@ class ImageUnits(Decoder):
         side = self.config.side
         place = inputs.offset.clamp(max=side * side)
         return hidden + self.embed_rows(place // side) + self.embed_columns(place % side), context
+
+    def exported(self) -> Exported | None:
+        """The image part of an exported model; None for subclasses."""
+        if type(self) is not ImageUnits:
+            return None
+        return Exported("image_units", {**self.exported_settings(), "side": self.config.side})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from zippkit.evaluation.certificates.causality import sees_no_future
 from zippkit.evaluation.certificates.decoding import steps_equal_the_whole
 from zippkit.evaluation.certificates.drawing import diagrams_draw_the_sites
 from zippkit.evaluation.certificates.equation import computes_the_equation
+from zippkit.evaluation.certificates.exported import exported_says_the_same
 from zippkit.evaluation.certificates.frozen import frozen_tensors_rest
 from zippkit.evaluation.certificates.gradients import every_parameter_is_reached
 from zippkit.evaluation.certificates.packing import packed_equals_unpacked
@@ -43,13 +45,20 @@ CERTIFICATES: dict[str, tuple[str, Prove]] = {
 }
 
 
-def verify(zipped: Composition, *, only: Collection[str] = (), ranks: int | None = None) -> Report:
+EXPORTED = "the training forward, cached decoding and the exported model say the same"
+"""Claim of C10, which needs the folder of an exported model."""
+
+
+def verify(
+    zipped: Composition, *, only: Collection[str] = (), ranks: int | None = None, exported: Path | None = None
+) -> Report:
     """Prove the certificates of a composition, on copies: neither it nor the global random state changes.
 
     Args:
         zipped: the composition.
         only: names of certificates, such as ``C1``; all of them if empty.
         ranks: also prove that so many processes learn what one does (C6), which takes longer than all the others.
+        exported: folder of the exported model (``zippkit export RUN --hf FOLDER``), of which C10 is to be proven.
 
     Raises:
         ZippkitError: there is no certificate of that name.
@@ -57,7 +66,9 @@ def verify(zipped: Composition, *, only: Collection[str] = (), ranks: int | None
     known = dict(CERTIFICATES)
     if ranks is not None:
         known["C6"] = (CLAIM, partial(ranks_equal_one, size=ranks))
-        known = {name: known[name] for name in sorted(known, key=lambda name: int(name[1:]))}
+    if exported is not None:
+        known["C10"] = (EXPORTED, partial(exported_says_the_same, folder=exported))
+    known = {name: known[name] for name in sorted(known, key=lambda name: int(name[1:]))}
     for name in only:
         if name not in known:
             raise ZippkitError(f"no certificate is called {name!r}{did_you_mean(name, known)}")

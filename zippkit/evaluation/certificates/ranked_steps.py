@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from zippkit.composition import Composition, load
 from zippkit.evaluation.certificates.probe import draws_for, layouts, orders
 from zippkit.evaluation.certificates.report import some
 from zippkit.model.loss import Share
+from zippkit.model.pieces import is_split
+from zippkit.model.weights import module_state
 from zippkit.spec.derived_recipe import learning_rates
 from zippkit.spec.parallel import Parallel
 from zippkit.spec.phase import Phase
@@ -81,8 +83,16 @@ def learnt(zipped: Composition, world: World, parallel: Parallel, size: int, *, 
         told = world.sums({name: float(value) for name, value in values.items()})
         found |= {f"step {i + 1}: {name}": torch.tensor(value) for name, value in told.items()}
         found[f"step {i + 1}: gradient norm"] = norm
-    found |= {f"moment {name}": each for name, each in shards.gathered(optimizer_tensors(optimizer)).items()}
-    return found | {f"weight {name}": tensor.clone() for name, tensor in shards.whole_state().items()}
+    moments = shards.dealt(optimizer_tensors(optimizer))
+    found |= {f"moment {name}": _whole(each) for name, each in moments.items()}
+    return found | {f"weight {name}": _whole(tensor).clone() for name, tensor in module_state(model).items()}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each rank holds rows, brought together; all of them must ask."""
+    there: Any = tensor
+    found: Tensor = there.full_tensor() if is_split(tensor) else tensor
+    return found
 
 
 def _brought_to_one_plan(

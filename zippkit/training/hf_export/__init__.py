@@ -1,0 +1,1 @@
+"""A whole composition as a folder that transformers loads without zippkit."""

@@ -1,0 +1,1 @@
+"""The parts of which the modeling file of an exported model is made; they import torch, transformers and each other."""
