@@ -30,7 +30,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
     """The prompts that generation is asked to continue; it answers with two tokens of its own."""
     seen: list[Segment] = []
 
-    def generate(zipped: Any, prompt: list[Segment], outputs: list[str], *_: Any) -> list[Segment]:
+    def generate(zipped: Any, prompt: list[Segment], outputs: list[str], *_: Any, **__: Any) -> list[Segment]:
         seen.extend(prompt)
         return [Segment(name, [3, 4]) for name in outputs]
 

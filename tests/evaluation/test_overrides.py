@@ -89,7 +89,7 @@ def test_json_and_nothing_else_comes_out(tmp_path: Path) -> None:
 def test_generate_takes_a_row_around_its_input_projection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
 
-    def answer(*_: object, multimodal: bool) -> list[str]:
+    def answer(*_: object, multimodal: bool, **__: object) -> list[str]:
         given.append(multimodal)
         return []
 

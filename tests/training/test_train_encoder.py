@@ -189,9 +189,9 @@ def test_sound_is_heard_as_it_was_in_training(finished: Path, tmp_path: Path, mo
     seen: list[Segment] = []
     generate = zippkit.evaluation.conversation.generate
 
-    def watched(zipped: Any, prompt: list[Segment], *rest: Any) -> list[Segment]:
+    def watched(zipped: Any, prompt: list[Segment], *rest: Any, **named: Any) -> list[Segment]:
         seen.extend(prompt)
-        return generate(zipped, prompt, *rest)
+        return generate(zipped, prompt, *rest, **named)
 
     monkeypatch.setattr(zippkit.evaluation.conversation, "generate", watched)
     for name in ("in", "fast"):
