@@ -21,7 +21,7 @@ TOY = gpu.Place(toy=True)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # of the compiler itself
 @pytest.mark.parametrize(
     ("part", "figure", "n_rows"),
     [("train", "tokens_per_second", 3), ("attention", "table_over_flex", 1), ("decode", "tokens_per_second", None)],

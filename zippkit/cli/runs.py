@@ -152,9 +152,8 @@ def generate(
     if len(given) + (prompt is not None) != 1:
         raise ZippkitError("generate: expected one of --audio, --text and --prompt")
     segments = given if prompt is None else read_prompt(prompt)
-    for line in answer(
-        run, segments, to, out, max_tokens, read_sampling(choosing or []), seed, scorer, not unimodal, compile
-    ):
+    sampling, ways = read_sampling(choosing or []), {"multimodal": not unimodal, "compile": compile}
+    for line in answer(run, segments, to, out, max_tokens, sampling, seed, scorer, **ways):
         print(line)
 
 
