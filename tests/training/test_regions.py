@@ -19,7 +19,6 @@ from zippkit.evaluation.certificates.causality import sees_no_future
 from zippkit.evaluation.certificates.equation import computes_the_equation
 from zippkit.model import linear
 from zippkit.model.economy import SPENDS, Economy
-from zippkit.model.weights import whole as whole_tensor
 from zippkit.model.zipped_model import ZippedModel
 from zippkit.spec.composition_spec import CompositionSpec
 from zippkit.spec.derived_recipe import learning_rates
@@ -178,4 +177,4 @@ def test_what_fsdp_splits_is_compiled_inside(tmp_path: Path) -> None:
     for name, parameter in zipped.model.named_parameters():
         expected_grad, grad = gradients[name].grad, parameter.grad
         if expected_grad is not None:
-            assert torch.allclose(whole_tensor(grad), expected_grad, atol=1e-4), name
+            assert torch.allclose(grad.full_tensor(), expected_grad, atol=1e-4), name

@@ -258,11 +258,13 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         with writing(folder / LOCK):
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} {doing}".encode())
-        remove_abandoned(folder)
-        yield
-        # What a process leaves in it when it is killed tells the next one so.
-        with suppress(OSError):
-            file.truncate(0)
+        try:
+            remove_abandoned(folder)
+            yield
+        finally:
+            # What a process leaves in it when it is killed tells the next one so.
+            with suppress(OSError):
+                file.truncate(0)
 
 
 class _Holder(NamedTuple):
