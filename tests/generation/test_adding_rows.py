@@ -13,11 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM
 
 import zippkit
 from helpers.compositions import link, make, make_spec, tower
 from helpers.greedy import sharp, two
+from helpers.tiny_decoders import write_windowed
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import DataError, ZippkitError
@@ -256,12 +256,7 @@ def test_settings_are_at_least_one(setting: str) -> None:
 
 def test_towers_of_transformers(tmp_path: Path) -> None:
     """Whose window is shorter than a row."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4, bos_token_id=1, eos_token_id=2, initializer_range=0.6,
-    )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(tmp_path)
+    write_windowed(tmp_path)
     zipped = sharp(make({"text": {"kind": "hf_causal_lm", "config": {"path": str(tmp_path)}}}))
     rows = [[Segment("text", [3 + (a + k) % 6 for k in range(2 * a)])] for a in range(5)]
     generation = stream(zipped, rows[:1], ["text"], 9, prefill_chunk=3)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 
 import zippkit
 from helpers.compositions import link, make, tower
 from helpers.greedy import sharp
+from helpers.tiny_decoders import write_windowed
 from zippkit.batch.batch import Segment
 from zippkit.composition import Composition
 from zippkit.errors import ZippkitError
@@ -146,12 +147,7 @@ def test_ancestors_move_together(block: int, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_hypotheses_keep_a_sliding_window(tmp_path: Path) -> None:
     """Slots behind the prompt are no positions; a window counts positions."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=9, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, sliding_window=4, bos_token_id=1, eos_token_id=2, initializer_range=0.6,
-    )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(tmp_path)
+    write_windowed(tmp_path)
     spec = {"name": "alone", "towers": {"text": {"kind": "hf_causal_lm", "config": {"path": str(tmp_path)}}}}
     zipped = zippkit.compile(CompositionSpec.model_validate(spec))
     own = MistralForCausalLM.from_pretrained(tmp_path).eval()

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from zippkit.batch.mask_rows import Token, View
 from zippkit.plan.diagram.dark import DARK_STYLE
+from zippkit.plan.diagram.figure import INK, LINK_COLOURS, LOOKS
 from zippkit.plan.diagram.svg import FONT, box, element, number, text, text_width
 
-INK, GREY, BLIND = "#22303a", "#68757f", "#f3f9fd"
-COLOURS = ("#0068a8", "#c04f00", "#007a5a", "#a8447f", "#6a4ba3", "#7d6500", "#a12b2b", "#3f5560")
+BLIND = LOOKS["frozen"].panel
 CELL, MARGIN, HEAD, LEGEND = 30.0, 20.0, 64.0, 22.0
 """Pixels of a block's side, around the picture, above the blocks, and of a line of the legend."""
 HOW = ("each token sees those before it, and itself", "not seen; left out where no link reads")
@@ -83,6 +83,7 @@ def block_picture(views: Sequence[View], towers: Sequence[str], name: str = "mas
     runs = runs_of(views)
     masks = {(view.target, view.source): view.dense for view in views}
     left = MARGIN + max(text_width(run.label, 11) for run in runs) + 12
+    colours = {tower: LINK_COLOURS[i % len(LINK_COLOURS)] for i, tower in enumerate(towers)}
     used = [tower for tower in towers if any(run.tower == tower for run in runs)]
     below = MARGIN + HEAD + CELL * len(runs) + 14
     legend = [
@@ -101,10 +102,9 @@ def block_picture(views: Sequence[View], towers: Sequence[str], name: str = "mas
         element("rect", width="100%", height="100%", fill="#ffffff"),
     ]
     for i, run in enumerate(runs):
-        colour = COLOURS[list(towers).index(run.tower) % len(COLOURS)]
-        lines += _axes(run, i, left, colour)
-        lines += _row(runs, run, i, left, masks, towers)
-    lines += _legend(used, towers, below, legend)
+        lines += _axes(run, i, left, colours[run.tower])
+        lines += _row(runs, run, i, left, masks, colours)
+    lines += _legend([colours[tower] for tower in used], below, legend)
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -122,17 +122,16 @@ def _row(
     i: int,
     left: float,
     masks: dict[tuple[str, str], Tensor],
-    towers: Sequence[str],
+    colours: dict[str, str],
 ) -> Iterator[str]:
     for j, source in enumerate(runs):
         mask = masks.get((target.tower, source.tower))
         if mask is None:
             continue
         part = mask[target.first : target.last, source.first : source.last]
-        colour = COLOURS[list(towers).index(source.tower) % len(COLOURS)]
         x, y = left + CELL * (j + 0.5), MARGIN + HEAD + CELL * (i + 0.5)
         tip = f"{target.tower}, segment {target.segment}, sees {source.tower}, segment {source.segment}: {seen(part)}"
-        yield _block(x, y, seen(part), colour, tip)
+        yield _block(x, y, seen(part), colours[source.tower], tip)
 
 
 def _block(x: float, y: float, how: str, colour: str, tip: str = "") -> str:
@@ -147,9 +146,8 @@ def _block(x: float, y: float, how: str, colour: str, tip: str = "") -> str:
     return ground + element("path", title, d=corner, fill=colour, fill_opacity=1 if how == "causal" else 0.55)
 
 
-def _legend(used: Sequence[str], towers: Sequence[str], top: float, words: Sequence[str]) -> Iterator[str]:
-    signs = [("all", COLOURS[list(towers).index(tower) % len(COLOURS)]) for tower in used]
-    signs += [("causal", COLOURS[-1]), ("none", COLOURS[-1])]
+def _legend(colours: Sequence[str], top: float, words: Sequence[str]) -> Iterator[str]:
+    signs = [*(("all", colour) for colour in colours), ("causal", LINK_COLOURS[-1]), ("none", LINK_COLOURS[-1])]
     for i, ((how, colour), said) in enumerate(zip(signs, words, strict=True)):
         y = top + LEGEND * (i + 0.5)
         yield element(
